@@ -1,0 +1,40 @@
+"""Packaging of fastcache_xdit; tool settings live in pyproject.toml."""
+
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+ROOT = Path(__file__).parent
+
+BENCH = ["cache-dit>=1.5"]
+DEV = ["pytest>=8", "hypothesis>=6", "ruff>=0.9", "mypy>=1.14", "pre-commit>=4", "types-PyYAML", "types-tqdm"]
+
+setup(
+    name="fastcache_xdit",
+    version="0.1.0",
+    description="FastCache (arXiv 2505.20353) as a cache strategy of xDiT: rank-consistent caching for diffusion transformers",
+    long_description=(ROOT / "README.md").read_text() if (ROOT / "README.md").exists() else "",
+    long_description_content_type="text/markdown",
+    license="Apache-2.0",
+    python_requires=">=3.10",
+    packages=find_packages(include=["fastcache_xdit", "fastcache_xdit.*"]),
+    package_data={"fastcache_xdit": ["reference/models/**/*", "evaluate/*.html"]},
+    install_requires=[
+        "torch>=2.6",
+        "xfuser>=0.7,<0.8",
+        "diffusers>=0.40",
+        "transformers>=4.50",
+        "triton",  # xfuser imports it even where no GPU is used
+        "pydantic>=2",
+        "pyyaml",
+        "safetensors",
+        "scipy",
+        "torchmetrics",
+        "matplotlib",
+        "jinja2",
+        "rich",
+        "tqdm",
+    ],
+    extras_require={"gpu": ["flash-attn"], "ray": ["ray>=2.40"], "bench": BENCH, "dev": DEV},
+    entry_points={"console_scripts": ["fastcache-xdit = fastcache_xdit.cli.main:entry"]},
+)
