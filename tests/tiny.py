@@ -128,7 +128,8 @@ def call_arguments(family: str, seed: int = 0, batch: int = 1, pixels: int = PIX
     if family == "flux":
         noise = diffusers.FluxPipeline._pack_latents(noise, batch, CHANNELS, side, side)
         pooled = torch.randn(batch, TEXT, generator=draw)
-        return {"prompt_embeds": prompt, "pooled_prompt_embeds": pooled, "latents": noise, **size}
+        text = {"prompt_embeds": prompt, "pooled_prompt_embeds": pooled, "max_sequence_length": tokens}
+        return {**text, "latents": noise, **size}
     both = {"prompt_embeds": prompt, "negative_prompt_embeds": negative, "latents": noise, **size}
     if family == "sd3":
         pooled = torch.randn(2, batch, TEXT, generator=draw)

@@ -1,0 +1,12 @@
+"""Settings for every test: one thread, nothing fetched from the network."""
+
+from __future__ import annotations
+
+import os
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+import torch  # noqa: E402  the environment must be set before the libraries read it
+
+torch.set_num_threads(1)

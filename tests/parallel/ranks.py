@@ -1,0 +1,130 @@
+"""What a worker on one rank uses: report its results, and lay xDiT out anew for each case."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import sys
+import traceback
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+from fastcache_xdit.host import cpu
+from tests import tiny
+
+WRAPPERS = {
+    "pixart": "xFuserPixArtAlphaPipeline",
+    "pixart_sigma": "xFuserPixArtSigmaPipeline",
+    "flux": "xFuserFluxPipeline",
+    "sd3": "xFuserStableDiffusion3Pipeline",
+}
+
+
+def report(main: Callable[..., Any]) -> None:
+    """Run `main` with the arguments of `run_ranks` and hand its result back; the last line of every worker."""
+    folder = Path(sys.argv[1])
+    result = main(**json.loads((folder / "arguments.json").read_text()))
+    rank = dist.get_rank() if dist.is_initialized() else 0
+    torch.save(result, folder / f"rank{rank}.pt")
+    if dist.is_initialized():
+        dist.barrier()
+        dist.destroy_process_group()
+
+
+def engine(**degrees: Any) -> Any:
+    """Return xDiT's engine config in fp32 for `xFuserArgs` degrees; spare ranks become data-parallel replicas."""
+    cpu.prepare()
+    from xfuser import xFuserArgs
+    from xfuser.core.distributed import init_distributed_environment
+
+    if not dist.is_initialized():
+        init_distributed_environment()
+    names = ("ulysses_degree", "ring_degree", "pipefusion_parallel_degree", "tensor_parallel_degree")
+    used = 2 if degrees.get("use_cfg_parallel") else 1
+    for name in names:
+        used *= degrees.get(name, 1)
+    degrees = {"data_parallel_degree": dist.get_world_size() // used, **degrees}
+    backend = cpu.attention_backend(degrees.get("ring_degree", 1))
+    config, _ = xFuserArgs(attention_backend=backend, **degrees).create_config()
+    config.runtime_config.dtype = torch.float32
+    return config
+
+
+@contextlib.contextmanager
+def layout(family: str, runner: bool = False, model: dict | None = None, **degrees: Any) -> Iterator[Any]:
+    """Give a tiny pipeline laid out by xDiT; leaving takes xDiT's groups and caches down for the next layout.
+
+    `runner` builds Flux as xDiT's runner does at one pipeline stage, otherwise it is xDiT's own pipeline wrapper.
+    `model` changes the transformer's config, `degrees` are fields of `xFuserArgs`.
+    """
+    config = engine(**degrees)
+    import xfuser
+
+    plain = tiny.pipeline(family, **(model or {}))
+    try:
+        yield _runner_flux(plain, config) if runner else getattr(xfuser, WRAPPERS[family])(plain, config)
+    except Exception:
+        traceback.print_exc()  # here, because other ranks may never come to the barrier below
+        raise
+    finally:
+        _take_down()
+
+
+def generate(pipe: Any, family: str, steps: int = 6, guidance: float = 3.5, **changes: Any) -> torch.Tensor | None:
+    """Run one request from seeded embeddings and return its latents, None on ranks that xDiT leaves without."""
+    from xfuser.core.distributed import get_runtime_state
+
+    arguments = tiny.call_arguments(family, **changes)
+    if type(pipe).__name__ == "FluxPipeline":  # xDiT's runner says this before each call
+        length = arguments["max_sequence_length"]
+        get_runtime_state().set_input_parameters(
+            batch_size=1, num_inference_steps=steps, max_condition_sequence_length=length
+        )
+    output = pipe(**arguments, num_inference_steps=steps, guidance_scale=guidance)
+    return None if output is None else output.images
+
+
+def _runner_flux(plain: Any, config: Any) -> Any:
+    from xfuser.core.distributed import initialize_runtime_state
+    from xfuser.model_executor.models.transformers.transformer_flux import xFuserFlux1Transformer2DWrapper
+
+    _start_groups(config.parallel_config)
+    names = ("patch_size", "in_channels", "num_layers", "num_single_layers", "attention_head_dim")
+    names += ("num_attention_heads", "joint_attention_dim", "pooled_projection_dim", "guidance_embeds")
+    settings = {name: plain.transformer.config[name] for name in names}
+    axes = tuple(plain.transformer.config["axes_dims_rope"])
+    model = xFuserFlux1Transformer2DWrapper(**settings, axes_dims_rope=axes).eval().requires_grad_(False)
+    model.load_state_dict(plain.transformer.state_dict())
+    plain.register_modules(transformer=model)
+    initialize_runtime_state(plain, config)
+    return plain
+
+
+def _start_groups(parallel: Any) -> None:
+    from xfuser.core.distributed import initialize_model_parallel
+
+    initialize_model_parallel(
+        data_parallel_degree=parallel.dp_degree,
+        classifier_free_guidance_degree=parallel.cfg_degree,
+        sequence_parallel_degree=parallel.sp_degree,
+        ulysses_degree=parallel.ulysses_degree,
+        ring_degree=parallel.ring_degree,
+        tensor_parallel_degree=parallel.tp_degree,
+        pipeline_parallel_degree=parallel.pp_degree,
+    )
+
+
+def _take_down() -> None:
+    """Wait for all ranks, so that no message is lost, then forget groups, runtime state and stored keys and values."""
+    from xfuser.core.cache_manager import cache_manager
+    from xfuser.core.distributed import parallel_state, runtime_state
+
+    dist.barrier()
+    parallel_state.destroy_model_parallel()
+    parallel_state._DIT = None
+    runtime_state._RUNTIME = None
+    cache_manager.get_cache_manager().cache.clear()
