@@ -1,0 +1,61 @@
+"""What was computed and what was not."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+
+@dataclass
+class Counters:
+    """Totals since the cache was enabled or reset.
+
+    `computed` and `approximated` count block calls by block name; `*_tokens` weigh them by the tokens that they cover,
+    so that a PipeFusion patch counts as its share of a full step.
+    """
+
+    computed: Counter[str] = field(default_factory=Counter)
+    approximated: Counter[str] = field(default_factory=Counter)
+    computed_tokens: Counter[str] = field(default_factory=Counter)
+    approximated_tokens: Counter[str] = field(default_factory=Counter)
+    transformer_calls: int = 0
+    bypassed_calls: int = 0
+    collectives: int = 0
+    headers: int = 0
+    nonfinite: int = 0
+    requests: int = 0
+
+    def note(self, block: str, tokens: int, computed: bool) -> None:
+        """Count one block call over `tokens` tokens (batch x local sequence)."""
+        calls, weights = (
+            (self.computed, self.computed_tokens) if computed else (self.approximated, self.approximated_tokens)
+        )
+        calls[block] += 1
+        weights[block] += tokens
+
+    def clear(self) -> None:
+        """Start from zero."""
+        self.__init__()  # type: ignore[misc]
+
+    def compute_ratio(self, flops_per_token: dict[str, float] | None = None) -> float:
+        """Block work executed / all block work; blocks weigh the same unless their FLOPs per token are given."""
+        cost = flops_per_token or {}
+        done = sum(tokens * cost.get(name, 1.0) for name, tokens in self.computed_tokens.items())
+        spared = sum(tokens * cost.get(name, 1.0) for name, tokens in self.approximated_tokens.items())
+        return done / (done + spared) if done + spared else 1.0
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, with the totals that reports show."""
+        return {
+            **asdict(self),
+            "computed_total": self.computed.total(),
+            "approximated_total": self.approximated.total(),
+            "collectives_per_step": self.collectives / max(self.transformer_calls, 1),
+        }
+
+    def __str__(self) -> str:
+        done, spared = self.computed.total(), self.approximated.total()
+        line = f"computed {done}, approximated {spared} of {done + spared} block calls"
+        steps = f"{self.transformer_calls} transformer calls, {self.collectives} collectives"
+        return f"{line} ({steps})" if spared else f"nothing was skipped: {line} ({steps})"

@@ -1,0 +1,52 @@
+"""What the runtime needs of whoever runs the transformer."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+from torch import nn
+
+from fastcache_xdit.parallel.topology import Topology
+from fastcache_xdit.runtime.patch import Undo
+
+
+class PatchView(NamedTuple):
+    """The PipeFusion patch of one call: its index, its rows of the local sequence, and whether it is the last."""
+
+    index: int
+    rows: tuple[int, int]
+    is_last: bool
+
+
+def _no_patch() -> PatchView | None:
+    return None
+
+
+def _no_fixes(undo: Undo) -> list[str]:
+    return []
+
+
+@dataclass(frozen=True, kw_only=True)
+class Host:
+    """One transformer where it runs.
+
+    Attributes:
+        transformer: the module whose forward is one step; xDiT's wrapper where there is one.
+        model: the diffusers transformer that holds the block lists.
+        scheduler: announces requests through `set_timesteps`; None in a user's own loop.
+        topology: None where a single process decides alone.
+        patch: the PipeFusion patch of the current call, or None.
+        offsets, lengths: per block list, first global index on this rank and length of the whole list.
+        fixes: repairs upstream defects for as long as the undo log lives and returns their names.
+    """
+
+    transformer: nn.Module
+    model: nn.Module
+    scheduler: Any = None
+    topology: Topology | None = None
+    patch: Callable[[], PatchView | None] = _no_patch
+    offsets: dict[str, int] = field(default_factory=dict)
+    lengths: dict[str, int] = field(default_factory=dict)
+    fixes: Callable[[Undo], list[str]] = _no_fixes

@@ -1,0 +1,77 @@
+"""Agreement over a torch process group: the only user of torch.distributed in a decision."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import torch.distributed as dist
+
+from fastcache_xdit.counters import Counters
+from fastcache_xdit.parallel.consensus import add_by_branch, check_stamps
+from fastcache_xdit.parallel.topology import Topology
+from fastcache_xdit.runtime.judge import HEADER_LENGTH
+
+_GROUPS: dict[tuple[int, tuple[int, ...], str | None], dist.ProcessGroup] = {}
+
+
+def group_of(ranks: Sequence[int], backend: str | None = None) -> dist.ProcessGroup:
+    """The process group of these ranks; made once per job, by its members alone."""
+    key = (id(dist.group.WORLD), tuple(ranks), backend)
+    if key not in _GROUPS:
+        _GROUPS[key] = dist.new_group(list(ranks), backend=backend, use_local_synchronization=True)
+    return _GROUPS[key]
+
+
+class GroupConsensus:
+    """`Consensus` over the agreeing ranks of a topology."""
+
+    def __init__(self, topology: Topology, cfg_agreement: bool, device: torch.device, counters: Counters) -> None:
+        self.ranks = topology.agreeing_ranks(cfg_agreement)
+        self.branches = [topology.branch_of(rank) for rank in self.ranks]
+        self.group = group_of(self.ranks)
+        self.device = device
+        self.counters = counters
+
+    def agree(self, sums: torch.Tensor, stamp: int, place: str) -> torch.Tensor:
+        """See `Consensus`: one all-gather, one copy to the host."""
+        gathered = self._gather(torch.cat([sums.new_tensor([float(stamp)]), sums.flatten()]))
+        check_stamps(gathered[:, 0].tolist(), self.ranks, place)
+        return add_by_branch(gathered[:, 1:].reshape(len(self.ranks), *sums.shape), self.branches)
+
+    def confirm(self, stamp: int, place: str) -> None:
+        """See `Consensus`."""
+        gathered = self._gather(torch.tensor([float(stamp)], dtype=torch.float64, device=self.device))
+        check_stamps(gathered[:, 0].tolist(), self.ranks, place)
+
+    def _gather(self, values: torch.Tensor) -> torch.Tensor:
+        self.counters.collectives += 1
+        everyone = values.new_empty(len(self.ranks), values.numel())
+        dist.all_gather_into_tensor(everyone, values.contiguous(), group=self.group)
+        return everyone.cpu()
+
+
+class StageRelay:
+    """`Relay` along the PipeFusion stages: small messages between hosts (gloo), ahead of the activations."""
+
+    def __init__(self, topology: Topology) -> None:
+        stage, stages = topology.stage, topology.pipefusion_parallel_degree
+        self.is_first = stage == 0
+        self.group = group_of([topology.stage_neighbour(other - stage) for other in range(stages)], backend="gloo")
+        self._previous = topology.stage_neighbour(-1)
+        self._next = topology.stage_neighbour(1) if stage + 1 < stages else None
+        self._pending: list[tuple[dist.Work, torch.Tensor]] = []
+
+    def send(self, header: list[float]) -> None:
+        """See `Relay`; does not wait, but keeps message and work alive until they are through."""
+        if self._next is None:
+            return
+        self._pending = [(work, message) for work, message in self._pending if not work.is_completed()]
+        message = torch.tensor(header, dtype=torch.float64)
+        self._pending.append((dist.isend(message, dst=self._next, group=self.group), message))
+
+    def receive(self) -> list[float]:
+        """See `Relay`; waits for the previous stage, which sends before it sends its activations."""
+        message = torch.empty(HEADER_LENGTH, dtype=torch.float64)
+        dist.recv(message, src=self._previous, group=self.group)
+        return message.tolist()

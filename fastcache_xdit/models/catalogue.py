@@ -1,0 +1,46 @@
+"""The models that FastCache knows: one literal per transformer class."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from fastcache_xdit.models.spec import ENCODER, HIDDEN, BlockSpec, ModelSpec
+
+_IMAGE = BlockSpec(returns=(HIDDEN,))
+_JOINT = BlockSpec(returns=(ENCODER, HIDDEN))
+_CONTROLNET = ("controlnet_block_samples", "controlnet_single_block_samples", "block_controlnet_hidden_states")
+
+SPECS = (
+    ModelSpec("PixArtTransformer2DModel", {"transformer_blocks": _IMAGE}),
+    ModelSpec("DiTTransformer2DModel", {"transformer_blocks": _IMAGE}),
+    ModelSpec(
+        "FluxTransformer2DModel", {"transformer_blocks": _JOINT, "single_transformer_blocks": _JOINT}, _CONTROLNET
+    ),
+    ModelSpec(
+        "SD3Transformer2DModel",
+        {"transformer_blocks": _JOINT},
+        (*_CONTROLNET, "skip_layers"),
+        patches_follow_first=True,
+    ),
+)
+
+
+def known_models() -> list[str]:
+    """Class names of the transformers that have a spec."""
+    return [spec.name for spec in SPECS]
+
+
+def spec_for(model: Any) -> ModelSpec:
+    """The spec of a transformer instance, by class name along its base classes.
+
+    Raises:
+        ValueError: no spec; the message lists the known classes.
+    """
+    bases = {base.__name__ for base in type(model).__mro__}
+    for spec in SPECS:
+        if spec.name in bases:
+            return spec
+    raise ValueError(
+        f"FastCache does not know {type(model).__name__}; it knows {', '.join(known_models())}. "
+        "Run this model without --cache fastcache"
+    )

@@ -1,0 +1,58 @@
+"""What the runtime must know of a model, as data: where its blocks live and what they take and return."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+import torch
+
+HIDDEN, ENCODER = "hidden_states", "encoder_hidden_states"
+
+
+class Streams(NamedTuple):
+    """The token streams that run through a stack of blocks: image [B, N, D] and, in joint models, text [B, M, D]."""
+
+    hidden_states: torch.Tensor
+    encoder_hidden_states: torch.Tensor | None = None
+
+
+@dataclass(frozen=True)
+class BlockSpec:
+    """How one kind of block is called: `returns` names its outputs in order (one name: a bare tensor)."""
+
+    returns: tuple[str, ...] = (HIDDEN,)
+
+    def read(self, arguments: dict[str, Any]) -> Streams:
+        """The streams among a call's bound arguments."""
+        return Streams(*(arguments.get(name) if name in self.returns else None for name in Streams._fields))
+
+    def unpack(self, output: Any) -> Streams:
+        """A block's output as streams."""
+        if len(self.returns) == 1:
+            return Streams(output)
+        return Streams(**dict(zip(self.returns, output, strict=True)))
+
+    def pack(self, streams: Streams) -> Any:
+        """Streams as the block's output."""
+        if len(self.returns) == 1:
+            return streams.hidden_states
+        return tuple(getattr(streams, name) for name in self.returns)
+
+
+@dataclass(frozen=True)
+class ModelSpec:
+    """One transformer class.
+
+    Attributes:
+        name: class name of the diffusers transformer; subclasses match too.
+        blocks: attribute name of each block list, in the order in which the model runs them.
+        bypass: forward arguments that change what happens between blocks; a call that sets one is computed in full.
+        patches_follow_first: under PipeFusion all patches of a step take the first patch's decision, because the model
+            hands the first patch's text states to the others block by block.
+    """
+
+    name: str
+    blocks: dict[str, BlockSpec] = field(default_factory=dict)
+    bypass: tuple[str, ...] = ()
+    patches_follow_first: bool = False

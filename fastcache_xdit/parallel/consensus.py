@@ -1,0 +1,65 @@
+"""The agreement primitive: gather local sums, add them in rank order in float64, so every rank holds the same bits."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Protocol
+
+import torch
+
+
+class RankDivergenceError(RuntimeError):
+    """Ranks that must decide alike did not; raised on all of them instead of a hang."""
+
+
+class Consensus(Protocol):
+    """How the ranks that must agree exchange what a decision needs."""
+
+    def agree(self, sums: torch.Tensor, stamp: int, place: str) -> torch.Tensor:
+        """Sums of all agreeing ranks, added per CFG branch.
+
+        Args:
+            sums: [rows, K] float64 local sums, one row per sample; every rank passes the same shape.
+            stamp: digest of everything decided so far, below 2**53; it travels with the sums.
+            place: words for the error, such as "step 3, block transformer_blocks.1".
+        Returns:
+            [rows x branches, K] float64 on the CPU, the same bits on every rank.
+        Raises:
+            RankDivergenceError: the stamps differ.
+        """
+
+    def confirm(self, stamp: int, place: str) -> None:
+        """Compare stamps alone; raises RankDivergenceError on all ranks where they differ."""
+
+
+class Solo:
+    """One process: nothing to exchange."""
+
+    def agree(self, sums: torch.Tensor, stamp: int, place: str) -> torch.Tensor:
+        """The sums themselves, on the CPU (the one host read of a decision)."""
+        return sums.cpu()
+
+    def confirm(self, stamp: int, place: str) -> None:
+        """One process agrees with itself."""
+
+
+def add_by_branch(gathered: torch.Tensor, branches: Sequence[int]) -> torch.Tensor:
+    """Add ranks of the same CFG branch, in rank order; stack the branches. [R, rows, K] -> [rows x branches, K]."""
+    totals: dict[int, torch.Tensor] = {}
+    for branch, sums in zip(branches, gathered, strict=True):
+        totals[branch] = totals[branch] + sums if branch in totals else sums
+    return torch.cat([totals[branch] for branch in sorted(totals)])
+
+
+def check_stamps(stamps: Sequence[float], ranks: Sequence[int], place: str) -> None:
+    """Raise RankDivergenceError that names the ranks of each opinion, unless all stamps are equal."""
+    if len(set(stamps)) == 1:
+        return
+    camps: dict[float, list[int]] = {}
+    for rank, stamp in zip(ranks, stamps, strict=True):
+        camps.setdefault(stamp, []).append(rank)
+    sides = " and ".join(f"ranks {camp}" for camp in camps.values())
+    raise RankDivergenceError(
+        f"cache decisions diverged between {sides} at {place}; "
+        f"the request was stopped before their collectives could mismatch"
+    )

@@ -1,0 +1,53 @@
+"""What this rank decided, in order, and a running digest that agreeing ranks compare."""
+
+from __future__ import annotations
+
+import hashlib
+from typing import NamedTuple
+
+STAMP_BITS = 52  # a stamp travels inside a float64, which holds integers up to 2**53 exactly
+
+
+class Entry(NamedTuple):
+    """One decision; `segment` is the global name of its first block."""
+
+    step: int
+    branch: str
+    patch: int | None
+    segment: str
+    skip: bool
+    reason: str
+    change: float
+    predicted_error: float
+
+    @property
+    def choice(self) -> tuple[int, str, int | None, str, bool]:
+        """The part that every layout must agree on; statistics differ by rounding between layouts."""
+        return (self.step, self.branch, self.patch, self.segment, self.skip)
+
+
+class Ledger:
+    """Decisions of the current request; the digest runs over everything that they were made from.
+
+    `premise` is what the ranks must have in common before the first decision: configuration and segments.
+    """
+
+    def __init__(self, premise: str = "") -> None:
+        self.premise = premise
+        self.entries: list[Entry] = []
+        self.begin_request()
+
+    def begin_request(self) -> None:
+        """Start a new page: entries and digest of the last request are dropped."""
+        self.entries = []
+        self._digest = hashlib.blake2b(self.premise.encode(), digest_size=8)
+
+    def record(self, entry: Entry) -> None:
+        """Add one decision."""
+        self.entries.append(entry)
+        self._digest.update(repr(entry).encode())
+
+    @property
+    def stamp(self) -> int:
+        """The digest as an integer below 2**52."""
+        return int.from_bytes(self._digest.digest(), "big") >> (64 - STAMP_BITS)

@@ -1,0 +1,201 @@
+"""Composition root: the only place where the rooms meet."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from fastcache_xdit.clock import Clock
+from fastcache_xdit.config import FastCacheConfig
+from fastcache_xdit.counters import Counters
+from fastcache_xdit.host.base import Host
+from fastcache_xdit.host.find import host_of
+from fastcache_xdit.host.group import GroupConsensus, StageRelay
+from fastcache_xdit.models.catalogue import spec_for
+from fastcache_xdit.models.spec import ModelSpec
+from fastcache_xdit.parallel.consensus import Consensus, Solo
+from fastcache_xdit.parallel.ledger import Entry, Ledger
+from fastcache_xdit.parallel.topology import Topology
+from fastcache_xdit.runtime.driver import Driver
+from fastcache_xdit.runtime.judge import AgreeingJudge, FirstPatchJudge, Judge, LeaderJudge
+from fastcache_xdit.runtime.patch import Undo
+from fastcache_xdit.runtime.segment import Block, Segment, blocks_of, partition
+from fastcache_xdit.runtime.session import Session
+
+_MARK = "_fastcache_handle"
+
+
+@dataclass(frozen=True)
+class Report:
+    """What happened since the cache was enabled or reset; `ledger` and `ledgers_agree` are of the last request."""
+
+    counters: Counters
+    ledger: tuple[Entry, ...]
+    ledgers_agree: bool | None
+    bytes_held: int
+    fixes: tuple[str, ...]
+
+    def __str__(self) -> str:
+        return str(self.counters)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values for JSON."""
+        return {
+            **self.counters.to_dict(),
+            "ledger": [entry._asdict() for entry in self.ledger],
+            "ledgers_agree": self.ledgers_agree,
+            "bytes_held": self.bytes_held,
+            "fixes": list(self.fixes),
+        }
+
+
+class Handle:
+    """A cache that is on; `disable` puts every module back as it was."""
+
+    def __init__(self, session: Session, undo: Undo, fixes: list[str]) -> None:
+        self._session = session
+        self._undo = undo
+        self._fixes = tuple(fixes)
+
+    def disable(self) -> None:
+        """Restore every module that was touched and free the cached tensors; a second call does nothing."""
+        self._undo.close()
+        self._session.driver.reset()
+
+    def reset(self) -> None:
+        """Forget references and counts; the next step is computed."""
+        self._session.driver.reset()
+        self._session.driver.counters.clear()
+
+    def branch(self, name: str) -> contextlib.AbstractContextManager[None]:
+        """Calls inside belong to the CFG branch `name`: for loops that call the transformer once per branch."""
+        return self._session.clock.in_branch(name)
+
+    def report(self) -> Report:
+        """Counts and decisions of this rank; communicates nothing."""
+        driver = self._session.driver
+        held = sum(state.bytes_held() for state in driver.states.values())
+        ledger = tuple(self._session.ledger.entries)
+        return Report(driver.counters, ledger, self._session.ledgers_agree, held, self._fixes)
+
+
+def enable(target: Any, config: FastCacheConfig | None = None) -> Handle:
+    """Turn FastCache on for an xDiT pipeline, a diffusers pipeline, or a bare diffusers transformer.
+
+    Under xDiT every rank must call it, after the pipeline was built and before it is called.
+
+    Raises:
+        ValueError: unknown model, unsupported parallel layout, another cache on, or FastCache already on.
+    """
+    config = config or FastCacheConfig()
+    host = host_of(target)
+    spec = spec_for(host.model)
+    if hasattr(host.transformer, _MARK):
+        raise ValueError("FastCache is already enabled on this transformer; call handle.disable() first")
+    lead, segments = _segments(host, spec, config)
+    with contextlib.ExitStack() as on_error:
+        undo = on_error.enter_context(Undo())
+        fixes = host.fixes(undo)
+        handle = Handle(_attach(host, spec, config, lead, segments, undo), undo, fixes)
+        undo.set(host.transformer, _MARK, handle)
+        on_error.pop_all()
+    return handle
+
+
+@contextlib.contextmanager
+def fastcache(target: Any, config: FastCacheConfig | None = None) -> Iterator[Handle]:
+    """`enable` for the length of a with block; leaving it restores every module."""
+    handle = enable(target, config)
+    try:
+        yield handle
+    finally:
+        handle.disable()
+
+
+def _segments(host: Host, spec: ModelSpec, config: FastCacheConfig) -> tuple[list[Block], list[Segment]]:
+    blocks = blocks_of(host.model, spec, host.offsets, host.lengths)
+    total = sum(host.lengths.values()) or len(blocks)
+    if config.lead_blocks >= total:
+        raise ValueError(
+            f"lead_blocks={config.lead_blocks} leaves nothing to skip: {type(host.model).__name__} has {total} blocks; "
+            f"set lead_blocks to at most {total - 1}"
+        )
+    return partition(blocks, config)
+
+
+def _attach(
+    host: Host, spec: ModelSpec, config: FastCacheConfig, lead: list[Block], segments: list[Segment], undo: Undo
+) -> Session:
+    counters, clock = Counters(), Clock()
+    ledger = Ledger(f"{config!r} {[segment.name for segment in segments]}")
+    consensus = _consensus(host, config, counters)
+    judge = _judge(config, spec, consensus, ledger, counters, host.topology)
+    driver = Driver(config, segments, judge, clock, counters)
+    session = Session(spec, driver, ledger, consensus, _num_steps(host.scheduler), host.patch)
+    undo.set(host.transformer, "forward", session.wrapped(host.transformer.forward))
+    for block in lead:
+        undo.set(block.module, "forward", driver.wrapped(None, block))
+    for segment in segments:
+        for block in segment.blocks:
+            undo.set(block.module, "forward", driver.wrapped(segment, block))
+    _listen(host, session, undo)
+    return session
+
+
+def _consensus(host: Host, config: FastCacheConfig, counters: Counters) -> Consensus:
+    if host.topology is None or len(host.topology.agreeing_ranks(config.cfg_agreement)) == 1:
+        return Solo()
+    device = next(host.model.parameters()).device
+    return GroupConsensus(host.topology, config.cfg_agreement, device, counters)
+
+
+def _judge(
+    config: FastCacheConfig,
+    spec: ModelSpec,
+    consensus: Consensus,
+    ledger: Ledger,
+    counters: Counters,
+    topology: Topology | None,
+) -> Judge:
+    judge: Judge = AgreeingJudge(config, consensus, ledger, counters)
+    if topology is None or topology.pipefusion_parallel_degree == 1:
+        return judge
+    if spec.patches_follow_first:
+        judge = FirstPatchJudge(judge, config, ledger)
+    if config.pp_decision == "leader":
+        judge = LeaderJudge(judge, StageRelay(topology), config, ledger, counters)
+    return judge
+
+
+def _num_steps(scheduler: Any) -> Callable[[], int] | None:
+    """The number of steps of the request that `scheduler` was set up for; image-to-image begins later in the list."""
+    if scheduler is None:
+        return None
+    return lambda: len(scheduler.timesteps) - (getattr(scheduler, "begin_index", None) or 0)
+
+
+def _listen(host: Host, session: Session, undo: Undo) -> None:
+    """Learn of new requests from the scheduler, and of CFG branches from diffusers' cache contexts."""
+    if host.scheduler is not None:
+        set_timesteps = host.scheduler.set_timesteps
+
+        @functools.wraps(set_timesteps)
+        def announced(*args: Any, **kwargs: Any) -> Any:
+            session.announce()
+            return set_timesteps(*args, **kwargs)
+
+        undo.set(host.scheduler, "set_timesteps", announced)
+    if hasattr(host.transformer, "cache_context"):
+        cache_context = host.transformer.cache_context
+
+        @contextlib.contextmanager
+        def named(name: str, *args: Any, **kwargs: Any) -> Iterator[None]:
+            with session.clock.in_branch(name), cache_context(name, *args, **kwargs):
+                yield
+
+        undo.set(host.transformer, "cache_context", named)

@@ -1,0 +1,172 @@
+"""Measure, agree, decide: one decision for each segment at each tick, the same on all ranks that must agree."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Protocol
+
+import torch
+
+from fastcache_xdit.clock import Tick
+from fastcache_xdit.config import FastCacheConfig
+from fastcache_xdit.counters import Counters
+from fastcache_xdit.decision.policy import Decision, Evidence, decide
+from fastcache_xdit.models.spec import Streams
+from fastcache_xdit.parallel.consensus import Consensus, RankDivergenceError
+from fastcache_xdit.parallel.ledger import Entry, Ledger
+from fastcache_xdit.runtime.segment import Segment
+from fastcache_xdit.runtime.state import SegmentState
+
+Stateful = tuple[Segment, SegmentState]
+
+
+class Judge(Protocol):
+    """Decides for segments about to be entered; every rank calls it at the same places."""
+
+    def decide(self, tick: Tick, pairs: Sequence[Stateful], streams: Streams) -> list[Decision]:
+        """One decision per (segment, state); `streams` enter the first of them."""
+
+
+class AgreeingJudge:
+    """Decides from sums over all ranks that must agree: one collective, one host read."""
+
+    def __init__(self, config: FastCacheConfig, consensus: Consensus, ledger: Ledger, counters: Counters) -> None:
+        self.config = config
+        self.consensus = consensus
+        self.ledger = ledger
+        self.counters = counters
+
+    def decide(self, tick: Tick, pairs: Sequence[Stateful], streams: Streams) -> list[Decision]:
+        """See `Judge`.
+
+        Nothing returns before the collective: a rank without history joins it with an infinite change. The errors of
+        earlier computed steps travel in the same message.
+        """
+        change, *errors = self._ratios(tick, pairs, streams)
+        decisions = [self._judge(state, tick, change, error) for (_, state), error in zip(pairs, errors, strict=True)]
+        _note(tick, pairs, decisions, self.config, self.ledger)
+        if self.config.verify_every and tick.step % self.config.verify_every == 0:
+            self.consensus.confirm(self.ledger.stamp, _place(tick, pairs))
+        return decisions
+
+    def _ratios(self, tick: Tick, pairs: Sequence[Stateful], streams: Streams) -> list[float]:
+        """Relative change on entry, then for each pair the relative error of its last computed step (or NaN).
+
+        The largest sample of the batch counts.
+        """
+        sums = [pairs[0][1].change(streams), *(_pending(state, streams) for _, state in pairs)]
+        local = torch.cat(sums, dim=1)
+        total = self.consensus.agree(local, self.ledger.stamp, _place(tick, pairs))
+        squares = (total[:, 0::2] / total[:, 1::2]).amax(dim=0)
+        return squares.sqrt().tolist()
+
+    def _judge(self, state: SegmentState, tick: Tick, change: float, error: float) -> Decision:
+        if not math.isnan(error):
+            state.track.observe(error)
+        self.counters.nonfinite += math.isnan(change)
+        return decide(Evidence(change, state.order, state.track), tick, self.config)
+
+
+class FirstPatchJudge:
+    """All patches of a step take the first patch's decision (`ModelSpec.patches_follow_first`)."""
+
+    def __init__(self, inner: Judge, config: FastCacheConfig, ledger: Ledger) -> None:
+        self.inner = inner
+        self.config = config
+        self.ledger = ledger
+        self._first: dict[str, list[Decision]] = {}
+
+    def decide(self, tick: Tick, pairs: Sequence[Stateful], streams: Streams) -> list[Decision]:
+        """See `Judge`; a following patch needs no message."""
+        key = f"{tick.branch} {pairs[0][0].name}"
+        if not tick.patch:
+            self._first[key] = self.inner.decide(tick, pairs, streams)
+            return self._first[key]
+        decisions = [_possible(state, first) for (_, state), first in zip(pairs, self._first[key], strict=True)]
+        _note(tick, pairs, decisions, self.config, self.ledger)
+        return decisions
+
+
+class Relay(Protocol):
+    """Carries decisions from one PipeFusion stage to the next, on the host, ahead of the activations."""
+
+    is_first: bool
+
+    def send(self, header: list[float]) -> None:
+        """Pass a header of fixed length on; the last stage has nobody to pass it to."""
+
+    def receive(self) -> list[float]:
+        """The previous stage's next header."""
+
+
+class LeaderJudge:
+    """`pp_decision: leader`: the first stage decides for each step and patch, the others take its word.
+
+    A stage without references computes all the same: its peers exchange activations of fixed shape either way.
+    """
+
+    def __init__(self, inner: Judge, relay: Relay, config: FastCacheConfig, ledger: Ledger, counters: Counters) -> None:
+        self.inner = inner
+        self.relay = relay
+        self.config = config
+        self.ledger = ledger
+        self.counters = counters
+
+    def decide(self, tick: Tick, pairs: Sequence[Stateful], streams: Streams) -> list[Decision]:
+        """See `Judge`. Raises RankDivergenceError where a stage runs another step or patch than its leader."""
+        if self.relay.is_first:
+            decisions = self.inner.decide(tick, pairs, streams)
+            self._pass_on(tick, decisions[0])
+            return decisions
+        led = self._follow(tick)
+        self._pass_on(tick, led)
+        decisions = [_possible(state, led) for _, state in pairs]
+        _note(tick, pairs, decisions, self.config, self.ledger)
+        return decisions
+
+    def _pass_on(self, tick: Tick, decision: Decision) -> None:
+        self.relay.send([*_position(tick), decision.skip, decision.change, decision.predicted_error])
+        self.counters.headers += 1
+
+    def _follow(self, tick: Tick) -> Decision:
+        *position, skip, change, predicted_error = self.relay.receive()
+        if position != _position(tick):
+            raise RankDivergenceError(
+                f"PipeFusion stages diverged: the leader is at step {position[0]:.0f}, patch {position[1]:.0f}; "
+                f"this stage is at step {tick.step}, patch {_position(tick)[1]:.0f} (-1: no patches)"
+            )
+        return Decision(bool(skip), "leader", change, predicted_error)
+
+
+HEADER_LENGTH = 5
+
+
+def _position(tick: Tick) -> list[float]:
+    return [float(tick.step), -1.0 if tick.patch is None else float(tick.patch)]
+
+
+def _possible(state: SegmentState, decision: Decision) -> Decision:
+    """Somebody else's decision, as far as this state can follow it."""
+    return decision if state.order else decision._replace(skip=False, reason="no reference")
+
+
+def _note(
+    tick: Tick, pairs: Sequence[Stateful], decisions: Sequence[Decision], config: FastCacheConfig, ledger: Ledger
+) -> None:
+    for (segment, state), decision in zip(pairs, decisions, strict=True):
+        state.track.note(decision, config.error_decay)
+        ledger.record(Entry(tick.step, tick.branch, tick.patch, segment.name, *decision))
+
+
+def _pending(state: SegmentState, streams: Streams) -> torch.Tensor:
+    """The error sums to exchange, once; 0 / 0 where there are none."""
+    error, state.error = state.error, None
+    if error is not None:
+        return error
+    return torch.zeros(streams.hidden_states.shape[0], 2, dtype=torch.float64, device=streams.hidden_states.device)
+
+
+def _place(tick: Tick, pairs: Sequence[Stateful]) -> str:
+    patch = "" if tick.patch is None else f", patch {tick.patch}"
+    return f"step {tick.step}{patch}, block {pairs[0][0].name}"

@@ -1,0 +1,66 @@
+"""Which blocks are skipped together: the granularity of decisions."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from torch import nn
+
+from fastcache_xdit.config import FastCacheConfig
+from fastcache_xdit.models.spec import BlockSpec, ModelSpec
+
+
+@dataclass(frozen=True)
+class Block:
+    """One transformer block of this rank; `name` is global, because PipeFusion slices the lists."""
+
+    name: str
+    index: int
+    module: nn.Module
+    spec: BlockSpec
+
+
+@dataclass(frozen=True)
+class Segment:
+    """Consecutive blocks with one decision."""
+
+    index: int
+    blocks: tuple[Block, ...]
+
+    @property
+    def name(self) -> str:
+        """Name of the first block."""
+        return self.blocks[0].name
+
+
+def blocks_of(model: Any, spec: ModelSpec, offsets: dict[str, int], lengths: dict[str, int]) -> list[Block]:
+    """The blocks that this rank holds, in running order.
+
+    `offsets` and `lengths` give, per list, the global index of this rank's first block and the length of the whole
+    list (they differ from what `model` shows only under PipeFusion).
+    """
+    blocks, base = [], 0
+    for list_name, block_spec in spec.blocks.items():
+        first = offsets.get(list_name, 0)
+        for local, module in enumerate(getattr(model, list_name)):
+            number = first + local
+            blocks.append(Block(f"{list_name}.{number}", base + number, module, block_spec))
+        base += lengths.get(list_name, len(getattr(model, list_name)))
+    return blocks
+
+
+def partition(blocks: Sequence[Block], config: FastCacheConfig) -> tuple[list[Block], list[Segment]]:
+    """Split into the lead blocks, which are always computed, and the segments, by `config.granularity`."""
+    lead = [block for block in blocks if block.index < config.lead_blocks]
+    rest = blocks[len(lead) :]
+    counts = {"step": 1, "group": config.groups, "block": len(rest)}
+    pieces = _split(rest, min(counts[config.granularity], len(rest)))
+    return lead, [Segment(index, tuple(piece)) for index, piece in enumerate(pieces)]
+
+
+def _split(blocks: Sequence[Block], count: int) -> list[Sequence[Block]]:
+    """`count` consecutive pieces whose lengths differ by at most one."""
+    bounds = [round(i * len(blocks) / count) for i in range(count + 1)] if count else [0]
+    return [blocks[start:stop] for start, stop in zip(bounds, bounds[1:], strict=False)]

@@ -1,0 +1,120 @@
+"""The transformer's own forward: where requests begin, steps tick, and ledgers are compared."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import logging
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+
+from fastcache_xdit.clock import Clock
+from fastcache_xdit.models.spec import ModelSpec
+from fastcache_xdit.parallel.consensus import Consensus
+from fastcache_xdit.parallel.ledger import Ledger
+from fastcache_xdit.runtime.driver import Driver
+
+logger = logging.getLogger(__name__)
+
+
+class Session:
+    """Ties one driver to the calls of one transformer.
+
+    `num_steps` tells the length of the announced request, or is None in a user's own loop, where the timestep's value
+    tells steps and requests apart. `patch` gives (index, rows, is_last) of the current PipeFusion patch, or None.
+    """
+
+    def __init__(
+        self,
+        spec: ModelSpec,
+        driver: Driver,
+        ledger: Ledger,
+        consensus: Consensus,
+        num_steps: Callable[[], int] | None,
+        patch: Callable[[], Any],
+    ) -> None:
+        self.spec = spec
+        self.driver = driver
+        self.ledger = ledger
+        self.consensus = consensus
+        self.num_steps = num_steps
+        self.patch = patch
+        self.ledgers_agree: bool | None = None
+        self._announced = False
+        self._warned = False
+
+    @property
+    def clock(self) -> Clock:
+        """The driver's clock."""
+        return self.driver.clock
+
+    def announce(self) -> None:
+        """The scheduler was set up: the next call is the first of a request."""
+        self._announced = True
+
+    def wrapped(self, original: Callable[..., Any]) -> Callable[..., Any]:
+        """What takes the place of the transformer's forward."""
+        signature = inspect.signature(original)
+
+        @functools.wraps(original)
+        @torch.compiler.disable(recursive=False)
+        def forward(*args: Any, **kwargs: Any) -> Any:
+            arguments = _named(signature, args, kwargs)
+            timestep = None if self.num_steps else float(torch.as_tensor(arguments["timestep"]).flatten()[0])
+            self._begin(timestep)
+            if self._outside(arguments, timestep):
+                self.driver.counters.bypassed_calls += 1
+                return original(*args, **kwargs)
+            with self._step(timestep):
+                return original(*args, **kwargs)
+
+        return forward
+
+    def _begin(self, timestep: float | None) -> None:
+        starts = self._announced if timestep is None else self.clock.starts_request(timestep)
+        if starts:
+            self._announced = False
+            self.driver.reset()
+            self.ledger.begin_request()
+            self.clock.begin_request(self.num_steps() if self.num_steps else None)
+            self.driver.counters.requests += 1
+
+    def _outside(self, arguments: Mapping[str, Any], timestep: float | None) -> bool:
+        """Whether this call has no place in the request's sequence of steps, and so is computed in full."""
+        if any(arguments.get(name) is not None for name in self.spec.bypass):
+            return True
+        extra = self.clock.repeats(timestep) if timestep is not None else self.clock.finished(self.patch())
+        if extra and not self._warned:
+            self._warned = True
+            logger.warning(
+                "the transformer was called more than once per step and branch; the extra calls are computed in full. "
+                "Where they are CFG branches, name them: with handle.branch('uncond'): ..."
+            )
+        return extra
+
+    @contextmanager
+    def _step(self, timestep: float | None) -> Iterator[None]:
+        patch = self.patch()
+        index, rows, is_last_patch = patch or (None, None, True)
+        try:
+            with self.clock.tick(index, rows, timestep) as tick:
+                yield
+        except BaseException:
+            self.driver.reset()  # references of half a step must not be used by the next one
+            raise
+        self.driver.counters.transformer_calls += 1
+        if tick.steps_left == 0 and is_last_patch:
+            self.consensus.confirm(self.ledger.stamp, "the end of the request")
+            self.ledgers_agree = True
+
+
+def _named(signature: inspect.Signature, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
+    """A call's arguments by name, those under ** included."""
+    arguments = dict(signature.bind(*args, **kwargs).arguments)
+    for parameter in signature.parameters.values():
+        if parameter.kind is inspect.Parameter.VAR_KEYWORD:
+            arguments.update(arguments.pop(parameter.name, {}))
+    return arguments
