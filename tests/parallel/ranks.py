@@ -68,10 +68,11 @@ def layout(family: str, runner: bool = False, model: dict | None = None, **degre
     try:
         yield _runner_flux(plain, config) if runner else getattr(xfuser, WRAPPERS[family])(plain, config)
     except Exception:
-        traceback.print_exc()  # here, because other ranks may never come to the barrier below
+        traceback.print_exc()
+        _take_down()  # without waiting: ranks that wait for this one notice that their connection closed
         raise
-    finally:
-        _take_down()
+    dist.barrier()  # no message may be under way when the groups go
+    _take_down()
 
 
 def generate(pipe: Any, family: str, steps: int = 6, guidance: float = 3.5, **changes: Any) -> torch.Tensor | None:
@@ -119,11 +120,12 @@ def _start_groups(parallel: Any) -> None:
 
 
 def _take_down() -> None:
-    """Wait for all ranks, so that no message is lost, then forget groups, runtime state and stored keys and values."""
+    """Forget xDiT's groups, runtime state and stored keys and values."""
     from xfuser.core.cache_manager import cache_manager
     from xfuser.core.distributed import parallel_state, runtime_state
 
-    dist.barrier()
+    for group in getattr(parallel_state._PP, "device_groups", [])[1:]:
+        dist.destroy_process_group(group)
     parallel_state.destroy_model_parallel()
     parallel_state._DIT = None
     runtime_state._RUNTIME = None

@@ -1,0 +1,78 @@
+"""FLUX.1 under sequence parallelism, with text or image lengths that the sequence degree does not divide."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from fastcache_xdit.host.xdit.fixes.limits import refuse
+from fastcache_xdit.runtime.patch import Undo
+
+
+@dataclass
+class Lengths:
+    """Tokens in the forward that is running: of the text, and of zeros behind the image."""
+
+    text: int = 0
+    padding: int = 0
+
+
+def odd_lengths(undo: Undo) -> bool:
+    """Attend to each text token once and to no padding (defects D5, D10).
+
+    Text that does not divide is kept whole on every rank, and then counted as a key once per rank. An image that
+    does not divide stops with AttributeError on a misspelt method; once past that, its padding would be attended to.
+
+    The fixed attention raises ValueError for an image that does not divide under ring attention: ring ranks exchange
+    keys of equal lengths, so the padding of the last one cannot be left out.
+    """
+    module = importlib.import_module("xfuser.model_executor.models.transformers.transformer_flux")
+    lengths = Lengths()
+    whole, local = module.xFuserFlux1Transformer2DWrapper, module.xFuserFluxTransformer2DWrapper
+    undo.set(whole, "_pad_to_sp_divisible", whole.pad_to_sp_divisible)
+    undo.set(whole, "forward", _measured(whole.forward, lengths, pads=True))
+    undo.set(local, "forward", _measured(local.forward, lengths, pads=False))
+    undo.set(module, "USP", _attention(module.USP, lengths))
+    return True
+
+
+def _measured(forward: Callable, lengths: Lengths, pads: bool) -> Callable:
+    """Note the lengths before xDiT cuts them; `pads` where the model itself cuts the image and fills it up."""
+    distributed = importlib.import_module("xfuser.core.distributed")
+
+    def measured(self, hidden_states: torch.Tensor, encoder_hidden_states=None, *args: Any, **kwargs: Any):
+        ulysses, ring = distributed.get_ulysses_parallel_world_size(), distributed.get_ring_parallel_world_size()
+        image = hidden_states.shape[1] if pads else 0
+        refuse(ulysses=ulysses, ring=ring, flux_image_tokens=image)
+        lengths.text = 0 if encoder_hidden_states is None else encoder_hidden_states.shape[-2]
+        lengths.padding = -image % (ulysses * ring)
+        return forward(self, hidden_states, encoder_hidden_states, *args, **kwargs)
+
+    return measured
+
+
+def _attention(original: Callable, lengths: Lengths) -> Callable:
+    distributed = importlib.import_module("xfuser.core.distributed")
+
+    def attention(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, **kwargs: Any) -> torch.Tensor:
+        degree = distributed.get_sequence_parallel_world_size()
+        if degree == 1 or kwargs.get("joint_strategy") is not None:  # with pipeline stages xDiT names the text itself
+            return original(query, key, value, **kwargs)
+        if not distributed.get_runtime_state().split_text_embed_in_sp:
+            query, key, value, text = _apart(query, key, value, lengths.text)
+            kwargs.update(text, joint_strategy="front")
+        if lengths.padding:  # the last rank's tail, hence the tail of all keys once Ulysses has put them together
+            kwargs["attention_kwargs"] = {"valid_kv_len": degree * key.shape[2] - lengths.padding}
+        return original(query, key, value, **kwargs)
+
+    return attention
+
+
+def _apart(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, text: int):
+    """Split [B, H, text + image, d] and name the text as xDiT's attention expects it."""
+    front = {"joint_query": query[:, :, :text], "joint_key": key[:, :, :text], "joint_value": value[:, :, :text]}
+    return query[:, :, text:], key[:, :, text:], value[:, :, text:], front
