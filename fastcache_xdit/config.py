@@ -69,8 +69,8 @@ class FastCacheConfig(BaseModel):
     def _possible_combinations(self) -> FastCacheConfig:
         if self.pp_decision == "leader" and self.granularity != "step":
             raise ValueError(
-                f"pp_decision=leader with granularity={self.granularity} is not supported: stages hold different blocks; "
-                "set granularity=step or pp_decision=stage"
+                f"pp_decision=leader with granularity={self.granularity} is not supported: "
+                "stages hold different blocks; set granularity=step or pp_decision=stage"
             )
         return self
 
@@ -108,13 +108,20 @@ class FastCacheConfig(BaseModel):
         except ValueError as error:
             raise ValueError(f"{path}: {error}" if str(path) not in str(error) else str(error)) from None
 
+    @classmethod
+    def from_text(cls, text: str | None) -> FastCacheConfig:
+        """Build from what a command line holds: a JSON object, the path of a file, or nothing (the defaults)."""
+        if not text:
+            return cls()
+        return cls.from_json(text) if text.lstrip().startswith("{") else cls.from_file(text)
+
     def to_dict(self) -> dict[str, Any]:
         """All options as plain values, ready for YAML or JSON."""
         return self.model_dump()
 
 
 def read_yaml(path: str | Path) -> dict[str, Any]:
-    """The mapping in a YAML (or JSON) file; an empty file is an empty mapping. Raises ValueError that names the file."""
+    """The mapping in a YAML (or JSON) file; an empty file is an empty one. Raises ValueError that names the file."""
     path = Path(path)
     if not path.is_file():
         raise ValueError(f"no such config file: {path}")

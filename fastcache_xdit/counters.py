@@ -34,6 +34,11 @@ class Counters:
         calls[block] += 1
         weights[block] += tokens
 
+    def add(self, other: Counters) -> None:
+        """Add another run's or another rank's counts to these."""
+        for name, value in vars(other).items():
+            setattr(self, name, getattr(self, name) + value)
+
     def clear(self) -> None:
         """Start from zero."""
         self.__init__()  # type: ignore[misc]

@@ -8,14 +8,14 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
-import torch
-
 from fastcache_xdit.clock import Clock
 from fastcache_xdit.config import FastCacheConfig
 from fastcache_xdit.counters import Counters
+from fastcache_xdit.host import cpu
 from fastcache_xdit.host.base import Host
 from fastcache_xdit.host.find import host_of
 from fastcache_xdit.host.group import GroupConsensus, StageRelay
+from fastcache_xdit.host.xdit import registration
 from fastcache_xdit.models.catalogue import spec_for
 from fastcache_xdit.models.spec import ModelSpec
 from fastcache_xdit.parallel.consensus import Consensus, Solo
@@ -115,6 +115,41 @@ def fastcache(target: Any, config: FastCacheConfig | None = None) -> Iterator[Ha
         yield handle
     finally:
         handle.disable()
+
+
+@contextlib.contextmanager
+def repaired(target: Any) -> Iterator[list[str]]:
+    """xDiT with its known defects cured and no cache: what a cached run is compared with. Gives the fixes' names."""
+    with Undo() as undo:
+        yield host_of(target).fixes(undo)
+
+
+_registration: list[Undo] = []
+_applied: list[Handle] = []
+
+
+def register() -> None:
+    """Make `fastcache` a cache method of xDiT in this process, for scripts that call xDiT themselves.
+
+    Afterwards `--cache fastcache` and `--cache_method fastcache` work in xDiT's parsers, runner models and pipeline
+    wrappers. Call it before xfuser is used; a second call does nothing.
+
+    Raises:
+        RuntimeError: no accelerator here, and xfuser was imported before.
+    """
+    cpu.prepare()
+    if not _registration:
+        _registration.append(Undo())
+        registration.install(_apply, _registration[0])
+
+
+def _apply(pipe: Any, text: str | None) -> None:
+    _applied.append(enable(pipe, FastCacheConfig.from_text(text)))
+
+
+def applied() -> list[Handle]:
+    """Handles of the caches that xDiT switched on through the registration, in order."""
+    return list(_applied)
 
 
 def _segments(host: Host, spec: ModelSpec, config: FastCacheConfig) -> tuple[list[Block], list[Segment]]:

@@ -24,7 +24,7 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Fix:
-    """One defect and its cure; `apply` returns False where the layout cannot meet the defect and nothing was changed."""
+    """One defect and its cure; `apply` changes nothing and returns False where the layout cannot meet the defect."""
 
     name: str
     reason: str

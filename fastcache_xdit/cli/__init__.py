@@ -1,0 +1,1 @@
+"""Command line: each command is `add_arguments(parser)` and `main(args) -> int`."""

@@ -1,0 +1,61 @@
+"""What the commands share: parsing that speaks on one rank only, and options from a YAML file."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import os
+from typing import Any
+
+from fastcache_xdit.config import FastCacheConfig, read_yaml, unknown_option
+
+
+def is_first_rank() -> bool:
+    """Whether this process speaks for all; true without torchrun."""
+    return os.environ.get("RANK", "0") == "0"
+
+
+def parse(parser: argparse.ArgumentParser, argv: list[str]) -> argparse.Namespace:
+    """Parse on every rank; usage and errors (SystemExit with code 2) are printed by the first one only."""
+    with contextlib.ExitStack() as stack:
+        if not is_first_rank():
+            silence = stack.enter_context(open(os.devnull, "w"))
+            stack.enter_context(contextlib.redirect_stderr(silence))
+            stack.enter_context(contextlib.redirect_stdout(silence))
+        return parser.parse_args(argv)
+
+
+def use_config_file(parser: argparse.ArgumentParser, path: str) -> None:
+    """Take a YAML mapping of option names as defaults; flags on the command line still win.
+
+    Raises:
+        ValueError: no such file, not a mapping, or an option that the command does not have.
+    """
+    values = read_yaml(path)
+    if not isinstance(values, dict):
+        raise ValueError(f"{path}: a config file is a mapping of options, not {type(values).__name__}")
+    actions = {flag.removeprefix("--"): action for flag, action in parser._option_string_actions.items()}
+    for name, value in values.items():
+        if name not in actions:
+            raise ValueError(f"{path}: {unknown_option(name, actions)}")
+        parser.set_defaults(**{actions[name].dest: _as_default(path, name, actions[name], value)})
+
+
+def cache_config(text: str | dict[str, Any] | None) -> FastCacheConfig:
+    """The config that `--cache_config` names: a JSON object, a YAML or JSON file, or the defaults.
+
+    Raises:
+        ValueError: as `FastCacheConfig.from_json` and `from_file`.
+    """
+    return FastCacheConfig.from_text(json.dumps(text) if isinstance(text, dict) else text)
+
+
+def _as_default(path: str, name: str, action: argparse.Action, value: Any) -> Any:
+    if isinstance(value, dict):
+        return json.dumps(value)
+    if action.choices and value not in action.choices:
+        raise ValueError(f"{path}: {name} must be one of {', '.join(map(str, action.choices))}, not {value!r}")
+    if action.nargs == "*" and isinstance(value, str):
+        return [value]
+    return str(value) if action.type is int and isinstance(value, float) else value

@@ -1,0 +1,52 @@
+"""`run`: xDiT's own runner with FastCache registered."""
+
+from __future__ import annotations
+
+import runpy
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from fastcache_xdit.cli.arguments import cache_config, is_first_rank, parse
+from fastcache_xdit.host import cpu
+from fastcache_xdit.host.xdit import engine, layout, registration
+from fastcache_xdit.host.xdit.runner import add_local_model
+from fastcache_xdit.models.catalogue import known_models
+from fastcache_xdit.plugin import applied, register
+
+
+def main(argv: list[str]) -> int:
+    """Check the command line, then hand it to xDiT's runner. Raises ValueError for bad input, before a model loads."""
+    engine.prepare()
+    register()
+    from xfuser import xFuserArgs
+    from xfuser.config import FlexibleArgumentParser
+
+    parser = FlexibleArgumentParser(prog="fastcache_xdit run", description=__doc__)
+    options = vars(parse(xFuserArgs.add_runner_args(parser), argv))
+    _check(options)
+    sys.argv = ["fastcache_xdit run", *argv, *_needed_here(options)]
+    runpy.run_module("xfuser.runner", run_name="__main__", alter_sys=True)
+    if is_first_rank():
+        for handle in applied():
+            print(f"fastcache: {handle.report()}")
+    return 0
+
+
+def _check(options: Mapping[str, Any]) -> None:
+    caches = options["cache_method"] == registration.METHOD
+    layout.check_degrees(options, engine.world_size())
+    if caches:
+        cache_config(options["cache_config"])
+        layout.check_cache(options)
+    folder = Path(options["model"])
+    if folder.is_dir():
+        layout.check_model(folder, options, known_models() if caches else [])
+        add_local_model(options["model"])
+
+
+def _needed_here(options: Mapping[str, Any]) -> list[str]:
+    """Flags that this machine needs and the user left to xDiT."""
+    backend = cpu.attention_backend(options["ring_degree"])
+    return ["--attention_backend", backend] if backend and not options["attention_backend"] else []

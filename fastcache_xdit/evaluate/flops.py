@@ -1,0 +1,36 @@
+"""Floating-point operations of each block, counted while it runs."""
+
+from __future__ import annotations
+
+import contextlib
+from collections import Counter
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from torch.utils.flop_counter import FlopCounterMode
+
+from fastcache_xdit.host.find import host_of
+from fastcache_xdit.models.catalogue import spec_for
+from fastcache_xdit.runtime.patch import Undo
+from fastcache_xdit.runtime.segment import Block, blocks_of
+
+
+@contextlib.contextmanager
+def counted(target: Any) -> Iterator[Counter[str]]:
+    """Count FLOPs by block name of every call inside; meant for a warm-up, because counting is slow."""
+    host = host_of(target)
+    flops: Counter[str] = Counter()
+    with Undo() as undo:
+        for block in blocks_of(host.model, spec_for(host.model), host.offsets, host.lengths):
+            undo.set(block.module, "forward", _counting(block, block.module.forward, flops))
+        yield flops
+
+
+def _counting(block: Block, original: Callable[..., Any], flops: Counter[str]) -> Callable[..., Any]:
+    def forward(*args: Any, **kwargs: Any) -> Any:
+        with FlopCounterMode(display=False) as counter:
+            output = original(*args, **kwargs)
+        flops[block.name] += counter.get_total_flops()
+        return output
+
+    return forward

@@ -1,0 +1,33 @@
+"""The folder that a job writes: images as they come, then summary.json and report.html."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+
+class OutputFolder:
+    """`images/00012.png` and, where runs are compared, `images/00012_uncached.png`.
+
+    Raises:
+        ValueError: the folder holds an earlier job's summary and `overwrite` is not set.
+    """
+
+    def __init__(self, path: str | Path, overwrite: bool) -> None:
+        self.path = Path(path)
+        self.summary = self.path / "summary.json"
+        if self.summary.exists() and not overwrite:
+            raise ValueError(f"{self.path} holds the results of an earlier job; pass --overwrite or another --output")
+
+    def keep(self, kind: str, index: int, image: Any) -> None:
+        """Save one image at once, so that an interrupted job loses none."""
+        suffix = "" if kind == "cached" else f"_{kind}"
+        folder = self.path / "images"
+        folder.mkdir(parents=True, exist_ok=True)
+        image.save(folder / f"{index:05d}{suffix}.png")
+
+    def write_summary(self, figures: dict[str, Any]) -> None:
+        """Write `summary.json`."""
+        self.path.mkdir(parents=True, exist_ok=True)
+        self.summary.write_text(json.dumps(figures, indent=2) + "\n")

@@ -1,0 +1,56 @@
+"""How close cached images are to uncached ones of the same seed."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torchmetrics.functional.image import peak_signal_noise_ratio, structural_similarity_index_measure
+
+from fastcache_xdit.reference.checker import prompt_accuracy
+from fastcache_xdit.reference.shapes import parse
+
+IDENTICAL_DB = 100.0  # PSNR of identical images is infinite, which JSON cannot hold
+
+
+def to_tensor(images: Sequence[Any]) -> torch.Tensor:
+    """PIL images of one size as [N, 3, H, W] float64 in 0..1."""
+    pixels = np.stack([np.asarray(image.convert("RGB")) for image in images])
+    return torch.from_numpy(pixels).permute(0, 3, 1, 2).double() / 255
+
+
+def psnr_db(cached: torch.Tensor, uncached: torch.Tensor) -> list[float]:
+    """Peak signal-to-noise ratio of each image pair, [N, 3, H, W] in 0..1, in dB; at most `IDENTICAL_DB`."""
+    ratios = peak_signal_noise_ratio(cached, uncached, data_range=1.0, reduction="none", dim=(1, 2, 3))
+    return ratios.clamp(max=IDENTICAL_DB).tolist()
+
+
+def ssim(cached: torch.Tensor, uncached: torch.Tensor) -> list[float]:
+    """Structural similarity of each image pair, [N, 3, H, W] in 0..1."""
+    values = structural_similarity_index_measure(cached, uncached, data_range=1.0, reduction="none")
+    return torch.atleast_1d(values).tolist()
+
+
+def shapes_accuracy(images: Sequence[Any], prompts: Sequence[str]) -> float | None:
+    """Share of the prompts' attributes that PIL images of the shipped model show; None where no prompt is understood.
+
+    Prompts outside the model's little language are left out: there is nothing to check them against.
+    """
+    known = [(np.asarray(image.convert("RGB")), prompt) for image, prompt in zip(images, prompts, strict=True)]
+    known = [(image, prompt) for image, prompt in known if _understood(prompt)]
+    return prompt_accuracy(*map(list, zip(*known, strict=True))) if known else None
+
+
+def _understood(prompt: str) -> bool:
+    try:
+        parse(prompt)
+    except ValueError:
+        return False
+    return True
+
+
+def mean_and_min(values: Sequence[float]) -> dict[str, float]:
+    """The two figures that reports give of a metric."""
+    return {"mean": sum(values) / len(values), "min": min(values)}

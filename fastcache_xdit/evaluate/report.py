@@ -1,0 +1,87 @@
+"""One self-contained page on a job: figures, cached beside uncached images, and every decision as a picture."""
+
+from __future__ import annotations
+
+import base64
+import io
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, PackageLoader, select_autoescape
+
+from fastcache_xdit.evaluate.summary import View, images_of
+from fastcache_xdit.parallel.ledger import Entry
+
+MOST_IMAGES = 24  # more would make the page too heavy to open
+DEGREE_NAMES = {
+    "ulysses_degree": "Ulysses",
+    "ring_degree": "ring",
+    "pipefusion_parallel_degree": "PipeFusion",
+    "cfg_degree": "CFG",
+    "tensor_parallel_degree": "tensor",
+    "data_parallel_degree": "data",
+}
+
+
+def write_report(path: Path, figures: dict[str, Any], prompts: Sequence[str], views: Sequence[View]) -> None:
+    """Write the page; it needs no other file and no network."""
+    loader = PackageLoader("fastcache_xdit.evaluate", ".")
+    page = Environment(loader=loader, autoescape=select_autoescape(default=True)).get_template("report.html")
+    path.write_text(
+        page.render(
+            figures=figures,
+            layout=_layout(figures["parallel"]),
+            pairs=_pairs(figures, prompts, views),
+            left_out=max(0, len(prompts) - MOST_IMAGES),
+            grids=_grids(views),
+            threshold=(figures["cache_config"] or {}).get("threshold", 0.0),
+        )
+    )
+
+
+def _layout(parallel: dict[str, int]) -> str:
+    used = [f"{DEGREE_NAMES[name]} {degree}" for name, degree in parallel.items() if degree > 1]
+    return " x ".join(used) or "1 process"
+
+
+def _pairs(figures: dict[str, Any], prompts: Sequence[str], views: Sequence[View]) -> list[dict[str, Any]]:
+    """Images of the page with their prompts; `uncached` is None where nothing was compared."""
+    cached, uncached = images_of(views, "cached"), images_of(views, "uncached")
+    psnr = figures.get("psnr_db_each", [None] * len(cached))
+    shown = list(zip(prompts, cached, psnr, strict=True))[:MOST_IMAGES]
+    return [
+        {
+            "prompt": prompt,
+            "cached": _data_url(image),
+            "uncached": _data_url(uncached[index]) if uncached else None,
+            "psnr": value,
+        }
+        for index, (prompt, image, value) in enumerate(shown)
+    ]
+
+
+def _data_url(image: Any) -> str:
+    buffer = io.BytesIO()
+    image.save(buffer, format="PNG")
+    return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
+
+
+def _grids(views: Sequence[View]) -> list[dict[str, Any]]:
+    """The first request's decisions, one grid per rank that speaks for its agreeing ranks."""
+    grids = []
+    for rank, view in enumerate(views):
+        pages = view.comparison.cached.ledgers
+        if view.agreeing[0] == rank and pages:
+            grids.append({"ranks": ", ".join(map(str, view.agreeing)), "rows": _rows(pages[0])})
+    return grids
+
+
+def _rows(page: Sequence[Entry]) -> list[dict[str, Any]]:
+    """Decisions by segment (and PipeFusion patch, where patches decide), each in step order."""
+    steps = 1 + max(entry.step for entry in page)
+    rows: dict[str, list[Entry | None]] = {}
+    for entry in page:
+        name = entry.segment if entry.patch is None else f"{entry.segment}, patch {entry.patch}"
+        rows.setdefault(name, [None] * steps)[entry.step] = entry
+    return [{"name": name, "cells": cells} for name, cells in rows.items()]

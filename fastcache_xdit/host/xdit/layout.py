@@ -1,0 +1,105 @@
+"""Checks of a parallel layout that need no process group and no weights, so that mistakes are told at once."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+DEGREES = (
+    "ulysses_degree",
+    "ring_degree",
+    "pipefusion_parallel_degree",
+    "tensor_parallel_degree",
+    "data_parallel_degree",
+)
+
+
+def degrees(options: Mapping[str, Any]) -> dict[str, int]:
+    """All parallel degrees of a command line, `cfg_degree` included."""
+    found = {name: options.get(name) or 1 for name in DEGREES}
+    return {**found, "cfg_degree": 2 if options.get("use_cfg_parallel") else 1}
+
+
+def check_degrees(options: Mapping[str, Any], world_size: int) -> None:
+    """Raise ValueError unless every degree is positive and their product is the number of ranks."""
+    wanted = degrees(options)
+    for name, degree in wanted.items():
+        if degree < 1:
+            raise ValueError(f"{name}={degree} is not possible; degrees are 1 or more")
+    used = {name: degree for name, degree in wanted.items() if degree > 1}
+    product = math.prod(used.values())
+    if product != world_size:
+        mix = " x ".join(f"{name}={degree}" for name, degree in used.items()) or "no parallel degree"
+        raise ValueError(
+            f"{mix} needs {product} rank{'s' * (product > 1)}, but {world_size} {'were' if world_size > 1 else 'was'} "
+            f"started; set torchrun --nproc_per_node {product}, or degrees whose product is {world_size} "
+            "(spare ranks can be data_parallel_degree replicas)"
+        )
+    _check_pipefusion(options, wanted["pipefusion_parallel_degree"])
+
+
+def check_cache(options: Mapping[str, Any]) -> None:
+    """Raise ValueError for a mix that FastCache does not support, by name."""
+    refused = {
+        "use_fast_attn": "DiTFastAttn reuses attention outputs on its own schedule",
+        "vae_parallel_size": "ranks that only decode take no cache decisions",
+        "use_ray": "xDiT's Ray workers do not load plugins",
+    }
+    for name, why in refused.items():
+        if options.get(name):
+            raise ValueError(f"{name} with fastcache is not supported: {why}; leave {name} out")
+    if (options.get("fully_shard_degree") or 1) > 1:
+        raise ValueError("fully_shard_degree > 1 with fastcache is not supported yet; set fully_shard_degree=1")
+
+
+def check_model(folder: Path, options: Mapping[str, Any], known: list[str]) -> None:
+    """Raise ValueError where a checkpoint on disk cannot run in this layout; `known` are the cacheable transformers.
+
+    An empty `known` means that no cache is asked for.
+    """
+    kind, transformer = transformer_class(folder), _config(folder / "transformer" / "config.json")
+    if known and kind not in known:
+        raise ValueError(f"FastCache does not know {kind} of {folder}; it knows {', '.join(known)}; leave --cache out")
+    heads, wanted = transformer.get("num_attention_heads"), degrees(options)
+    share = wanted["ulysses_degree"] * wanted["tensor_parallel_degree"]
+    if heads and heads % share:
+        raise ValueError(f"{heads} attention heads of {kind} do not divide by ulysses x tensor parallel = {share}")
+    if wanted["tensor_parallel_degree"] > 1 and kind != "FluxTransformer2DModel":
+        raise ValueError(f"xDiT has no tensor parallelism for {kind}; set tensor_parallel_degree=1")
+    if wanted["cfg_degree"] > 1 and kind == "FluxTransformer2DModel":
+        raise ValueError("FLUX.1 runs no second guidance branch; leave use_cfg_parallel out")
+
+
+def pipeline_class(folder: Path) -> str:
+    """Class name of the pipeline saved in `folder`. Raises ValueError where it holds none."""
+    return _config(folder / "model_index.json").get("_class_name", "")
+
+
+def transformer_class(folder: Path) -> str:
+    """Class name of the transformer saved in `folder`. Raises ValueError where the pipeline has none."""
+    entry = _config(folder / "model_index.json").get("transformer")
+    if not entry or not entry[1]:
+        raise ValueError(f"{folder} holds a {pipeline_class(folder)} without transformer; FastCache needs one")
+    return entry[1]
+
+
+def _check_pipefusion(options: Mapping[str, Any], stages: int) -> None:
+    patches, warmup = options.get("num_pipeline_patch"), options.get("warmup_steps")
+    if stages == 1:
+        return
+    if patches is not None and patches < stages:
+        raise ValueError(f"num_pipeline_patch={patches} leaves stages idle; set at least {stages}, one per stage")
+    if warmup is not None and warmup < 1:
+        raise ValueError(f"warmup_steps={warmup}: PipeFusion needs at least 1 full step to fill its keys and values")
+
+
+def _config(path: Path) -> dict[str, Any]:
+    if not path.is_file():
+        raise ValueError(f"{path.parent} is not a diffusers pipeline folder: {path.name} is missing")
+    try:
+        return json.loads(path.read_text())
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{path} is not valid JSON: {error}") from None

@@ -1,0 +1,29 @@
+"""xDiT's runner knows models by name; this lets it run a checkpoint folder on disk."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+from fastcache_xdit.host.xdit.layout import pipeline_class
+
+RUNNERS = {"FluxPipeline": "FLUX.1-dev", "StableDiffusion3Pipeline": "SD3.5"}  # pipeline class: xDiT's model name
+
+
+def add_local_model(name: str) -> None:
+    """Register the folder `name` as a runner model of that name, run as xDiT runs its kind of pipeline.
+
+    Raises:
+        ValueError: the runner has no such pipeline.
+    """
+    from xfuser.model_executor.models.runner_models.base_model import MODEL_REGISTRY, register_model
+
+    kind = pipeline_class(Path(name))
+    if kind not in RUNNERS:
+        raise ValueError(
+            f"xDiT's runner cannot run a {kind} from a folder; it can run {', '.join(RUNNERS)}. "
+            "Use the generate command, which takes every pipeline that xDiT has a class for"
+        )
+    base = MODEL_REGISTRY[RUNNERS[kind]]
+    settings = dataclasses.replace(base.settings, model_name=name)
+    register_model(name)(type(f"Local{base.__name__}", (base,), {"settings": settings}))
