@@ -85,4 +85,9 @@ def _tails(folder: Path) -> str:
     time.sleep(0.2)  # let the logs of killed ranks reach the disk
     files = sorted((folder / "logs").rglob("std*.log"), key=lambda path: (path.parent.name, path.name))
     texts = [(path, path.read_text(errors="replace").strip()) for path in files]
-    return "\n".join(f"--- rank {path.parent.name} {path.stem}\n{text[-TAIL:]}" for path, text in texts if text)
+    return "\n".join(f"--- rank {path.parent.name} {path.stem}\n{_tail(text)}" for path, text in texts if text)
+
+
+def _tail(text: str) -> str:
+    """Return the last traceback with what follows it, or the last lines where there is none."""
+    return text[max(text.rfind("Traceback"), 0) :][-TAIL:]

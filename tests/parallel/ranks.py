@@ -69,10 +69,9 @@ def layout(family: str, runner: bool = False, model: dict | None = None, **degre
         yield _runner_flux(plain, config) if runner else getattr(xfuser, WRAPPERS[family])(plain, config)
     except Exception:
         traceback.print_exc()
-        _take_down()  # without waiting: ranks that wait for this one notice that their connection closed
+        _forget()  # without waiting: ranks that wait for this one notice that their connection closed
         raise
-    dist.barrier()  # no message may be under way when the groups go
-    _take_down()
+    take_down()
 
 
 def generate(pipe: Any, family: str, steps: int = 6, guidance: float = 3.5, **changes: Any) -> torch.Tensor | None:
@@ -119,7 +118,13 @@ def _start_groups(parallel: Any) -> None:
     )
 
 
-def _take_down() -> None:
+def take_down() -> None:
+    """Wait for all ranks, as no message may be under way when the groups go, then make room for the next layout."""
+    dist.barrier()
+    _forget()
+
+
+def _forget() -> None:
     """Forget xDiT's groups, runtime state and stored keys and values."""
     from xfuser.core.cache_manager import cache_manager
     from xfuser.core.distributed import parallel_state, runtime_state
