@@ -1,0 +1,58 @@
+"""Generates images for held-out prompts with a pipeline folder and measures their prompt accuracy."""
+
+from __future__ import annotations
+
+import json
+from collections import defaultdict
+from pathlib import Path
+
+import numpy as np
+import torch
+from diffusers import PixArtAlphaPipeline
+from PIL import Image
+
+from .checker import Score, check
+from .shapes import prompts
+
+_BATCH = 16
+_GRID_COLUMNS = 8
+
+
+def generate(folder: Path, captions: list[str], seed: int = 0, **overrides: float) -> list[np.ndarray]:
+    """Images (uint8, (128, 128, 3)) for captions, with the folder's call defaults; image i has seed ``seed`` + i."""
+    pipeline = PixArtAlphaPipeline.from_pretrained(folder, torch_dtype=torch.float32)
+    pipeline.set_progress_bar_config(disable=True)
+    options = {**json.loads((folder / "generation.json").read_text()), **overrides}
+    images: list[np.ndarray] = []
+    for start in range(0, len(captions), _BATCH):
+        batch = captions[start : start + _BATCH]
+        generators = [torch.Generator().manual_seed(seed + start + i) for i in range(len(batch))]
+        result = pipeline(batch, generator=generators, output_type="np", **options).images
+        images += list((result * 255).round().astype(np.uint8))
+    return images
+
+
+def by_attribute(scores: list[Score]) -> dict[str, float]:
+    """Accuracy of each attribute over all images that have it, plus ``"all"``, the mean over images."""
+    table: dict[str, list[bool]] = defaultdict(list)
+    for score in scores:
+        for name, right in score.attributes.items():
+            table[name.split()[0]].append(right)
+    result = {name: float(np.mean(values)) for name, values in table.items()}
+    return {**result, "all": float(np.mean([score.accuracy for score in scores]))}
+
+
+def save_grid(images: list[np.ndarray], path: Path) -> None:
+    """Save images of equal size side by side, eight to a row; a last row that is not full is left out."""
+    rows = [np.concatenate(images[i : i + _GRID_COLUMNS], 1) for i in range(0, len(images), _GRID_COLUMNS)]
+    whole = [row for row in rows if row.shape == rows[0].shape]
+    Image.fromarray(np.concatenate(whole)).save(path)
+
+
+def evaluate(folder: Path, count: int, seed: int, grid: Path | None = None, **overrides: float) -> dict[str, float]:
+    """Accuracy by attribute of ``count`` held-out prompts; optionally saves the images as a grid."""
+    captions = prompts(count, seed)
+    images = generate(folder, captions, seed, **overrides)
+    if grid is not None:
+        save_grid(images, grid)
+    return by_attribute([check(image, text) for image, text in zip(images, captions, strict=True)])

@@ -1,0 +1,46 @@
+"""Train, export and evaluate the reference model: ``python -m fastcache_xdit.reference.train PART``."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+from .evaluate import evaluate
+from .export import export, plot_loss
+from .loading import SHIPPED, model_path
+from .transformer_training import train_transformer
+from .vae_training import train_vae
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("part", choices=("vae", "transformer", "export", "evaluate"))
+    parser.add_argument("--minutes", type=float, default=8.0, help="wall-time budget, over all resumed runs")
+    parser.add_argument("--seed", type=int, default=0, help="of scenes, noise and evaluation prompts")
+    parser.add_argument("--run-dir", type=Path, default=Path("runs/shapes-pixart"), help="checkpoints and logs")
+    parser.add_argument("--from-shipped", action="store_true", help="start the transformer from the shipped weights")
+    parser.add_argument("--model-dir", type=Path, default=model_path(SHIPPED[0]), help="pipeline folder")
+    parser.add_argument("--count", type=int, default=64, help="images to evaluate")
+    parser.add_argument("--grid", type=Path, help="PNG for the evaluated images")
+    return parser
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Command line entry point."""
+    options = _parser().parse_args(arguments)
+    if options.part == "vae":
+        train_vae(options.minutes, options.seed, options.run_dir)
+    elif options.part == "transformer":
+        start_from = options.model_dir if options.from_shipped else None
+        train_transformer(options.minutes, options.seed, options.run_dir, start_from)
+    elif options.part == "export":
+        export(options.run_dir, options.model_dir)
+        plot_loss(options.run_dir, options.model_dir / "loss.png")
+    else:
+        print(json.dumps(evaluate(options.model_dir, options.count, options.seed, options.grid), indent=2))
+
+
+if __name__ == "__main__":
+    main()
