@@ -6,17 +6,17 @@ import, and is meant for development, tests and small models; where an accelerat
 
 from __future__ import annotations
 
-import contextlib
 import importlib
 import importlib.util
 import sys
 import time
 import types
-from collections import deque
 from typing import Any
 
 import torch
 import torch.distributed
+
+from fastcache_xdit.host.gloo_pipeline import patch_pipeline_group
 
 _PROCESS_GROUP_USERS = (
     "xfuser.model_executor.layers.usp",
@@ -24,9 +24,8 @@ _PROCESS_GROUP_USERS = (
     "xfuser.core.distributed.fp8_comms",
     "xfuser.core.sparge_attention.head_balance",
 )
-_SHAPE_TAG = 1  # shapes travel apart from the tensors, so that neither can be taken for the other
-_SHAPE_SLOTS = 8
-_SENDS_KEPT = 64  # far more than a pipeline can lag behind: one message per patch and stream
+
+_CONVERSIONS = ("use_fp8_gemms", "use_fp4_gemms", "use_fp6_gemms", "use_int8_gemms", "use_fp8_text_encoder")
 
 _state = {"prepared": False}
 
@@ -51,7 +50,8 @@ def prepare() -> bool:
         _silence_cuda()
         _import_xfuser()
         _patch_attention()
-        _patch_pipeline_group()
+        patch_pipeline_group()
+        _patch_farewell()
         _patch_placement()
         _state["prepared"] = True
     return True
@@ -136,48 +136,31 @@ def _patch_attention() -> None:
         backends.ATTENTION_FUNCTION_REGISTRY[backends.AttentionBackendType[name]] = _attend
 
 
-def _patch_pipeline_group() -> None:
-    group = importlib.import_module("xfuser.core.distributed.group_coordinator").PipelineGroupCoordinator
-    group._communicate_shapes = _exchange_shapes
-    group._pipeline_isend = _send
-    group._pipeline_isend_skip = _send_skip
+def _patch_farewell() -> None:
+    """Let no rank close its connections while others still read: what gloo has sent is with the sender until then."""
+    state = importlib.import_module("xfuser.core.distributed.runtime_state").RuntimeState
+    original = state.destroy_distributed_env
 
+    def destroy(self) -> None:
+        torch.distributed.barrier()
+        original(self)
 
-def _exchange_shapes(group, tensor_send_to_next=None, recv_prev=False) -> torch.Size:
-    """Tell the next stage a shape without waiting for it: two stages that both wait for a send never meet."""
-    if tensor_send_to_next is not None:
-        shape = list(tensor_send_to_next.shape)
-        message = torch.tensor([len(shape), *shape] + [0] * (_SHAPE_SLOTS - 1 - len(shape)))
-        _keep(group, message, group.next_rank, group.device_group, _SHAPE_TAG)
-    if not recv_prev:
-        return torch.Size([0, 0, 0])
-    message = torch.empty(_SHAPE_SLOTS, dtype=torch.int64)
-    torch.distributed.recv(message, src=group.prev_rank, group=group.device_group, tag=_SHAPE_TAG)
-    length, *shape = message.tolist()
-    return torch.Size(shape[:length])
-
-
-def _send(group, tensor: torch.Tensor):
-    lane = group.device_groups[group.rank_in_group % 2] if group.world_size == 2 else group.device_group
-    return _keep(group, tensor.clone(), group.next_rank, lane)
-
-
-def _send_skip(group, tensor: torch.Tensor):
-    return _keep(group, tensor.clone(), group.skip_rank, group.skip_device_group)
-
-
-def _keep(group, tensor: torch.Tensor, target: int, lane, tag: int = 0):
-    """Send without waiting, and hold on to the tensor and the handle: gloo drops a send that nobody remembers."""
-    work = torch.distributed.isend(tensor, dst=target, group=lane, tag=tag)
-    sends = group.__dict__.setdefault("_sends", deque())
-    sends.append((work, tensor))
-    while len(sends) > _SENDS_KEPT:
-        sends.popleft()[0].wait()
-    return work
+    state.destroy_distributed_env = destroy
 
 
 def _patch_placement() -> None:
-    """Leave a pipeline where it was loaded; xDiT's runner would move it to a CUDA device."""
-    with contextlib.suppress(ModuleNotFoundError):
-        loading = importlib.import_module("xfuser.model_executor.models.runner_models.loading.meta_load")
-        loading.ModelLoader.materialize_pipeline = lambda loader: None
+    loading = importlib.import_module("xfuser.model_executor.models.runner_models.loading.meta_load")
+    loading.ModelLoader.materialize_pipeline = _leave_in_place
+
+
+def _leave_in_place(loader: Any) -> None:
+    """Keep a pipeline where it was loaded; xDiT's runner would move it to a CUDA device, converting it on the way.
+
+    Raises:
+        ValueError: the run asks for a conversion, which needs a device.
+    """
+    asked = [name for name in _CONVERSIONS if getattr(loader.model.config, name, False)]
+    if loader.model.config.fully_shard_degree > 1:
+        asked.append("fully_shard_degree")
+    if asked:
+        raise ValueError(f"{', '.join(asked)} cannot be used without accelerator; leave it out to run on CPU")

@@ -46,6 +46,7 @@ def results(tmp_path_factory) -> list[dict]:
         folder = str(tiny.checkpoint(family, tmp_path_factory.mktemp(family)))
         request = {"checkpoint": folder, "prompt": PROMPT, "steps": 3, "flags": flags}
         cases[f"{family} runner"] = {"family": family, "ask": "image", "request": request}
+    cases["late"] = {"family": "pixart", "ask": "late", "layout": DELAYED["pp2"]}
     return run_ranks("layouts_worker.py", 4, cases=cases)
 
 
@@ -71,6 +72,17 @@ def test_xdits_runner_makes_the_image_of_diffusers(results, family):
     difference = numpy.abs(image.astype(float) - numpy.asarray(plain, dtype=float)).mean()
     assert image.shape == (128, 128, 3)
     assert difference < 3, "of 255; the runner computes in half precision"
+
+
+def test_a_rank_that_is_done_waits_for_those_that_still_read_its_messages(results):
+    assert torch.equal(only(results, "late"), only(results, "pixart pp2"))
+
+
+def test_conversions_that_need_a_device_are_refused():
+    config = types.SimpleNamespace(fully_shard_degree=2, use_fp8_gemms=True)
+    loader = types.SimpleNamespace(model=types.SimpleNamespace(config=config))
+    with pytest.raises(ValueError, match="use_fp8_gemms, fully_shard_degree cannot be used without accelerator"):
+        cpu._leave_in_place(loader)
 
 
 def test_preparing_twice_is_preparing_once(results):

@@ -6,11 +6,12 @@ A case is {"family", "layout", "request", "fixes", "ask"}, all but the first opt
 
 from __future__ import annotations
 
+import time
 from typing import Any
 
 from fastcache_xdit.host import cpu
 from fastcache_xdit.runtime.patch import Undo
-from tests.parallel.ranks import generate, layout, report
+from tests.parallel.ranks import generate, layout, report, xdit
 from tests.parallel.runner import image
 
 
@@ -27,7 +28,21 @@ def main(cases: dict[str, dict]) -> dict[str, Any]:
 def _run(family: str, ask: str = "latents", layout: dict | None = None, request: dict | None = None, fixes=False):
     if ask == "image":
         return image(family, **(request or {}))
+    if ask == "late":
+        return _last_rank_late(family, layout or {})
     return _in_layout(family, QUESTIONS[ask], layout or {}, request or {}, fixes)
+
+
+def _last_rank_late(family: str, degrees: dict) -> Any:
+    """Slow the last stage down and let each rank close its connections as soon as it is done; no case can follow."""
+    from xfuser.core.distributed import is_pipeline_last_stage
+
+    pipe = xdit(family, **degrees)
+    if is_pipeline_last_stage():
+        pipe.transformer.register_forward_pre_hook(lambda *_: time.sleep(0.1))
+    latents = generate(pipe, family)
+    _runtime_state().destroy_distributed_env()
+    return latents
 
 
 def _in_layout(family: str, question, degrees: dict, request: dict, fixes: bool):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import sys
 import traceback
 from collections.abc import Callable, Iterator
@@ -28,8 +29,7 @@ def report(main: Callable[..., Any]) -> None:
     """Run `main` with the arguments of `run_ranks` and hand its result back; the last line of every worker."""
     folder = Path(sys.argv[1])
     result = main(**json.loads((folder / "arguments.json").read_text()))
-    rank = dist.get_rank() if dist.is_initialized() else 0
-    torch.save(result, folder / f"rank{rank}.pt")
+    torch.save(result, folder / f"rank{os.environ['RANK']}.pt")
     if dist.is_initialized():
         dist.barrier()
         dist.destroy_process_group()
@@ -54,9 +54,8 @@ def engine(**degrees: Any) -> Any:
     return config
 
 
-@contextlib.contextmanager
-def layout(family: str, runner: bool = False, model: dict | None = None, **degrees: Any) -> Iterator[Any]:
-    """Give a tiny pipeline laid out by xDiT; leaving takes xDiT's groups and caches down for the next layout.
+def xdit(family: str, runner: bool = False, model: dict | None = None, **degrees: Any) -> Any:
+    """Return a tiny pipeline laid out by xDiT.
 
     `runner` builds Flux as xDiT's runner does at one pipeline stage, otherwise it is xDiT's own pipeline wrapper.
     `model` changes the transformer's config, `degrees` are fields of `xFuserArgs`.
@@ -65,8 +64,14 @@ def layout(family: str, runner: bool = False, model: dict | None = None, **degre
     import xfuser
 
     plain = tiny.pipeline(family, **(model or {}))
+    return _runner_flux(plain, config) if runner else getattr(xfuser, WRAPPERS[family])(plain, config)
+
+
+@contextlib.contextmanager
+def layout(family: str, **settings: Any) -> Iterator[Any]:
+    """Give the pipeline of `xdit`; leaving takes xDiT's groups and caches down, to make room for the next layout."""
     try:
-        yield _runner_flux(plain, config) if runner else getattr(xfuser, WRAPPERS[family])(plain, config)
+        yield xdit(family, **settings)
     except Exception:
         traceback.print_exc()
         _forget()  # without waiting: ranks that wait for this one notice that their connection closed

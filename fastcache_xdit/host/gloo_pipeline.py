@@ -1,0 +1,54 @@
+"""PipeFusion's messages between stages on gloo, where a send completes only when the other side reads it."""
+
+from __future__ import annotations
+
+import importlib
+from collections import deque
+
+import torch
+import torch.distributed
+
+SHAPE_TAG = 1  # shapes travel apart from the tensors, so that neither can be taken for the other
+SHAPE_SLOTS = 8
+SENDS_KEPT = 64  # far more than a pipeline can lag behind: one message per patch and stream
+
+
+def patch_pipeline_group() -> None:
+    """Replace how xDiT's pipeline groups send tensors and shapes, for the rest of the process."""
+    group = importlib.import_module("xfuser.core.distributed.group_coordinator").PipelineGroupCoordinator
+    group._communicate_shapes = _exchange_shapes
+    group._pipeline_isend = _send
+    group._pipeline_isend_skip = _send_skip
+
+
+def _exchange_shapes(group, tensor_send_to_next=None, recv_prev=False) -> torch.Size:
+    """Tell the next stage a shape without waiting for it: two stages that both wait for a send never meet."""
+    if tensor_send_to_next is not None:
+        shape = list(tensor_send_to_next.shape)
+        message = torch.tensor([len(shape), *shape] + [0] * (SHAPE_SLOTS - 1 - len(shape)))
+        _keep(group, message, group.next_rank, group.device_group, SHAPE_TAG)
+    if not recv_prev:
+        return torch.Size([0, 0, 0])
+    message = torch.empty(SHAPE_SLOTS, dtype=torch.int64)
+    torch.distributed.recv(message, src=group.prev_rank, group=group.device_group, tag=SHAPE_TAG)
+    length, *shape = message.tolist()
+    return torch.Size(shape[:length])
+
+
+def _send(group, tensor: torch.Tensor):
+    lane = group.device_groups[group.rank_in_group % 2] if group.world_size == 2 else group.device_group
+    return _keep(group, tensor.clone(), group.next_rank, lane)
+
+
+def _send_skip(group, tensor: torch.Tensor):
+    return _keep(group, tensor.clone(), group.skip_rank, group.skip_device_group)
+
+
+def _keep(group, tensor: torch.Tensor, target: int, lane, tag: int = 0):
+    """Send without waiting, and hold on to the tensor and the handle: gloo drops a send that nobody remembers."""
+    work = torch.distributed.isend(tensor, dst=target, group=lane, tag=tag)
+    sends = group.__dict__.setdefault("_sends", deque())
+    sends.append((work, tensor))
+    while len(sends) > SENDS_KEPT:
+        sends.popleft()[0].wait()
+    return work
