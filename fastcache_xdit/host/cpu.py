@@ -91,8 +91,7 @@ class _Event:
 
 
 def _silence_cuda() -> None:
-    torch.cuda.synchronize = lambda *_, **__: None
-    torch.cuda.Event = _Event
+    vars(torch.cuda).update(synchronize=lambda *_, **__: None, Event=_Event)
 
 
 def _import_xfuser() -> None:
@@ -102,7 +101,7 @@ def _import_xfuser() -> None:
     importlib.import_module("xfuser")
     process_group = importlib.import_module("yunchang.globals").PROCESS_GROUP
     for name in _PROCESS_GROUP_USERS:
-        importlib.import_module(name).PROCESS_GROUP = process_group
+        vars(importlib.import_module(name)).update(PROCESS_GROUP=process_group)
 
 
 def _patch_environment() -> None:
@@ -117,9 +116,12 @@ def _patch_environment() -> None:
         envs = importlib.import_module("xfuser.envs")
     finally:
         del sys.modules["xfuser"]
-    envs._is_cuda = envs._is_hip = lambda: False  # they ask how torch was built, not what is there
-    envs.get_device_version = lambda: None
-    envs.get_torch_distributed_backend = lambda: "gloo"
+    vars(envs).update(
+        _is_cuda=lambda: False,  # this and the next ask how torch was built, not what is there
+        _is_hip=lambda: False,
+        get_device_version=lambda: None,
+        get_torch_distributed_backend=lambda: "gloo",
+    )
     envs.PACKAGES_CHECKER.packages_info["has_long_ctx_attn"] = True
 
 

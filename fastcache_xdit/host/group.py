@@ -46,9 +46,9 @@ class GroupConsensus:
 
     def _gather(self, values: torch.Tensor) -> torch.Tensor:
         self.counters.collectives += 1
-        everyone = values.new_empty(len(self.ranks), values.numel())
-        dist.all_gather_into_tensor(everyone, values.contiguous(), group=self.group)
-        return everyone.cpu()
+        everyone = values.new_empty(len(self.ranks) * values.numel())
+        dist.all_gather_into_tensor(everyone, values, group=self.group)
+        return everyone.cpu().view(len(self.ranks), -1)
 
 
 class StageRelay:

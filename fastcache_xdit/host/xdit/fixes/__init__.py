@@ -36,6 +36,7 @@ FIXES = (
     Fix("patch-order", "the first patch overwrites another patch's keys and values", keys_values.by_patch),
     Fix("tensor-ulysses-groups", "sequence groups ignore tensor parallelism", groups.follow_tensor_parallel),
     Fix("flux-odd-lengths", "FLUX.1 counts replicated text and padding as keys", flux.odd_lengths),
+    Fix("flux2-shared-text", "FLUX.2 counts replicated text as keys once per rank", flux.shared_text),
     Fix("unequal-patches", "sequence ranks disagree on the height of a patch", requests.unequal_patches),
     Fix("warmup-clamp", "a short request shortens the warm-up of all later ones", requests.warmup_clamp),
 )

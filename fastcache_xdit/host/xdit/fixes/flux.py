@@ -1,8 +1,10 @@
-"""FLUX.1 under sequence parallelism, with text or image lengths that the sequence degree does not divide."""
+"""FLUX under sequence parallelism, where every rank holds the whole text or the image does not divide."""
 
 from __future__ import annotations
 
+import functools
 import importlib
+import importlib.util
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -11,6 +13,8 @@ import torch
 
 from fastcache_xdit.host.xdit.fixes.limits import refuse
 from fastcache_xdit.runtime.patch import Undo
+
+_MODELS = "xfuser.model_executor.models.transformers"
 
 
 @dataclass
@@ -30,7 +34,7 @@ def odd_lengths(undo: Undo) -> bool:
     The fixed attention raises ValueError for an image that does not divide under ring attention: ring ranks exchange
     keys of equal lengths, so the padding of the last one cannot be left out.
     """
-    module = importlib.import_module("xfuser.model_executor.models.transformers.transformer_flux")
+    module = importlib.import_module(f"{_MODELS}.transformer_flux")
     lengths = Lengths()
     whole, local = module.xFuserFlux1Transformer2DWrapper, module.xFuserFluxTransformer2DWrapper
     undo.set(whole, "_pad_to_sp_divisible", whole.pad_to_sp_divisible)
@@ -40,10 +44,26 @@ def odd_lengths(undo: Undo) -> bool:
     return True
 
 
+def shared_text(undo: Undo) -> bool:
+    """Attend to each text token of FLUX.2 once where pipeline stages meet sequence parallelism.
+
+    The text is kept whole on every rank there, and the attention of both kinds of block puts it in front of the
+    image without saying so, so that it counts as a key once per rank.
+    """
+    if importlib.util.find_spec("diffusers.models.transformers.transformer_flux2") is None:
+        return False
+    module = importlib.import_module(f"{_MODELS}.transformer_flux2")
+    lengths, local = Lengths(), module.xFuserFlux2Transformer2DModelWrapper
+    undo.set(local, "forward", _measured(local.forward, lengths, pads=False))
+    undo.set(module, "USP", _attention(module.USP, lengths))
+    return True
+
+
 def _measured(forward: Callable, lengths: Lengths, pads: bool) -> Callable:
     """Note the lengths before xDiT cuts them; `pads` where the model itself cuts the image and fills it up."""
     distributed = importlib.import_module("xfuser.core.distributed")
 
+    @functools.wraps(forward)  # the cache binds arguments by the names that xDiT gave them
     def measured(self, hidden_states: torch.Tensor, encoder_hidden_states=None, *args: Any, **kwargs: Any):
         ulysses, ring = distributed.get_ulysses_parallel_world_size(), distributed.get_ring_parallel_world_size()
         image = hidden_states.shape[1] if pads else 0
@@ -58,6 +78,7 @@ def _measured(forward: Callable, lengths: Lengths, pads: bool) -> Callable:
 def _attention(original: Callable, lengths: Lengths) -> Callable:
     distributed = importlib.import_module("xfuser.core.distributed")
 
+    @functools.wraps(original)
     def attention(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, **kwargs: Any) -> torch.Tensor:
         degree = distributed.get_sequence_parallel_world_size()
         if degree == 1 or kwargs.get("joint_strategy") is not None:  # with pipeline stages xDiT names the text itself
