@@ -21,6 +21,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--seed", type=int, default=0, help="of scenes, noise and evaluation prompts")
     parser.add_argument("--run-dir", type=Path, default=Path("runs/shapes-pixart"), help="checkpoints and logs")
     parser.add_argument("--from-shipped", action="store_true", help="start the transformer from the shipped weights")
+    parser.add_argument("--compile", action="store_true", help="compile the transformer blocks (needs a C++ compiler)")
     parser.add_argument("--model-dir", type=Path, default=model_path(SHIPPED[0]), help="pipeline folder")
     parser.add_argument("--count", type=int, default=64, help="images to evaluate")
     parser.add_argument("--grid", type=Path, help="PNG for the evaluated images")
@@ -34,7 +35,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         train_vae(options.minutes, options.seed, options.run_dir)
     elif options.part == "transformer":
         start_from = options.model_dir if options.from_shipped else None
-        train_transformer(options.minutes, options.seed, options.run_dir, start_from)
+        train_transformer(options.minutes, options.seed, options.run_dir, start_from, options.compile)
     elif options.part == "export":
         export(options.run_dir, options.model_dir)
         plot_loss(options.run_dir, options.model_dir / "loss.png")

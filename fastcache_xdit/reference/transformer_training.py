@@ -23,6 +23,7 @@ from .shapes import caption, draw_batch, sample_scene
 CHECKPOINT = "transformer.pt"
 # A scene is drawn and encoded once and then used with several (sigma, noise) draws, since encoding is not free.
 _SCENES, _DRAWS = 24, 4
+_CAPTION_TOKENS = 16
 # One single-threaded worker per core on its share of the batch: on a busy machine this is much faster than parallel
 # kernels, whose every call waits for the slower core.
 _WORKERS = 2
@@ -69,10 +70,11 @@ class SceneStream:
 
     @torch.no_grad()
     def next(self, count: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Token ids and mask of shape (count, longest caption), and float32 latents of shape (count, 4, 16, 16)."""
+        """Token ids and mask of shape (count, 16), and float32 latents of shape (count, 4, 16, 16)."""
         scenes = [sample_scene(self.rng) for _ in range(count)]
         texts = ["" if self.rng.random() < _CAPTION_DROPOUT else caption(scene) for scene in scenes]
-        tokens = self.tokenizer(texts, padding="longest", return_tensors="pt")
+        # One fixed length, just above the longest caption, so that compiled blocks see one shape only.
+        tokens = self.tokenizer(texts, padding="max_length", max_length=_CAPTION_TOKENS, return_tensors="pt")
         with torch.autocast("cpu", torch.bfloat16):
             latents = self.vae.encode(draw_batch(scenes)).latent_dist.mode()
         return tokens.input_ids, tokens.attention_mask, latents.float() * self.vae.config.scaling_factor
@@ -179,6 +181,8 @@ def _step(run: Run, streams: list[SceneStream], pool: ThreadPoolExecutor, progre
 def _loop(run: Run, streams: list[SceneStream], clock: training.Clock, run_dir: Path) -> None:
     log, losses, saved = training.LossLog(run_dir / "transformer-loss.jsonl"), [], clock.spent
     pool = ThreadPoolExecutor(_WORKERS, initializer=torch.set_num_threads, initargs=(1,))
+    # Compiled blocks are built on first use: by one worker alone, so that the workers do not build them twice.
+    pool.submit(_gradients, run, streams[0]).result()
     while clock.progress < 1:
         losses.append(_step(run, streams, pool, clock.progress))
         if len(losses) == training.LOG_EVERY_STEPS:
@@ -190,7 +194,9 @@ def _loop(run: Run, streams: list[SceneStream], clock: training.Clock, run_dir: 
     training.save_checkpoint(run_dir / CHECKPOINT, run.state(clock.spent))
 
 
-def train_transformer(minutes: float, seed: int, run_dir: Path, start_from: Path | None = None) -> None:
+def train_transformer(
+    minutes: float, seed: int, run_dir: Path, start_from: Path | None = None, compiled: bool = False
+) -> None:
     """Train until ``minutes`` of wall time are spent, all runs together; continues a checkpoint in ``run_dir``.
 
     Args:
@@ -198,6 +204,7 @@ def train_transformer(minutes: float, seed: int, run_dir: Path, start_from: Path
         seed: seed of scenes and noise.
         run_dir: holds the autoencoder (``vae/``), the checkpoint and the loss log.
         start_from: pipeline folder whose text encoder and transformer to start from instead of random weights.
+        compiled: compile the transformer blocks, which needs a C++ compiler and takes a minute.
     """
     _use_plain_attention()
     rng = training.seed_everything(seed)
@@ -206,6 +213,9 @@ def train_transformer(minutes: float, seed: int, run_dir: Path, start_from: Path
     state = training.load_checkpoint(run_dir / CHECKPOINT)
     if state is not None:
         run.restore(state)
+    if compiled:
+        for block in run.model.transformer.transformer_blocks:
+            block.compile(dynamic=False, options={"cpp.threads": 1})
     streams = [SceneStream(vae, build_tokenizer(), random.Random(rng.random())) for _ in range(_WORKERS)]
     _loop(run, streams, training.Clock(minutes * 60, run.spent), run_dir)
 
