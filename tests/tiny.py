@@ -20,22 +20,22 @@ from tests.tiny_parts import CHANNELS, TEXT, autoencoder, encoders
 TOKENS = 16  # length of the text, divisible by every sequence degree
 PIXELS = 128
 GAIN = 0.5  # random weights at full size change far more from step to step than trained ones do
-FAMILIES = ("pixart", "pixart_sigma", "flux", "sd3", "dit")
+FAMILIES = ("pixart", "pixart_sigma", "flux", "sd3", "dit")  # "flux2" is there as well, for defects of xDiT only
 
 _HEADS = {"num_attention_heads": 4, "attention_head_dim": 16}
+_GRID = {"in_channels": CHANNELS, "sample_size": 16, "patch_size": 2}
 _PIXART = {
     **_HEADS,
     "num_layers": 8,
-    "in_channels": CHANNELS,
+    **_GRID,
     "out_channels": 2 * CHANNELS,
     "cross_attention_dim": 64,
     "caption_channels": TEXT,
-    "sample_size": 16,
-    "patch_size": 2,
+    "use_additional_conditions": False,
 }
 _MODELS: dict[str, tuple[str, dict[str, Any]]] = {
-    "pixart": ("PixArtTransformer2DModel", {**_PIXART, "use_additional_conditions": False}),
-    "pixart_sigma": ("PixArtTransformer2DModel", {**_PIXART, "use_additional_conditions": False}),
+    "pixart": ("PixArtTransformer2DModel", _PIXART),
+    "pixart_sigma": ("PixArtTransformer2DModel", _PIXART),
     "flux": (
         "FluxTransformer2DModel",
         {
@@ -49,18 +49,27 @@ _MODELS: dict[str, tuple[str, dict[str, Any]]] = {
             "axes_dims_rope": (4, 6, 6),
         },
     ),
+    "flux2": (
+        "Flux2Transformer2DModel",
+        {
+            **_HEADS,
+            "num_layers": 4,
+            "num_single_layers": 4,
+            "in_channels": 4 * CHANNELS,
+            "joint_attention_dim": TEXT,
+            "axes_dims_rope": (4, 4, 4, 4),
+        },
+    ),
     "sd3": (
         "SD3Transformer2DModel",
         {
             **_HEADS,
             "num_layers": 8,
-            "in_channels": CHANNELS,
+            **_GRID,
             "out_channels": CHANNELS,
             "caption_projection_dim": 64,
             "joint_attention_dim": TEXT,
             "pooled_projection_dim": TEXT,
-            "sample_size": 16,
-            "patch_size": 2,
             "pos_embed_max_size": 64,
             "qk_norm": "rms_norm",
         },
@@ -70,10 +79,8 @@ _MODELS: dict[str, tuple[str, dict[str, Any]]] = {
         {
             **_HEADS,
             "num_layers": 8,
-            "in_channels": CHANNELS,
+            **_GRID,
             "out_channels": 2 * CHANNELS,
-            "sample_size": 16,
-            "patch_size": 2,
             "num_embeds_ada_norm": 1000,  # the pipeline takes label 1000 for "no class"
         },
     ),
@@ -82,6 +89,7 @@ _PIPELINES = {
     "pixart": "PixArtAlphaPipeline",
     "pixart_sigma": "PixArtSigmaPipeline",
     "flux": "FluxPipeline",
+    "flux2": "Flux2Pipeline",
     "sd3": "StableDiffusion3Pipeline",
     "dit": "DiTPipeline",
 }
@@ -91,7 +99,7 @@ def transformer(family: str, seed: int = 0, **changes: Any) -> nn.Module:
     """Build the family's transformer with random weights that depend on nothing but `seed`; `changes` go to its config.
 
     Raises:
-        KeyError: the family is not one of `FAMILIES`.
+        KeyError: the family is unknown.
     """
     name, config = _MODELS[family]
     with seeded(seed):
@@ -123,6 +131,8 @@ def call_arguments(family: str, seed: int = 0, batch: int = 1, pixels: int = PIX
         return {"class_labels": list(range(batch)), "generator": draw, "output_type": "pt"}
     prompt = torch.randn(batch, tokens, TEXT, generator=draw)
     negative = torch.randn(batch, tokens, TEXT, generator=draw)
+    if family == "flux2":
+        return {"prompt_embeds": prompt, "max_sequence_length": tokens, "generator": draw, **size}
     side = pixels // 8
     noise = torch.randn(batch, CHANNELS, side, side, generator=draw)
     if family == "flux":
@@ -181,7 +191,7 @@ def _calm(model: nn.Module) -> nn.Module:
 
 
 def _scheduler(family: str) -> Any:
-    if family in ("flux", "sd3"):
+    if family in ("flux", "flux2", "sd3"):
         return diffusers.FlowMatchEulerDiscreteScheduler(shift=3.0)
     bounded = {"prediction_type": "v_prediction"}  # noise predicted by random weights would grow with every step
     if family == "dit":

@@ -18,19 +18,26 @@ _CLIP = {"flux": (TEXT,), "sd3": (TEXT // 2, TEXT // 2)}  # SD3 puts two side by
 def autoencoder(family: str) -> Any:
     """Build an autoencoder with CHANNELS latent channels that shrinks images by 8, as every family's does."""
     width = (8, 8, 8, 8)
+    common: dict[str, Any] = {"block_out_channels": width, "latent_channels": CHANNELS, "norm_num_groups": 4}
+    if family == "flux2":
+        return diffusers.AutoencoderKLFlux2(**common).eval()
     shift = {"shift_factor": 0.1, "use_quant_conv": False, "use_post_quant_conv": False}
     return diffusers.AutoencoderKL(
-        block_out_channels=width,
+        **common,
         down_block_types=("DownEncoderBlock2D",) * len(width),
         up_block_types=("UpDecoderBlock2D",) * len(width),
-        latent_channels=CHANNELS,
-        norm_num_groups=4,
         **(shift if family in _CLIP else {}),
     ).eval()
 
 
 def encoders(family: str, text: bool) -> dict[str, Any]:
-    """Return the family's text encoders and tokenizers by component name, or None for each without `text`."""
+    """Return the family's text encoders and tokenizers by component name, or None for each without `text`.
+
+    Raises:
+        ValueError: FLUX.2 with text.
+    """
+    if family == "flux2" and text:
+        raise ValueError("a tiny FLUX.2 takes embeddings only; its text encoder is a language model")
     names = [f"{kind}{number}" for number in _numbers(family) for kind in ("text_encoder", "tokenizer")]
     optional = {"image_encoder": None, "feature_extractor": None} if family in _CLIP else {}
     if not text:

@@ -21,6 +21,7 @@ WRAPPERS = {
     "pixart": "xFuserPixArtAlphaPipeline",
     "pixart_sigma": "xFuserPixArtSigmaPipeline",
     "flux": "xFuserFluxPipeline",
+    "flux2": "xFuserFlux2Pipeline",
     "sd3": "xFuserStableDiffusion3Pipeline",
 }
 
