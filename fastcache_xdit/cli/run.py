@@ -26,6 +26,8 @@ def main(argv: list[str]) -> int:
     parser = FlexibleArgumentParser(prog="fastcache_xdit run", description=__doc__)
     options = vars(parse(xFuserArgs.add_runner_args(parser), argv))
     _check(options)
+    if options.get("output_directory"):
+        Path(options["output_directory"]).mkdir(parents=True, exist_ok=True)  # xDiT fails there, after all the work
     sys.argv = ["fastcache_xdit run", *argv, *_needed_here(options)]
     runpy.run_module("xfuser.runner", run_name="__main__", alter_sys=True)
     if is_first_rank():

@@ -46,9 +46,23 @@ def _send_skip(group, tensor: torch.Tensor):
 
 def _keep(group, tensor: torch.Tensor, target: int, lane, tag: int = 0):
     """Send without waiting, and hold on to the tensor and the handle: gloo drops a send that nobody remembers."""
-    work = torch.distributed.isend(tensor, dst=target, group=lane, tag=tag)
+    sent = _Sent(torch.distributed.isend(tensor, dst=target, group=lane, tag=tag), tensor)
     sends = group.__dict__.setdefault("_sends", deque())
-    sends.append((work, tensor))
+    sends.append(sent)
     while len(sends) > SENDS_KEPT:
-        sends.popleft()[0].wait()
-    return work
+        sends.popleft().wait()
+    return sent
+
+
+class _Sent:
+    """A send that may be waited for twice: gloo counts completions, so that a second wait of its own never ends."""
+
+    def __init__(self, work: torch.distributed.Work, tensor: torch.Tensor):
+        self.work = work
+        self.tensor = tensor
+        self.done = False
+
+    def wait(self) -> None:
+        if not self.done:
+            self.work.wait()
+            self.done = True

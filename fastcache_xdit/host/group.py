@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Sequence
 
 import torch
@@ -12,6 +13,7 @@ from fastcache_xdit.parallel.consensus import add_by_branch, check_stamps
 from fastcache_xdit.parallel.topology import Topology
 from fastcache_xdit.runtime.judge import HEADER_LENGTH
 
+HEADERS_KEPT = 256
 _GROUPS: dict[tuple[int, tuple[int, ...], str | None], dist.ProcessGroup] = {}
 
 
@@ -60,15 +62,16 @@ class StageRelay:
         self.group = group_of([topology.stage_neighbour(other - stage) for other in range(stages)], backend="gloo")
         self._previous = topology.stage_neighbour(-1)
         self._next = topology.stage_neighbour(1) if stage + 1 < stages else None
-        self._pending: list[tuple[dist.Work, torch.Tensor]] = []
+        self._sent: deque[tuple[dist.Work, torch.Tensor]] = deque()
 
     def send(self, header: list[float]) -> None:
-        """See `Relay`; does not wait, but keeps message and work alive until they are through."""
+        """See `Relay`; does not wait: gloo needs message and work kept alive, and a stage lags by few messages."""
         if self._next is None:
             return
-        self._pending = [(work, message) for work, message in self._pending if not work.is_completed()]
         message = torch.tensor(header, dtype=torch.float64)
-        self._pending.append((dist.isend(message, dst=self._next, group=self.group), message))
+        self._sent.append((dist.isend(message, dst=self._next, group=self.group), message))
+        if len(self._sent) > HEADERS_KEPT:
+            self._sent.popleft()[0].wait()
 
     def receive(self) -> list[float]:
         """See `Relay`; waits for the previous stage, which sends before it sends its activations."""
