@@ -11,8 +11,9 @@ from matplotlib.figure import Figure
 
 from . import training
 from .components import MAX_TOKENS, build_pipeline, build_text_encoder, build_tokenizer, build_transformer
+from .flow import TextToLatent
 from .shapes import IMAGE_SIZE
-from .transformer_training import CHECKPOINT, TextToLatent
+from .transformer_training import CHECKPOINT
 
 GUIDANCE_SCALE = 3.0
 _DEFAULTS = {

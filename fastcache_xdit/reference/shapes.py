@@ -33,7 +33,7 @@ BACKGROUNDS: dict[str, tuple[int, int, int]] = {"dark": (24, 24, 32), "light": (
 RADIUS = {"normal": (19.0, 22.0), "small": (10.0, 12.0)}
 # Centre of the first object for each relation; the second object sits at the mirrored place.
 _FIRST_CENTRE = {"left of": (32, 64), "right of": (96, 64), "above": (64, 32), "below": (64, 96)}
-_JITTER_ALONG, _JITTER_ACROSS, _JITTER_SINGLE = 5.0, 12.0, 14.0
+_JITTER_ALONG, _JITTER_ACROSS, _JITTER_SINGLE = 4.0, 6.0, 8.0
 _TWO_OBJECTS_SHARE = 0.85
 _HELD_OUT_MODULUS = 16
 

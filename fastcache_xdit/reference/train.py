@@ -4,22 +4,25 @@ from __future__ import annotations
 
 import argparse
 import json
+import signal
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 from .evaluate import evaluate
 from .export import export, plot_loss
 from .loading import SHIPPED, model_path
-from .transformer_training import train_transformer
-from .vae_training import train_vae
+from .transformer_training import TransformerOptions, train_transformer
+from .vae_training import train_decoder, train_vae
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("part", choices=("vae", "transformer", "export", "evaluate"))
+    parser.add_argument("part", choices=("vae", "decoder", "transformer", "export", "evaluate"))
     parser.add_argument("--minutes", type=float, default=8.0, help="wall-time budget, over all resumed runs")
     parser.add_argument("--seed", type=int, default=0, help="of scenes, noise and evaluation prompts")
     parser.add_argument("--run-dir", type=Path, default=Path("runs/shapes-pixart"), help="checkpoints and logs")
+    parser.add_argument("--scenes", type=int, default=24, help="scenes per step of the transformer, each used 4 times")
     parser.add_argument("--from-shipped", action="store_true", help="start the transformer from the shipped weights")
     parser.add_argument("--compile", action="store_true", help="compile the transformer blocks (needs a C++ compiler)")
     parser.add_argument("--model-dir", type=Path, default=model_path(SHIPPED[0]), help="pipeline folder")
@@ -31,11 +34,16 @@ def _parser() -> argparse.ArgumentParser:
 def main(arguments: Sequence[str] | None = None) -> None:
     """Command line entry point."""
     options = _parser().parse_args(arguments)
+    # A terminated training must unwind, since it saves its checkpoint on the way out.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
     if options.part == "vae":
         train_vae(options.minutes, options.seed, options.run_dir)
+    elif options.part == "decoder":
+        train_decoder(options.minutes, options.seed, options.run_dir)
     elif options.part == "transformer":
         start_from = options.model_dir if options.from_shipped else None
-        train_transformer(options.minutes, options.seed, options.run_dir, start_from, options.compile)
+        how = TransformerOptions(options.minutes, options.seed, options.scenes, options.compile, start_from)
+        train_transformer(how, options.run_dir)
     elif options.part == "export":
         export(options.run_dir, options.model_dir)
         plot_loss(options.run_dir, options.model_dir / "loss.png")

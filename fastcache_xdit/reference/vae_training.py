@@ -1,8 +1,12 @@
-"""Training of the shapes autoencoder: L1 and L2 reconstruction with a slight KL pull towards unit variance."""
+"""Training of the shapes autoencoder: L1 and L2 reconstruction with a slight KL pull towards unit variance.
+
+The decoder can be trained further on its own, which leaves the latents, and so the transformer, as they are.
+"""
 
 from __future__ import annotations
 
 import random
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -18,6 +22,9 @@ _CROP = 64
 _CROPS_SHARE = 0.55
 _CROP_BATCH, _IMAGE_BATCH = 24, 8
 _LEARNING_RATE, _KL_WEIGHT = 2e-3, 1e-4
+_DECODER_RATE = 1e-3
+# Share of the latents' standard deviation: generated latents are never as clean as encoded ones.
+_DECODER_NOISE = 0.05
 
 
 def _corner(rng: random.Random, centre: float, radius: float) -> int:
@@ -39,14 +46,26 @@ def _batch(rng: random.Random, crops: bool) -> torch.Tensor:
     return images.contiguous(memory_format=torch.channels_last)
 
 
-def _loss(vae: AutoencoderKL, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+def _reconstruction_loss(decoded: torch.Tensor, images: torch.Tensor) -> torch.Tensor:
+    error = decoded.float() - images
+    return error.abs().mean() + error.pow(2).mean()
+
+
+def _vae_loss(vae: AutoencoderKL, images: torch.Tensor) -> torch.Tensor:
     with torch.autocast("cpu", torch.bfloat16):
         posterior = vae.encode(images).latent_dist
         decoded = vae.decode(posterior.sample()).sample
-    error = decoded.float() - images
-    mse = error.pow(2).mean()
     kl = 0.5 * (posterior.mean.float().pow(2) + posterior.var.float() - 1 - posterior.logvar.float()).mean()
-    return error.abs().mean() + mse + _KL_WEIGHT * kl, mse.detach()
+    return _reconstruction_loss(decoded, images) + _KL_WEIGHT * kl
+
+
+def _decoder_loss(vae: AutoencoderKL, images: torch.Tensor) -> torch.Tensor:
+    with torch.autocast("cpu", torch.bfloat16):
+        with torch.no_grad():
+            latents = vae.encode(images).latent_dist.mode().float()
+        noise = torch.randn_like(latents) * _DECODER_NOISE / vae.config.scaling_factor
+        decoded = vae.decode(latents + noise).sample
+    return _reconstruction_loss(decoded, images)
 
 
 @torch.no_grad()
@@ -66,13 +85,28 @@ def measure(vae: AutoencoderKL, count: int = 256, seed: int = 1) -> dict[str, fl
     return {"mean": values.mean().item(), "std": values.std().item(), "psnr": (10 * torch.log10(4 / mse)).item()}
 
 
-def _step(vae: nn.Module, optimizer: torch.optim.Optimizer, images: torch.Tensor) -> tuple[float, float]:
-    loss, mse = _loss(vae, images)
-    optimizer.zero_grad(set_to_none=True)
-    loss.backward()
-    nn.utils.clip_grad_norm_(vae.parameters(), 1.0)
-    optimizer.step()
-    return loss.item(), mse.item()
+def _fit(
+    vae: AutoencoderKL,
+    parts: list[nn.Module],
+    loss_of: Callable[[AutoencoderKL, torch.Tensor], torch.Tensor],
+    rng: random.Random,
+    schedule: tuple[float, float],
+    log: training.LossLog,
+) -> None:
+    """Train ``parts`` of the VAE; ``schedule`` = (learning rate, seconds)."""
+    parameters = [p for part in parts for p in part.parameters()]
+    optimizer = torch.optim.AdamW(parameters, lr=schedule[0], betas=(0.9, 0.99), weight_decay=1e-4)
+    clock, step = training.Clock(schedule[1]), 0
+    while clock.progress < 1:
+        training.set_learning_rate(optimizer, training.learning_rate_factor(step, clock.progress))
+        loss = loss_of(vae, _batch(rng, clock.progress < _CROPS_SHARE))
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        nn.utils.clip_grad_norm_(parameters, 1.0)
+        optimizer.step()
+        if step % training.LOG_EVERY_STEPS == 0:
+            log.write(step=step, seconds=clock.spent, loss=loss.item())
+        step += 1
 
 
 def train_vae(minutes: float, seed: int, run_dir: Path) -> AutoencoderKL:
@@ -81,24 +115,24 @@ def train_vae(minutes: float, seed: int, run_dir: Path) -> AutoencoderKL:
     Returns:
         The float32 autoencoder with ``scaling_factor`` set so that scaled latents have unit standard deviation.
     """
-    rng = training.seed_everything(seed)
+    rng, log = training.seed_everything(seed), training.LossLog(run_dir / "vae-loss.jsonl")
     vae = build_vae().to(memory_format=torch.channels_last)
-    optimizer = torch.optim.AdamW(vae.parameters(), lr=_LEARNING_RATE, betas=(0.9, 0.99), weight_decay=1e-4)
-    log = training.LossLog(run_dir / "vae-loss.jsonl")
-    clock, step = training.Clock(minutes * 60), 0
-    while clock.progress < 1:
-        training.set_learning_rate(optimizer, training.learning_rate_factor(step, clock.progress))
-        loss, mse = _step(vae, optimizer, _batch(rng, clock.progress < _CROPS_SHARE))
-        if step % training.LOG_EVERY_STEPS == 0:
-            log.write(step=step, seconds=clock.spent, loss=loss, mse=mse)
-        step += 1
-    return _finish(vae.eval(), run_dir, log)
-
-
-def _finish(vae: AutoencoderKL, run_dir: Path, log: training.LossLog) -> AutoencoderKL:
-    statistics = measure(vae)
+    _fit(vae, [vae], _vae_loss, rng, (_LEARNING_RATE, minutes * 60), log)
+    statistics = measure(vae.eval())
     vae.register_to_config(scaling_factor=1 / statistics["std"])
+    return _save(vae, run_dir / "vae", statistics, log)
+
+
+def train_decoder(minutes: float, seed: int, run_dir: Path) -> AutoencoderKL:
+    """Train only the decoder of ``run_dir``/vae further for ``minutes``; encoder and latents stay as they are."""
+    rng, log = training.seed_everything(seed), training.LossLog(run_dir / "decoder-loss.jsonl")
+    vae = AutoencoderKL.from_pretrained(run_dir / "vae").to(memory_format=torch.channels_last).train()
+    _fit(vae, [vae.decoder, vae.post_quant_conv], _decoder_loss, rng, (_DECODER_RATE, minutes * 60), log)
+    return _save(vae, run_dir / "vae", measure(vae.eval()), log)
+
+
+def _save(vae: AutoencoderKL, folder: Path, statistics: dict[str, float], log: training.LossLog) -> AutoencoderKL:
     vae = vae.to(memory_format=torch.contiguous_format)
-    vae.save_pretrained(run_dir / "vae")
+    vae.save_pretrained(folder)
     log.write(**statistics)
     return vae

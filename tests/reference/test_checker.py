@@ -33,9 +33,7 @@ def test_drawn_images_are_right_in_everything() -> None:
 def test_jpeg_like_noise_and_blur_do_not_matter() -> None:
     rng, noise = random.Random(12), np.random.default_rng(0)
     scenes = [sample_any_scene(rng) for _ in range(100)]
-    images = [
-        np.clip(image + noise.normal(0, 8, image.shape), 0, 255).astype(np.uint8) for image in to_pixels(scenes)
-    ]
+    images = [np.clip(image + noise.normal(0, 8, image.shape), 0, 255).astype(np.uint8) for image in to_pixels(scenes)]
     assert prompt_accuracy(images, [caption(scene) for scene in scenes]) >= 0.97
 
 
