@@ -72,7 +72,7 @@ class Clock:
     def finished(self, patch: object) -> bool:
         """Whether this branch has had all steps of an announced request; patches share the step of the first one."""
         taken = self._steps.get(self.branch, -1) + 1
-        in_step = patch is not None and getattr(patch, "index", 0) != 0
+        in_step = patch is not None and getattr(patch, "number", 0) != 0
         return self.num_steps is not None and taken - in_step >= self.num_steps
 
     @contextlib.contextmanager

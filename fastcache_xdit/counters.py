@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -43,7 +44,7 @@ class Counters:
         """Start from zero."""
         self.__init__()  # type: ignore[misc]
 
-    def compute_ratio(self, flops_per_token: dict[str, float] | None = None) -> float:
+    def compute_ratio(self, flops_per_token: Mapping[str, float] | None = None) -> float:
         """Block work executed / all block work; blocks weigh the same unless their FLOPs per token are given."""
         cost = flops_per_token or {}
         done = sum(tokens * cost.get(name, 1.0) for name, tokens in self.computed_tokens.items())

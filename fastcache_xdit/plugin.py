@@ -174,10 +174,10 @@ def _attach(
     session = Session(spec, driver, ledger, consensus, _num_steps(host.scheduler), host.patch)
     undo.set(host.transformer, "forward", session.wrapped(host.transformer.forward))
     for block in lead:
-        undo.set(block.module, "forward", driver.wrapped(None, block))
+        undo.set(block.module, "forward", driver.counted(block))
     for segment in segments:
         for block in segment.blocks:
-            undo.set(block.module, "forward", driver.wrapped(segment, block))
+            undo.set(block.module, "forward", driver.decided(segment, block))
     _listen(host, session, undo)
     return session
 
@@ -225,8 +225,8 @@ def _listen(host: Host, session: Session, undo: Undo) -> None:
             return set_timesteps(*args, **kwargs)
 
         undo.set(host.scheduler, "set_timesteps", announced)
-    if hasattr(host.transformer, "cache_context"):
-        cache_context = host.transformer.cache_context
+    cache_context: Any = getattr(host.transformer, "cache_context", None)
+    if cache_context is not None:
 
         @contextlib.contextmanager
         def named(name: str, *args: Any, **kwargs: Any) -> Iterator[None]:

@@ -77,7 +77,7 @@ class _Job:
             self._write(views)
 
     def _generate(self, runner: engine.Engine) -> compare.Comparison:
-        if self.compare:
+        if self.compare and self.config:
             return compare.compare(runner, self.batches, self.config, self.call, self.output.keep)
         result = compare.Comparison()
         for batch in self.batches:

@@ -13,9 +13,9 @@ from fastcache_xdit.runtime.patch import Undo
 
 
 class PatchView(NamedTuple):
-    """The PipeFusion patch of one call: its index, its rows of the local sequence, and whether it is the last."""
+    """The PipeFusion patch of one call: its number, its rows of the local sequence, and whether it is the last."""
 
-    index: int
+    number: int
     rows: tuple[int, int]
     is_last: bool
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 from collections import deque
+from typing import Any
 
 import torch
 import torch.distributed
@@ -57,7 +58,7 @@ def _keep(group, tensor: torch.Tensor, target: int, lane, tag: int = 0):
 class _Sent:
     """A send that may be waited for twice: gloo counts completions, so that a second wait of its own never ends."""
 
-    def __init__(self, work: torch.distributed.Work, tensor: torch.Tensor):
+    def __init__(self, work: Any, tensor: torch.Tensor):
         self.work = work
         self.tensor = tensor
         self.done = False

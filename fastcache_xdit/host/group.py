@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -62,7 +63,7 @@ class StageRelay:
         self.group = group_of([topology.stage_neighbour(other - stage) for other in range(stages)], backend="gloo")
         self._previous = topology.stage_neighbour(-1)
         self._next = topology.stage_neighbour(1) if stage + 1 < stages else None
-        self._sent: deque[tuple[dist.Work, torch.Tensor]] = deque()
+        self._sent: deque[tuple[Any, torch.Tensor]] = deque()
 
     def send(self, header: list[float]) -> None:
         """See `Relay`; does not wait: gloo needs message and work kept alive, and a stage lags by few messages."""

@@ -25,7 +25,7 @@ class BlockSpec:
 
     def read(self, arguments: dict[str, Any]) -> Streams:
         """The streams among a call's bound arguments."""
-        return Streams(*(arguments.get(name) if name in self.returns else None for name in Streams._fields))
+        return Streams(arguments[HIDDEN], arguments.get(ENCODER) if ENCODER in self.returns else None)
 
     def unpack(self, output: Any) -> Streams:
         """A block's output as streams."""

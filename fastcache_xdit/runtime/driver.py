@@ -49,8 +49,15 @@ class Driver:
         self._plan.clear()
         self._passes.clear()
 
-    def wrapped(self, segment: Segment | None, block: Block) -> Callable[..., Any]:
-        """What takes the place of `block.module.forward`; `segment` is None for lead blocks, always computed."""
+    def counted(self, block: Block) -> Callable[..., Any]:
+        """What takes the place of a lead block's forward: always computed, but counted."""
+        return self._wrapped(block, lambda streams, compute: self._compute(block, streams, compute))
+
+    def decided(self, segment: Segment, block: Block) -> Callable[..., Any]:
+        """What takes the place of the forward of a block of `segment`."""
+        return self._wrapped(block, lambda streams, compute: self._run(segment, block, streams, compute))
+
+    def _wrapped(self, block: Block, run: Callable[[Streams, Callable[[], Any]], Any]) -> Callable[..., Any]:
         original = block.module.forward
         signature = inspect.signature(getattr(block.module, "_orig_mod", block.module).forward)
 
@@ -60,28 +67,28 @@ class Driver:
             if self.clock.now is None:
                 return original(*args, **kwargs)
             streams = block.spec.read(signature.bind(*args, **kwargs).arguments)
-            return self._run(segment, block, streams, lambda: original(*args, **kwargs))
+            return run(streams, lambda: original(*args, **kwargs))
 
         return forward
 
-    def _run(self, segment: Segment | None, block: Block, streams: Streams, compute: Callable[[], Any]) -> Any:
+    def _run(self, segment: Segment, block: Block, streams: Streams, compute: Callable[[], Any]) -> Any:
         """Compute a block, or hand its input on and let the last block of the segment give the stand-in."""
-        step = self._step_of(segment, block, streams)
-        skip = step is not None and step.decision.skip
-        self.counters.note(block.name, streams.hidden_states.shape[:2].numel(), computed=not skip)
-        output = self._pass_through(segment, block, streams, step) if skip else compute()
-        if step is not None and not skip and block is segment.blocks[-1]:
+        if block is segment.blocks[0]:
+            self._passes[segment.index] = self._enter(segment, streams)
+        step = self._passes[segment.index]
+        if step.decision.skip:
+            return self._skip(segment, block, streams, step)
+        output = self._compute(block, streams, compute)
+        if block is segment.blocks[-1]:
             step.state.learn(self.config.stand_in, step.entered, block.spec.unpack(output), step.tick.step)
         return output
 
-    def _step_of(self, segment: Segment | None, block: Block, streams: Streams) -> _Pass | None:
-        if segment is None:
-            return None
-        if block is segment.blocks[0]:
-            self._passes[segment.index] = self._enter(segment, streams)
-        return self._passes[segment.index]
+    def _compute(self, block: Block, streams: Streams, compute: Callable[[], Any]) -> Any:
+        self.counters.note(block.name, _tokens(streams), computed=True)
+        return compute()
 
-    def _pass_through(self, segment: Segment, block: Block, streams: Streams, step: _Pass) -> Any:
+    def _skip(self, segment: Segment, block: Block, streams: Streams, step: _Pass) -> Any:
+        self.counters.note(block.name, _tokens(streams), computed=False)
         if block is not segment.blocks[-1]:
             return block.spec.pack(streams)
         return block.spec.pack(step.state.stand_in(self.config.stand_in, step.entered, step.tick.step))
@@ -105,3 +112,7 @@ class Driver:
             fresh = SegmentState(Track.empty(self.config.window))
             self.states[key] = whole.rows(*tick.rows) if whole and tick.rows else fresh
         return self.states[key]
+
+
+def _tokens(streams: Streams) -> int:
+    return streams.hidden_states.shape[:2].numel()

@@ -24,7 +24,7 @@ class Session:
     """Ties one driver to the calls of one transformer.
 
     `num_steps` tells the length of the announced request, or is None in a user's own loop, where the timestep's value
-    tells steps and requests apart. `patch` gives (index, rows, is_last) of the current PipeFusion patch, or None.
+    tells steps and requests apart. `patch` gives (number, rows, is_last) of the current PipeFusion patch, or None.
     """
 
     def __init__(
@@ -98,9 +98,9 @@ class Session:
     @contextmanager
     def _step(self, timestep: float | None) -> Iterator[None]:
         patch = self.patch()
-        index, rows, is_last_patch = patch or (None, None, True)
+        number, rows, is_last_patch = patch or (None, None, True)
         try:
-            with self.clock.tick(index, rows, timestep) as tick:
+            with self.clock.tick(number, rows, timestep) as tick:
                 yield
         except BaseException:
             self.driver.reset()  # references of half a step must not be used by the next one

@@ -34,26 +34,25 @@ class SegmentState:
         """How many computed steps the stand-in can look back to."""
         return len(self.residuals.get("hidden_states", ()))
 
-    def fits(self, streams: Streams) -> bool:
-        """Whether the references have the shape of what enters now."""
-        return self.reference is not None and self.reference.shape == streams.hidden_states.shape
-
     def change(self, streams: Streams) -> torch.Tensor:
         """[B, 2] float64 local sums: squared change since the reference, and squared reference."""
-        hidden_states = streams.hidden_states
-        if not self.fits(streams):
-            return torch.tensor([[math.inf, 1.0]], dtype=torch.float64, device=hidden_states.device).repeat(
-                hidden_states.shape[0], 1
-            )
-        return torch.stack([energy(hidden_states - self.reference), energy(self.reference)], dim=1)
+        hidden_states, reference = streams.hidden_states, self.reference
+        if reference is None or reference.shape != hidden_states.shape:
+            unknown = torch.tensor([[math.inf, 1.0]], dtype=torch.float64, device=hidden_states.device)
+            return unknown.repeat(hidden_states.shape[0], 1)
+        return torch.stack([energy(hidden_states - reference), energy(reference)], dim=1)
 
     def stand_in(self, name: str, entered: Streams, step: int) -> Streams:
         """The segment's output at `step` without computing it: H[in] + R of the stand-in, stream by stream."""
-        return Streams(*(self._add(name, stream, value, step) for stream, value in entered._asdict().items()))
+        hidden_states = entered.hidden_states + STAND_INS[name](self.residuals["hidden_states"], step)
+        text = self.residuals.get("encoder_hidden_states")
+        if entered.encoder_hidden_states is None or not text:
+            return Streams(hidden_states)
+        return Streams(hidden_states, entered.encoder_hidden_states + STAND_INS[name](text, step))
 
     def learn(self, name: str, entered: Streams, left: Streams, step: int) -> None:
         """Take a computed step as the newest reference; measure first what the stand-in would have made of it."""
-        if self.fits(entered):
+        if self.reference is not None and self.reference.shape == entered.hidden_states.shape:
             guess = STAND_INS[name](self.residuals["hidden_states"], step)
             missed = left.hidden_states - entered.hidden_states - guess
             self.error = torch.stack([energy(missed), energy(left.hidden_states)], dim=1)
@@ -78,10 +77,6 @@ class SegmentState:
         kept = [residual.value for stream in self.residuals.values() for residual in stream]
         tensors = kept if self.reference is None else [*kept, self.reference]
         return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
-
-    def _add(self, name: str, stream: str, entered: torch.Tensor | None, step: int) -> torch.Tensor | None:
-        kept = self.residuals.get(stream)
-        return entered + STAND_INS[name](kept, step) if entered is not None and kept else None
 
     def _keep(self, name: str, stream: str, entered: torch.Tensor | None, left: torch.Tensor | None, step: int) -> None:
         if entered is None or left is None:  # the last joint block of some models returns no text

@@ -105,11 +105,11 @@ def _extend_pipelines(apply: Apply, undo: Undo) -> None:
 
     @functools.wraps(build)
     def __init__(self: Any, pipeline: Any, engine_config: Any, cache_args: dict | None = None) -> None:
-        named = (cache_args or {}).get("cache_method") == METHOD
-        if not named and (cache_args or METHOD not in _chosen):
+        asked = cache_args or ({"cache_method": METHOD, "cache_config": _chosen[METHOD]} if _chosen else {})
+        if asked.get("cache_method") != METHOD:
             return build(self, pipeline, engine_config, cache_args)
         build(self, pipeline, engine_config)
-        apply(self, cache_args.get("cache_config") if named else _chosen[METHOD])
+        apply(self, asked.get("cache_config"))
 
     undo.set(xFuserArgs, "from_cli_args", classmethod(remember))
     undo.set(xFuserPipelineBaseWrapper, "__init__", __init__)
