@@ -1,0 +1,91 @@
+"""Decisions from plain numbers: hard limits, threshold, budget, and the online error model."""
+
+import math
+
+import pytest
+
+from fastcache_xdit.clock import FUSED, Tick
+from fastcache_xdit.config import FastCacheConfig
+from fastcache_xdit.decision.policy import Decision, Evidence, Track, decide
+
+CONFIG = FastCacheConfig(
+    threshold=0.1, error_budget=0.15, error_decay=0.5, warmup_steps=2, cooldown_steps=1, max_consecutive_skips=3
+)
+
+
+def tick(step=5, num_steps=20):
+    return Tick(FUSED, None, step, num_steps)
+
+
+def track(observed=(), **values):
+    made = Track.empty(4)
+    made.observed.extend(observed)
+    for name, value in values.items():
+        setattr(made, name, value)
+    return made
+
+
+@pytest.mark.parametrize(
+    "evidence, at, reason",
+    [
+        (Evidence(math.inf, 0, track()), tick(), "no reference"),
+        (Evidence(math.nan, 2, track()), tick(), "not finite"),
+        (Evidence(0.01, 2, track()), tick(step=1), "warm-up"),
+        (Evidence(0.01, 2, track()), tick(step=19), "cool-down"),
+        (Evidence(0.01, 2, track(skipped=3)), tick(), "longest run"),
+        (Evidence(0.1, 1, track()), tick(), "significant"),
+        (Evidence(0.05, 1, track(accumulated=0.22)), tick(), "budget"),
+    ],
+)
+def test_what_forces_computing(evidence, at, reason):
+    decision = decide(evidence, at, CONFIG)
+    assert (decision.skip, decision.reason) == (False, reason)
+
+
+def test_a_small_change_is_skipped():
+    assert decide(Evidence(0.05, 1, track()), tick(), CONFIG) == Decision(True, "insignificant", 0.05, 0.05)
+    assert decide(Evidence(0.05, 1, track()), tick(num_steps=None), CONFIG).skip, "no known end, no cool-down"
+
+
+def test_threshold_zero_skips_nothing_even_when_nothing_changed():
+    config = FastCacheConfig(threshold=0)
+    assert not decide(Evidence(0.0, 2, track()), tick(), config).skip
+
+
+@pytest.mark.parametrize("order, expected", [(1, 0.02), (2, 0.04)])
+def test_errors_scale_with_the_power_of_the_change(order, expected):
+    # observed 0.01 at a change of 0.1; at twice the change a stand-in of order k errs 2**k times as much
+    assert Evidence(0.2, order, track([(0.1, 0.01)])).predicted_error() == pytest.approx(expected)
+
+
+def test_the_median_ignores_one_odd_step():
+    observed = [(0.1, 0.01), (0.1, 0.9), (0.1, 0.012)]
+    assert Evidence(0.1, 2, track(observed)).predicted_error() == pytest.approx(0.012)
+
+
+def test_track_accumulates_over_skips_and_clears_on_compute():
+    state = track()
+    for _ in range(2):
+        state.note(Decision(True, "insignificant", 0.05, 0.04), decay=0.5)
+    assert (state.skipped, state.accumulated) == (2, pytest.approx(0.5 * 0.04 + 0.04))
+    state.note(Decision(False, "significant", 0.2, 0.3), decay=0.5)
+    assert (state.skipped, state.accumulated, state.last_change) == (0, 0.0, 0.2)
+
+
+def test_only_finite_observations_are_kept_and_the_window_slides():
+    state = Track.empty(2)
+    state.observe(0.1)
+    assert not state.observed, "no change was seen before the first reference"
+    for change in (0.1, 0.2, 0.3):
+        state.last_change = change
+        state.observe(change / 10)
+    state.observe(math.nan)
+    assert list(state.observed) == [(0.2, 0.02), (0.3, pytest.approx(0.03))]
+
+
+def test_a_copy_is_independent():
+    state = track([(0.1, 0.01)], skipped=1)
+    other = state.copy()
+    other.observed.clear()
+    other.note(Decision(False, "significant"), 1.0)
+    assert list(state.observed) == [(0.1, 0.01)] and state.skipped == 1 and other.observed.maxlen == 4

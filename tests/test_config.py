@@ -1,0 +1,67 @@
+"""The config refuses what it cannot mean, in one line that says what to do."""
+
+import json
+
+import pytest
+import yaml
+from pydantic import ValidationError
+
+from fastcache_xdit.config import FastCacheConfig
+
+
+def test_round_trip_through_every_form(tmp_path):
+    config = FastCacheConfig(threshold=0.05, granularity="group", groups=3)
+    file = tmp_path / "cache.yaml"
+    file.write_text(yaml.safe_dump(config.to_dict()))
+    assert FastCacheConfig.from_dict(config.to_dict()) == config
+    assert FastCacheConfig.from_json(json.dumps(config.to_dict())) == config
+    assert FastCacheConfig.from_file(file) == config
+    assert FastCacheConfig.from_text(str(file)) == FastCacheConfig.from_text(json.dumps(config.to_dict())) == config
+    assert FastCacheConfig.from_text(None) == FastCacheConfig()
+
+
+def test_it_is_frozen():
+    with pytest.raises(ValidationError):
+        FastCacheConfig().threshold = 1.0
+
+
+@pytest.mark.parametrize(
+    "options, words",
+    [
+        ({"treshold": 0.1}, ["unknown option 'treshold'", "did you mean 'threshold'?"]),
+        ({"xyzzy": 1}, ["unknown option 'xyzzy'", "known options: granularity"]),
+        ({"threshold": -1}, ["'threshold'", "greater than or equal to 0", "-1"]),
+        ({"threshold": "much"}, ["'threshold'", "number", "much"]),
+        ({"threshold": float("nan")}, ["'threshold'"]),
+        ({"granularity": "token"}, ["'granularity'", "'step', 'group' or 'block'", "token"]),
+        ({"warmup_steps": 0}, ["'warmup_steps'", "greater than or equal to 1"]),
+        ({"pp_decision": "leader", "granularity": "block"}, ["pp_decision=leader", "granularity=step"]),
+    ],
+)
+def test_bad_options_are_told_in_one_line(options, words):
+    with pytest.raises(ValueError) as error:
+        FastCacheConfig.from_dict(options)
+    assert "\n" not in str(error.value)
+    assert all(word in str(error.value) for word in words), str(error.value)
+
+
+@pytest.mark.parametrize("text", ["[1, 2]", "- 1\n- 2\n"])
+def test_a_file_must_hold_a_mapping(tmp_path, text):
+    file = tmp_path / "cache.yaml"
+    file.write_text(text)
+    with pytest.raises(ValueError, match="mapping of options"):
+        FastCacheConfig.from_file(file)
+
+
+def test_files_that_cannot_be_read_are_named(tmp_path):
+    file = tmp_path / "cache.yaml"
+    with pytest.raises(ValueError, match="no such config file: .*cache.yaml"):
+        FastCacheConfig.from_text(str(file))
+    file.write_text("{unclosed")
+    with pytest.raises(ValueError, match="cache.yaml is not valid YAML"):
+        FastCacheConfig.from_file(file)
+    with pytest.raises(ValueError, match="not valid JSON"):
+        FastCacheConfig.from_text("{unclosed")
+    file.write_text("treshold: 1")
+    with pytest.raises(ValueError, match="cache.yaml: unknown option"):
+        FastCacheConfig.from_file(file)

@@ -1,0 +1,35 @@
+"""Counts say what was computed, and say so when nothing was skipped."""
+
+import pytest
+
+from fastcache_xdit.counters import Counters
+
+
+def counted():
+    counters = Counters(transformer_calls=4, collectives=4)
+    counters.note("a.0", 8, computed=True)
+    counters.note("a.0", 8, computed=True)
+    counters.note("a.1", 8, computed=True)
+    counters.note("a.1", 8, computed=False)
+    return counters
+
+
+def test_ratio_weighs_blocks_by_their_flops():
+    assert counted().compute_ratio() == pytest.approx(3 / 4)
+    assert counted().compute_ratio({"a.0": 1.0, "a.1": 3.0}) == pytest.approx((2 + 3) / (2 + 6))
+    assert Counters().compute_ratio() == 1.0
+
+
+def test_report_line():
+    assert str(counted()) == "computed 3, approximated 1 of 4 block calls (4 transformer calls, 4 collectives)"
+    idle = Counters()
+    idle.note("a.0", 8, computed=True)
+    assert str(idle).startswith("nothing was skipped")
+
+
+def test_adding_and_clearing():
+    total = counted()
+    total.add(counted())
+    assert total.computed["a.0"] == 4 and total.collectives == 8 and total.to_dict()["approximated_total"] == 2
+    total.clear()
+    assert total == Counters()
