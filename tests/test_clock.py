@@ -15,7 +15,11 @@ def test_each_call_is_a_step():
     clock = Clock()
     clock.begin_request(3)
     ticks = [step(clock) for _ in range(3)]
-    assert [(tick.branch, tick.step, tick.steps_left) for tick in ticks] == [(FUSED, 0, 2), (FUSED, 1, 1), (FUSED, 2, 0)]
+    assert [(tick.branch, tick.step, tick.steps_left) for tick in ticks] == [
+        (FUSED, 0, 2),
+        (FUSED, 1, 1),
+        (FUSED, 2, 0),
+    ]
     assert clock.now is None
 
 

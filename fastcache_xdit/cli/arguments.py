@@ -6,7 +6,7 @@ import argparse
 import contextlib
 import json
 import os
-from typing import Any
+from typing import Any, NoReturn
 
 from fastcache_xdit.config import FastCacheConfig, read_yaml, unknown_option
 
@@ -17,17 +17,21 @@ def is_first_rank() -> bool:
 
 
 def parse(parser: argparse.ArgumentParser, argv: list[str]) -> argparse.Namespace:
-    """Parse on every rank; usage and errors (SystemExit with code 2) are printed by the first one only."""
+    """Parse on every rank; `--help` is printed by the first one only. Raises ValueError for bad arguments."""
+    parser.error = _raise  # type: ignore[method-assign]  # xDiT's usage has a page of flags: the sentence is enough
     with contextlib.ExitStack() as stack:
         if not is_first_rank():
             silence = stack.enter_context(open(os.devnull, "w"))
-            stack.enter_context(contextlib.redirect_stderr(silence))
             stack.enter_context(contextlib.redirect_stdout(silence))
         return parser.parse_args(argv)
 
 
-def use_config_file(parser: argparse.ArgumentParser, path: str) -> None:
-    """Take a YAML mapping of option names as defaults; flags on the command line still win.
+def _raise(message: str) -> NoReturn:
+    raise ValueError(f"{message}; --help lists the options")
+
+
+def read_options(parser: argparse.ArgumentParser, path: str) -> dict[str, Any]:
+    """The options in a YAML mapping, as defaults for `parser`: flags on the command line still win.
 
     Raises:
         ValueError: no such file, not a mapping, or an option that the command does not have.
@@ -36,10 +40,10 @@ def use_config_file(parser: argparse.ArgumentParser, path: str) -> None:
     if not isinstance(values, dict):
         raise ValueError(f"{path}: a config file is a mapping of options, not {type(values).__name__}")
     actions = {flag.removeprefix("--"): action for flag, action in parser._option_string_actions.items()}
-    for name, value in values.items():
+    for name in values:
         if name not in actions:
             raise ValueError(f"{path}: {unknown_option(name, actions)}")
-        parser.set_defaults(**{actions[name].dest: _as_default(path, name, actions[name], value)})
+    return {actions[name].dest: _as_default(path, name, actions[name], value) for name, value in values.items()}
 
 
 def cache_config(text: str | dict[str, Any] | None) -> FastCacheConfig:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from fastcache_xdit.cli.arguments import cache_config, is_first_rank, parse, use_config_file
+from fastcache_xdit.cli.arguments import cache_config, is_first_rank, parse, read_options
 from fastcache_xdit.config import FastCacheConfig
 from fastcache_xdit.evaluate import compare, summary
 from fastcache_xdit.evaluate.output import OutputFolder
@@ -56,7 +56,7 @@ class _Job:
         self.config = _cache(options)
         self.prompts = _prompts(options)
         self.shipped = options["model"] in SHIPPED
-        self.model = str(model_path(options["model"])) if self.shipped else options["model"]
+        self.model = _model(options["model"])
         self.compare = options["compare"]
         if options["batch_size"] < 1:
             raise ValueError(f"batch_size={options['batch_size']} is not possible; set 1 or more")
@@ -122,17 +122,34 @@ def _options(argv: list[str]) -> dict[str, Any]:
     xFuserArgs.add_cli_args(parser)
     add_arguments(parser)
     parser._option_string_actions["--model"].required = False
-    first, _ = parser.parse_known_args([word for word in argv if word not in ("-h", "--help")])
-    if first.config:
-        use_config_file(parser, first.config)
-    model = first.model if any(word.startswith("--model") for word in argv) else parser.get_default("model")
-    if model in SHIPPED:
-        parser.set_defaults(**_unset(parser, generation_defaults(model)))
-    return vars(parse(parser, argv)) | {"defaults": generation_defaults(model) if model in SHIPPED else {}}
+    parser.set_defaults(model=None)
+    file, model = _look_ahead(argv)
+    values = read_options(parser, file) if file else {}
+    model = model or values.get("model")
+    defaults = generation_defaults(model) if model in SHIPPED else {}
+    parser.set_defaults(**{name: value for name, value in defaults.items() if name in CALL} | values)
+    return vars(parse(parser, argv)) | {"defaults": defaults}
 
 
-def _unset(parser: argparse.ArgumentParser, defaults: dict[str, Any]) -> dict[str, Any]:
-    return {name: value for name, value in defaults.items() if f"--{name}" in parser._option_string_actions}
+def _look_ahead(argv: list[str]) -> tuple[str | None, str | None]:
+    """--config and --model, which decide the defaults of everything else."""
+    ahead = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    ahead.add_argument("--config", nargs="?")
+    ahead.add_argument("--model", nargs="?")
+    found, _ = ahead.parse_known_args(argv)
+    return found.config, found.model
+
+
+def _model(name: str | None) -> str:
+    """A folder or a hub id."""
+    what = f"a folder, a hub id like ORG/NAME, or a shipped model: {', '.join(SHIPPED)}"
+    if not name:
+        raise ValueError(f"no model: give --model with {what}")
+    if name in SHIPPED:
+        return str(model_path(name))
+    if not Path(name).is_dir() and (name.startswith(("/", ".", "~")) or name.count("/") != 1):
+        raise ValueError(f"no such model: {name}; give {what}")
+    return name
 
 
 def _call(options: dict[str, Any]) -> dict[str, Any]:

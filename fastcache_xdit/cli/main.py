@@ -23,9 +23,11 @@ def entry() -> None:
 
 def main(argv: list[str]) -> int:
     """Run one command line and return its exit code."""
-    if not argv or argv[0] in ("-h", "--help"):
+    if argv[:1] in (["-h"], ["--help"]):
         print("\n".join([USAGE, *(f"  {name:<10} {about}" for name, (_, about) in COMMANDS.items())]))
-        return 0 if argv else 2
+        return 0
+    if not argv:
+        return _fail(USAGE)
     if argv[0] not in COMMANDS:
         return _fail(f"unknown command {argv[0]!r}; commands: {', '.join(COMMANDS)}")
     try:

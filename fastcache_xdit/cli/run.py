@@ -11,7 +11,7 @@ from typing import Any
 from fastcache_xdit.cli.arguments import cache_config, is_first_rank, parse
 from fastcache_xdit.host import cpu
 from fastcache_xdit.host.xdit import engine, layout, registration
-from fastcache_xdit.host.xdit.runner import add_local_model
+from fastcache_xdit.host.xdit.runner import add_local_model, check_registered
 from fastcache_xdit.models.catalogue import known_models
 from fastcache_xdit.plugin import applied, register
 
@@ -46,6 +46,7 @@ def _check(options: Mapping[str, Any]) -> None:
     if folder.is_dir():
         layout.check_model(folder, options, known_models() if caches else [])
         add_local_model(options["model"])
+    check_registered(options["model"])
 
 
 def _needed_here(options: Mapping[str, Any]) -> list[str]:

@@ -19,7 +19,11 @@ _GROUPS: dict[tuple[int, tuple[int, ...], str | None], dist.ProcessGroup] = {}
 
 
 def group_of(ranks: Sequence[int], backend: str | None = None) -> dist.ProcessGroup:
-    """The process group of these ranks; made once per job, by its members alone."""
+    """The process group of these ranks; made once per job, by its members alone.
+
+    Never destroyed: torch would give a second group of the same ranks the name of the first, under which the addresses
+    of its dead connections are still to be found.
+    """
     key = (id(dist.group.WORLD), tuple(ranks), backend)
     if key not in _GROUPS:
         _GROUPS[key] = dist.new_group(list(ranks), backend=backend, use_local_synchronization=True)

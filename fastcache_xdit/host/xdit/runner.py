@@ -10,6 +10,15 @@ from fastcache_xdit.host.xdit.layout import pipeline_class
 RUNNERS = {"FluxPipeline": "FLUX.1-dev", "StableDiffusion3Pipeline": "SD3.5"}  # pipeline class: xDiT's model name
 
 
+def check_registered(name: str) -> None:
+    """Raise ValueError unless xDiT's runner has a model of this name."""
+    from xfuser.model_executor.models.runner_models.base_model import MODEL_REGISTRY
+
+    if name not in MODEL_REGISTRY:
+        known = ", ".join(sorted(MODEL_REGISTRY, key=str.lower))
+        raise ValueError(f"no such model: {name}; give a checkpoint folder, or a model of xDiT's runner: {known}")
+
+
 def add_local_model(name: str) -> None:
     """Register the folder `name` as a runner model of that name, run as xDiT runs its kind of pipeline.
 

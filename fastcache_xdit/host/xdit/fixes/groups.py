@@ -7,6 +7,7 @@ from typing import Any
 
 import torch.distributed as dist
 
+from fastcache_xdit.host.group import group_of
 from fastcache_xdit.runtime.patch import Undo
 
 
@@ -23,22 +24,10 @@ def follow_tensor_parallel(undo: Undo) -> bool:
         return False
     mine, degree = sequence.ranks, sequence.ulysses_world_size
     place = mine.index(dist.get_rank())
-    ulysses = _group(undo, mine[place - place % degree :][:degree])
-    ring = _group(undo, mine[place % degree :: degree])
+    ulysses = group_of(mine[place - place % degree :][:degree])
+    ring = group_of(mine[place % degree :: degree])
     _install(undo, sequence, ulysses, ring)
     return True
-
-
-def _group(undo: Undo, ranks: list[int]) -> Any:
-    """Make a group of which only its members know, so that no rank outside the image model has to take part."""
-    group = dist.new_group(ranks, use_local_synchronization=True)
-    undo.callback(_destroy, group)
-    return group
-
-
-def _destroy(group: Any) -> None:
-    if dist.is_initialized():
-        dist.destroy_process_group(group)
 
 
 def _install(undo: Undo, sequence: Any, ulysses: Any, ring: Any) -> None:

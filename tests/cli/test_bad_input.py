@@ -1,0 +1,129 @@
+"""A user's mistake: one clear line on one rank, exit code 2, no traceback, before any model loads."""
+
+import pytest
+
+from fastcache_xdit.cli import generate as command
+from fastcache_xdit.cli.main import main
+from tests import tiny
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return str(tiny.checkpoint("flux", tmp_path_factory.mktemp("checkpoint") / "flux"))
+
+
+@pytest.fixture(autouse=True)
+def nothing_loads(monkeypatch):
+    def loaded(*_, **__):
+        raise AssertionError("a model was loaded")
+
+    monkeypatch.setattr(command.engine, "Engine", loaded)
+
+
+def run(capsys, *argv):
+    """(exit code, standard error) of one command line in this process."""
+    try:
+        code = main([str(word) for word in argv])
+    except SystemExit as exit_:
+        code = exit_.code
+    captured = capsys.readouterr()
+    assert "Traceback" not in captured.err
+    return code, captured.err
+
+
+GENERATE = ("generate", "--model", "shapes-pixart", "--prompt", "a red circle on a dark background")
+
+
+@pytest.mark.parametrize(
+    "argv, words",
+    [
+        ([], ["COMMAND"]),
+        (["paint"], ["unknown command 'paint'", "generate"]),
+        ([*GENERATE, "--colour", "red"], ["unrecognized arguments: --colour"]),
+        ([*GENERATE, "--cache", "slowcache"], ["invalid choice: 'slowcache'", "fastcache"]),
+        ([*GENERATE, "--cache", "teacache"], ["fastcache only, not teacache", "run"]),
+        ([*GENERATE, "--cache", "fastcache", "--cache_config", '{"treshold": 1}'], ["did you mean 'threshold'?"]),
+        ([*GENERATE, "--cache", "fastcache", "--cache_config", "none.yaml"], ["no such config file: none.yaml"]),
+        ([*GENERATE, "--compare"], ["add --cache fastcache"]),
+        (
+            [*GENERATE, "--ulysses_degree", 2],
+            ["ulysses_degree=2 needs 2 ranks, but 1 was started"],
+        ),
+        ([*GENERATE, "--ulysses_degree", "two"], ["invalid int value: 'two'"]),
+        ([*GENERATE, "--ring_degree", -1], ["ring_degree=-1 is not possible"]),
+        ([*GENERATE, "--num_inference_steps", 0], ["num_inference_steps=0 is not possible"]),
+        ([*GENERATE, "--batch_size", 0], ["batch_size=0 is not possible"]),
+        ([*GENERATE, "--config", "none.yaml"], ["no such config file: none.yaml"]),
+        ([*GENERATE, "--prompts", "none.txt"], ["no such prompts file: none.txt"]),
+        (["generate", "--model", "shapes-pixart"], ["nothing to generate", "--prompts FILE"]),
+        (["generate", "--prompt", "x"], ["--model"]),
+        (["generate", "--model", "/no/such/folder", "--prompt", "x"], ["/no/such/folder", "shapes-pixart"]),
+        ([*GENERATE, "--cache", "fastcache", "--use_fast_attn"], ["use_fast_attn with fastcache is not supported"]),
+        (["run", "--model", "/no/such", "--cache", "fastcache"], ["/no/such", "FLUX.1-dev"]),
+    ],
+)
+def test_mistakes_are_told(capsys, argv, words):
+    code, told = run(capsys, *argv)
+    assert code == 2
+    assert all(word in told for word in words), told
+
+
+@pytest.mark.parametrize(
+    "world, flags, words",
+    [
+        (3, ["--ulysses_degree", 3], ["4 attention heads", "do not divide by ulysses x tensor parallel = 3"]),
+        (2, ["--use_cfg_parallel"], ["FLUX.1 runs no second guidance branch"]),
+        (2, ["--pipefusion_parallel_degree", 2, "--num_pipeline_patch", 1], ["num_pipeline_patch=1", "at least 2"]),
+        (2, ["--pipefusion_parallel_degree", 2, "--warmup_steps", 0], ["warmup_steps=0", "at least 1"]),
+        (4, ["--ulysses_degree", 2], ["ulysses_degree=2 needs 2 ranks, but 4 were started"]),
+    ],
+)
+@pytest.mark.parametrize("name", ["generate", "run"])
+def test_impossible_layouts_are_told(capsys, monkeypatch, folder, name, world, flags, words):
+    monkeypatch.setenv("WORLD_SIZE", str(world))
+    code, told = run(capsys, name, "--model", folder, "--prompt", "x", "--cache", "fastcache", *flags)
+    assert code == 2
+    assert all(word in told for word in words), told
+
+
+def test_only_the_first_rank_speaks(capsys, monkeypatch):
+    for rank, speaks in (("0", True), ("1", False)):
+        monkeypatch.setenv("RANK", rank)
+        for argv in ([*GENERATE, "--batch_size", 0], [*GENERATE, "--ulysses_degree", "two"], ["paint"]):
+            code, told = run(capsys, *argv)
+            assert code == 2 and bool(told) == speaks
+
+
+def test_models_without_spec_run_uncached_only(capsys, tmp_path, folder):
+    index = tmp_path / "model_index.json"
+    index.write_text('{"_class_name": "SanaPipeline", "transformer": ["diffusers", "SanaTransformer2DModel"]}')
+    (tmp_path / "transformer").mkdir()
+    (tmp_path / "transformer" / "config.json").write_text("{}")
+    code, told = run(capsys, "generate", "--model", tmp_path, "--prompt", "x", "--cache", "fastcache")
+    assert code == 2 and "does not know SanaTransformer2DModel" in told and "leave --cache out" in told
+    index.write_text('{"_class_name": "StableDiffusionPipeline", "unet": ["diffusers", "UNet2DConditionModel"]}')
+    code, told = run(capsys, "generate", "--model", tmp_path, "--prompt", "x", "--cache", "fastcache")
+    assert code == 2 and "without transformer" in told
+
+
+@pytest.mark.parametrize(
+    "text, words",
+    [
+        ("ulyses_degree: 2", ["config.yaml: unknown option 'ulyses_degree'; did you mean 'ulysses_degree'?"]),
+        ("cache: slowcache", ["config.yaml: cache must be one of", "not 'slowcache'"]),
+        ("- a list", ["config.yaml: a config file is a mapping"]),
+        ("cache: fastcache\ncache_config: {treshold: 1}", ["did you mean 'threshold'?"]),
+    ],
+)
+def test_mistakes_in_a_config_file_are_told(capsys, tmp_path, text, words):
+    file = tmp_path / "config.yaml"
+    file.write_text(text)
+    code, told = run(capsys, *GENERATE, "--config", file)
+    assert code == 2
+    assert all(word in told for word in words), told
+
+
+def test_earlier_results_are_not_overwritten(capsys, tmp_path):
+    (tmp_path / "summary.json").write_text("{}")
+    code, told = run(capsys, *GENERATE, "--output", tmp_path)
+    assert code == 2 and "--overwrite" in told
