@@ -4,9 +4,7 @@ import pytest
 
 from fastcache_xdit.parallel.topology import Topology
 
-SP2_PP2_CFG2_DP2 = dict(
-    sequence_parallel_degree=2, pipefusion_parallel_degree=2, cfg_degree=2, data_parallel_degree=2
-)
+SP2_PP2_CFG2_DP2 = dict(sequence_parallel_degree=2, pipefusion_parallel_degree=2, cfg_degree=2, data_parallel_degree=2)
 
 
 @pytest.mark.parametrize(
