@@ -16,6 +16,7 @@ from fastcache_xdit.runtime.judge import HEADER_LENGTH
 
 HEADERS_KEPT = 256
 _GROUPS: dict[tuple[int, tuple[int, ...], str | None], dist.ProcessGroup] = {}
+_SENT: dict[dist.ProcessGroup, deque[tuple[dist.Work, torch.Tensor]]] = {}
 
 
 def group_of(ranks: Sequence[int], backend: str | None = None) -> dist.ProcessGroup:
@@ -70,7 +71,11 @@ class StageRelay:
         self._sent: deque[tuple[Any, torch.Tensor]] = deque()
 
     def send(self, header: list[float]) -> None:
-        """See `Relay`; does not wait: gloo needs message and work kept alive, and a stage lags by few messages."""
+        """See `Relay`; does not wait, as a stage lags by few messages.
+
+        gloo needs message and work kept alive until they are read, which can be after this stage is done with the
+        request and its cache is off; hence they are kept with the group.
+        """
         if self._next is None:
             return
         message = torch.tensor(header, dtype=torch.float64)
