@@ -70,10 +70,10 @@ class Clock:
         return self._timesteps.get(self.branch) == timestep
 
     def finished(self, patch: object) -> bool:
-        """Whether this branch has had all steps of an announced request; patches share the step of the first one."""
+        """Whether no announced request has a step left for this branch; patches share the step of the first one."""
         taken = self._steps.get(self.branch, -1) + 1
         in_step = patch is not None and getattr(patch, "number", 0) != 0
-        return self.num_steps is not None and taken - in_step >= self.num_steps
+        return taken - in_step >= (self.num_steps or 0)
 
     @contextlib.contextmanager
     def tick(

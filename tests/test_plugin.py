@@ -213,7 +213,7 @@ def test_unnamed_extra_calls_are_computed_in_full(caplog):
         loop(model, [1.0, 0.8, 0.6])
         assert torch.equal(loop(model, [0.6])[0], plain[0])
         assert handle.report().counters.bypassed_calls == 1
-    assert "name them" in caplog.text
+    assert "name it" in caplog.text
 
 
 def test_arguments_that_reach_between_blocks_bypass_the_cache():

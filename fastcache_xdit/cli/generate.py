@@ -41,10 +41,8 @@ def main(argv: list[str]) -> int:
     options = _options(argv)
     job = _Job(options)
     runner = engine.Engine(job.model, options, options["dtype"] or engine.default_dtype())
-    try:
-        job.run(runner)
-    finally:
-        engine.finish()
+    job.run(runner)
+    engine.finish()
     return 0
 
 

@@ -43,6 +43,7 @@ class GroupConsensus:
 
     def agree(self, sums: torch.Tensor, stamp: int, place: str) -> torch.Tensor:
         """See `Consensus`: one all-gather, one copy to the host."""
+        self.device = sums.device  # where the model computes, which offloading separates from where weights lie
         gathered = self._gather(torch.cat([sums.new_tensor([float(stamp)]), sums.flatten()]))
         check_stamps(gathered[:, 0].tolist(), self.ranks, place)
         return add_by_branch(gathered[:, 1:].reshape(len(self.ranks), *sums.shape), self.branches)

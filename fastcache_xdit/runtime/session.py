@@ -90,8 +90,9 @@ class Session:
         if extra and not self._warned:
             self._warned = True
             logger.warning(
-                "the transformer was called more than once per step and branch; the extra calls are computed in full. "
-                "Where they are CFG branches, name them: with handle.branch('uncond'): ..."
+                "the transformer is called outside the steps that are known; such calls are computed in full. Where a "
+                "branch of guidance takes a call of its own, name it: with handle.branch('uncond'): ...; where "
+                "pipe.scheduler was replaced after the cache was enabled, enable it anew"
             )
         return extra
 

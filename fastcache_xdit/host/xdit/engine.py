@@ -15,6 +15,7 @@ from fastcache_xdit.host import cpu
 
 RANK_DEFAULTS = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29511"}
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
+NOT_FROM_TEXT_TO_IMAGE = ("CogVideoXPipeline", "ConsisIDPipeline", "LattePipeline", "FluxControlPipeline")
 BINNED_SAMPLE_SIZES = (32, 64, 128)  # the only ones for which diffusers' PixArt has tables of aspect ratios
 
 
@@ -58,7 +59,7 @@ class Engine:
         options: fields of `xFuserArgs` (degrees, runtime options).
         dtype: a key of `DTYPES`; also the type that PipeFusion sends.
     Raises:
-        ValueError: xDiT has no wrapper for the pipeline.
+        ValueError: xDiT has no wrapper for the pipeline, or it is not one from text to image.
     """
 
     def __init__(self, model: str, options: dict[str, Any], dtype: str) -> None:
@@ -87,7 +88,8 @@ class Engine:
         return dict(zip(mine.indices, output.images, strict=False)) if output is not None else {}
 
     def _binned(self) -> bool:
-        return getattr(self.pipe.transformer.config, "sample_size", None) in BINNED_SAMPLE_SIZES
+        config = getattr(getattr(self.pipe.module, "transformer", None), "config", None)
+        return getattr(config, "sample_size", None) in BINNED_SAMPLE_SIZES
 
     def _padded(self, batch: Batch) -> Batch:
         """A batch that splits evenly over data-parallel replicas; the last prompt fills up."""
@@ -158,6 +160,8 @@ def _wrapper_of(model: str) -> Any:
     from xfuser.model_executor.pipelines.register import xFuserPipelineWrapperRegister
 
     name = diffusers.DiffusionPipeline.load_config(model)["_class_name"]
+    if name in NOT_FROM_TEXT_TO_IMAGE:
+        raise ValueError(f"{name} makes videos or needs an image; generate takes pipelines from text to image")
     try:
         return xFuserPipelineWrapperRegister.get_class(getattr(diffusers, name))
     except (AttributeError, ValueError):
