@@ -16,7 +16,7 @@ from fastcache_xdit.runtime.judge import HEADER_LENGTH
 
 HEADERS_KEPT = 256
 _GROUPS: dict[tuple[int, tuple[int, ...], str | None], dist.ProcessGroup] = {}
-_SENT: dict[dist.ProcessGroup, deque[tuple[dist.Work, torch.Tensor]]] = {}
+_SENT: dict[dist.ProcessGroup, deque[tuple[Any, torch.Tensor]]] = {}
 
 
 def group_of(ranks: Sequence[int], backend: str | None = None) -> dist.ProcessGroup:
@@ -69,7 +69,7 @@ class StageRelay:
         self.group = group_of([topology.stage_neighbour(other - stage) for other in range(stages)], backend="gloo")
         self._previous = topology.stage_neighbour(-1)
         self._next = topology.stage_neighbour(1) if stage + 1 < stages else None
-        self._sent: deque[tuple[Any, torch.Tensor]] = deque()
+        self._sent = _SENT.setdefault(self.group, deque())
 
     def send(self, header: list[float]) -> None:
         """See `Relay`; does not wait, as a stage lags by few messages.
