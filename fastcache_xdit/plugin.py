@@ -14,7 +14,7 @@ from fastcache_xdit.counters import Counters
 from fastcache_xdit.host import cpu
 from fastcache_xdit.host.base import Host
 from fastcache_xdit.host.find import host_of
-from fastcache_xdit.host.group import GroupConsensus, StageRelay
+from fastcache_xdit.host.group import GroupConsensus, StageRelay, confirm_options
 from fastcache_xdit.host.xdit import registration
 from fastcache_xdit.models.catalogue import spec_for
 from fastcache_xdit.models.spec import ModelSpec
@@ -91,9 +91,12 @@ def enable(target: Any, config: FastCacheConfig | None = None) -> Handle:
 
     Raises:
         ValueError: unknown model, unsupported parallel layout, another cache on, or FastCache already on.
+        RankDivergenceError: on all ranks of the request, where their options differ.
     """
     config = config or FastCacheConfig()
     host = host_of(target)
+    if host.topology is not None:
+        confirm_options(host.topology, Ledger(repr(config)).stamp)
     spec = spec_for(host.model)
     if hasattr(host.transformer, _MARK):
         raise ValueError("FastCache is already enabled on this transformer; call handle.disable() first")

@@ -31,6 +31,19 @@ def group_of(ranks: Sequence[int], backend: str | None = None) -> dist.ProcessGr
     return _GROUPS[key]
 
 
+def confirm_options(topology: Topology, stamp: int) -> None:
+    """Compare the options of all ranks of a request, on the host, before one waits for another that decides elsewhere.
+
+    Raises:
+        RankDivergenceError: on all of them, where stamps differ.
+    """
+    ranks = topology.replica_ranks()
+    values = torch.tensor([float(stamp)], dtype=torch.float64)
+    everyone = [torch.empty_like(values) for _ in ranks]
+    dist.all_gather(everyone, values, group=group_of(ranks, backend="gloo"))
+    check_stamps(torch.cat(everyone).tolist(), ranks, "the start: they were enabled with different options")
+
+
 class GroupConsensus:
     """`Consensus` over the agreeing ranks of a topology."""
 

@@ -50,4 +50,11 @@ class Ledger:
     @property
     def stamp(self) -> int:
         """The digest as an integer below 2**52."""
-        return int.from_bytes(self._digest.digest(), "big") >> (64 - STAMP_BITS)
+        return self.stamp_with()
+
+    def stamp_with(self, *facts: object) -> int:
+        """The stamp, over what the next decision will be made from as well; facts count by their `repr`."""
+        digest = self._digest.copy()
+        for fact in facts:
+            digest.update(repr(fact).encode())
+        return int.from_bytes(digest.digest(), "big") >> (64 - STAMP_BITS)

@@ -41,6 +41,12 @@ class Topology:
         own = self._coordinates(self.rank)
         return tuple(rank for rank in range(self.world_size) if self._same_decision(own, rank, cfg_agreement))
 
+    def replica_ranks(self) -> tuple[int, ...]:
+        """Ranks that work on the same request as this one, all pipeline stages and CFG branches included."""
+        size = self.world_size // self.data_parallel_degree
+        first = self.rank // size * size
+        return tuple(range(first, first + size))
+
     def branch_of(self, rank: int) -> int:
         """CFG coordinate of a rank."""
         return self._coordinates(rank)[1]

@@ -57,7 +57,8 @@ class AgreeingJudge:
         """
         sums = [pairs[0][1].change(streams), *(_pending(state, streams) for _, state in pairs)]
         local = torch.cat(sums, dim=1)
-        total = self.consensus.agree(local, self.ledger.stamp, _place(tick, pairs))
+        memory = [(state.order, state.track) for _, state in pairs]  # if it differed, so would decisions on equal sums
+        total = self.consensus.agree(local, self.ledger.stamp_with(memory), _place(tick, pairs))
         squares = (total[:, 0::2] / total[:, 1::2]).amax(dim=0)
         return squares.sqrt().tolist()
 

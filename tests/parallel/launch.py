@@ -58,9 +58,18 @@ def _run(command: list[str], timeout: float) -> int | None:
     try:
         return process.wait(timeout)
     except subprocess.TimeoutExpired:
+        _ask_where(process)
         return None
     finally:
         _end(process)
+
+
+def _ask_where(process: subprocess.Popen) -> None:
+    """Have every rank write its stack to its log: a hang says nothing else."""
+    for rank in _children(process.pid):
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(rank, signal.SIGUSR1)
+    time.sleep(1)
 
 
 def _end(process: subprocess.Popen) -> None:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import faulthandler
 import json
 import os
+import signal
 import sys
 import traceback
 from collections.abc import Callable, Iterator
@@ -28,6 +30,7 @@ WRAPPERS = {
 
 def report(main: Callable[..., Any]) -> None:
     """Run `main` with the arguments of `run_ranks` and hand its result back; the last line of every worker."""
+    faulthandler.register(signal.SIGUSR1)  # the launcher asks where a rank hangs
     folder = Path(sys.argv[1])
     result = main(**json.loads((folder / "arguments.json").read_text()))
     torch.save(result, folder / f"rank{os.environ['RANK']}.pt")
@@ -80,11 +83,16 @@ def layout(family: str, **settings: Any) -> Iterator[Any]:
     take_down()
 
 
-def generate(pipe: Any, family: str, steps: int = 6, guidance: float = 3.5, **changes: Any) -> torch.Tensor | None:
-    """Run one request from seeded embeddings and return its latents, None on ranks that xDiT leaves without."""
+def generate(
+    pipe: Any, family: str, steps: int = 6, guidance: float = 3.5, call: dict | None = None, **changes: Any
+) -> torch.Tensor | None:
+    """Run one request from seeded embeddings and return its latents, None on ranks that xDiT leaves without.
+
+    `changes` are arguments of `tiny.call_arguments`, `call` are further ones of the pipeline.
+    """
     from xfuser.core.distributed import get_runtime_state
 
-    arguments = tiny.call_arguments(family, **changes)
+    arguments = {**tiny.call_arguments(family, **changes), **(call or {})}
     if type(pipe).__name__ == "FluxPipeline":  # xDiT's runner says this before each call
         length = arguments["max_sequence_length"]
         get_runtime_state().set_input_parameters(
