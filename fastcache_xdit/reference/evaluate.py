@@ -12,7 +12,7 @@ from diffusers import PixArtAlphaPipeline
 from PIL import Image
 
 from .checker import Score, check
-from .shapes import prompts
+from .sampling import prompts
 
 _BATCH = 16
 _GRID_COLUMNS = 8

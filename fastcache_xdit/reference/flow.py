@@ -14,7 +14,8 @@ from torch import nn
 from transformers import T5EncoderModel, T5Tokenizer
 
 from .components import TRAIN_TIMESTEPS
-from .shapes import caption, draw_batch, sample_scene
+from .sampling import sample_scene
+from .shapes import caption, draw_batch
 
 _CAPTION_TOKENS = 16
 _CAPTION_DROPOUT = 0.1

@@ -15,7 +15,8 @@ from torch import nn
 
 from . import training
 from .components import build_vae
-from .shapes import IMAGE_SIZE, Scene, draw_batch, sample_any_scene
+from .sampling import sample_any_scene
+from .shapes import IMAGE_SIZE, Scene, draw_batch
 
 _CROP = 64
 # Whole images cost four times as much as crops but are what the group norms must get used to in the end.

@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 
 from fastcache_xdit.reference.checker import check, find_shapes, prompt_accuracy
-from fastcache_xdit.reference.shapes import Scene, Shape, caption, draw_batch, place, sample_any_scene
+from fastcache_xdit.reference.sampling import place, sample_any_scene
+from fastcache_xdit.reference.shapes import Scene, Shape, caption, draw_batch
 
 FIRST, SECOND = Shape("red", "circle"), Shape("blue", "square", "small")
 SCENE = Scene((FIRST, SECOND), "dark", "left of")

@@ -13,7 +13,8 @@ from fastcache_xdit.reference.checker import check, prompt_accuracy
 from fastcache_xdit.reference.components import build_tokenizer
 from fastcache_xdit.reference.evaluate import by_attribute, generate
 from fastcache_xdit.reference.loading import SHIPPED, generation_defaults, model_path
-from fastcache_xdit.reference.shapes import caption, draw_batch, prompts, sample_any_scene
+from fastcache_xdit.reference.sampling import prompts, sample_any_scene
+from fastcache_xdit.reference.shapes import caption, draw_batch
 
 NAME = "shapes-pixart"
 LIMIT_BYTES = 25_000_000

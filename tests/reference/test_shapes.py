@@ -5,6 +5,7 @@ import random
 import pytest
 import torch
 
+from fastcache_xdit.reference.sampling import is_held_out, place, prompts, sample_any_scene, sample_scene
 from fastcache_xdit.reference.shapes import (
     BACKGROUNDS,
     COLOURS,
@@ -15,12 +16,7 @@ from fastcache_xdit.reference.shapes import (
     caption,
     draw,
     draw_batch,
-    is_held_out,
     parse,
-    place,
-    prompts,
-    sample_any_scene,
-    sample_scene,
 )
 
 
@@ -95,5 +91,11 @@ def test_edges_are_anti_aliased() -> None:
 def test_prompts_are_seeded_and_never_training_captions() -> None:
     assert prompts(20, 7) == prompts(20, 7) != prompts(20, 8)
     assert all(is_held_out(parse(text)) for text in prompts(100, 0))
+    assert len(set(prompts(200, 1))) == 200
     rng = random.Random(0)
     assert not any(is_held_out(sample_scene(rng)) for _ in range(500))
+
+
+def test_more_prompts_than_are_held_out_are_refused() -> None:
+    with pytest.raises(ValueError, match="at most 500"):
+        prompts(501, 0)
