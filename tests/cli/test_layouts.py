@@ -1,0 +1,61 @@
+"""`run` and `generate` on checkpoints of FLUX.1 and SD3 under torchrun, in layouts with sequence ranks and stages."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests import tiny
+from tests.parallel.launch import ROOT, _end
+
+LIMIT = 150  # seconds for one launch
+ULYSSES, STAGES = ["--ulysses_degree", "2"], ["--pipefusion_parallel_degree", "2"]
+LAYOUTS = {"u2": ULYSSES, "pp2": STAGES, "u2 pp2": [*ULYSSES, *STAGES]}
+JOBS = [  # each command meets each layout, and each model does
+    ("generate", "flux", "u2"),
+    ("run", "sd3", "u2"),
+    ("run", "flux", "pp2"),
+    ("generate", "sd3", "pp2"),
+    ("generate", "flux", "u2 pp2"),
+    ("run", "sd3", "u2 pp2"),
+]
+REQUEST = ["--prompt", "a red circle", "--height", "128", "--width", "128", "--max_sequence_length", "16"]
+REQUEST += ["--num_inference_steps", "8", "--cache", "fastcache", "--seed", "1"]
+
+
+@pytest.fixture(scope="module")
+def checkpoints(tmp_path_factory) -> dict[str, Path]:
+    return {family: tiny.checkpoint(family, tmp_path_factory.mktemp(family)) for family in ("flux", "sd3")}
+
+
+def torchrun(ranks: int, words: list[str], folder: Path) -> tuple[int | None, str]:
+    """Exit code, None where the time ran out, and what was written to the terminal."""
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={ranks}"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1"}
+    log = folder / "terminal.txt"
+    with log.open("w") as terminal:
+        streams = {"stdout": terminal, "stderr": subprocess.STDOUT, "start_new_session": True}
+        process = subprocess.Popen([*command, "-m", "fastcache_xdit", *words], cwd=folder, env=environment, **streams)
+        try:
+            code = process.wait(LIMIT)
+        except subprocess.TimeoutExpired:
+            code = None
+        finally:
+            _end(process)
+    return code, log.read_text()
+
+
+@pytest.mark.parametrize("command, family, layout", JOBS)
+def test_images_are_written_and_blocks_are_skipped(checkpoints, tmp_path, command, family, layout):
+    folder = "--output" if command == "generate" else "--output_directory"
+    words = [command, "--model", str(checkpoints[family]), *REQUEST, *LAYOUTS[layout], folder, str(tmp_path / "out")]
+    code, terminal = torchrun(2 ** len(layout.split()), words, tmp_path)
+    assert code == 0, terminal[-4000:]
+    assert [path.suffix for path in (tmp_path / "out").rglob("*.png")] == [".png"], terminal[-2000:]
+    assert "nothing was skipped" not in terminal
+    if command == "run":
+        assert "fastcache: computed" in terminal
