@@ -113,7 +113,8 @@ def _compare(scene: Scene, found: tuple[Shape | None, ...]) -> dict[str, bool]:
         for name in ("colour", "kind", "size"):
             attributes[f"{name} {number}"] = shape is not None and getattr(shape, name) == getattr(wanted, name)
     if scene.relation is not None:
-        attributes["relation"] = None not in found and _holds(scene.relation, found[0], found[1])
+        first, second = found
+        attributes["relation"] = first is not None and second is not None and _holds(scene.relation, first, second)
     return attributes
 
 

@@ -69,7 +69,8 @@ def prompts(n: int, seed: int) -> list[str]:
     """
     if n > _MOST_PROMPTS:
         raise ValueError(f"at most {_MOST_PROMPTS} held-out prompts can be drawn, not {n}")
-    rng, chosen = random.Random(seed), {}
+    rng = random.Random(seed)
+    chosen: dict[str, None] = {}
     while len(chosen) < n:
         chosen[caption(sample_scene(rng, held_out=True))] = None
     return list(chosen)

@@ -6,6 +6,7 @@ import json
 import os
 import random
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -60,7 +61,7 @@ class MovingAverage:
         self.shadow = [p.detach().clone() for p in parameters]
 
     @torch.no_grad()
-    def update(self, parameters: list[torch.Tensor], step: int) -> None:
+    def update(self, parameters: Sequence[torch.Tensor], step: int) -> None:
         """Move the average towards ``parameters`` after optimiser step number ``step`` (from 0)."""
         decay = min(self.decay, (1 + step) / (10 + step))
         torch._foreach_lerp_(self.shadow, [p.detach() for p in parameters], 1 - decay)
