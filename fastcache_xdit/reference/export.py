@@ -15,7 +15,7 @@ from .flow import TextToLatent
 from .shapes import IMAGE_SIZE
 from .transformer_training import CHECKPOINT
 
-GUIDANCE_SCALE = 3.0
+GUIDANCE_SCALE = 2.5
 _DEFAULTS = {
     "guidance_scale": GUIDANCE_SCALE,
     "num_inference_steps": 20,
@@ -61,9 +61,11 @@ def export(run_dir: Path, folder: Path) -> None:
 def plot_loss(run_dir: Path, path: Path) -> None:
     """Save the transformer's loss curve as a small PNG."""
     lines = [json.loads(line) for line in (run_dir / "transformer-loss.jsonl").read_text().splitlines()]
+    # A run that went on from an older checkpoint logged some sample counts twice; the later line holds.
+    losses = dict(sorted({line["samples"]: line["loss"] for line in lines}.items()))
     figure = Figure(figsize=(6, 3), layout="constrained")
     axes = figure.subplots()
-    axes.plot([line["samples"] / 1000 for line in lines], [line["loss"] for line in lines], linewidth=0.8)
+    axes.plot([samples / 1000 for samples in losses], list(losses.values()), linewidth=0.8)
     axes.set(xlabel="samples (thousands)", ylabel="flow-matching loss", yscale="log")
     axes.grid(alpha=0.3, which="both")
     figure.savefig(path, dpi=90)
