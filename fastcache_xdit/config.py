@@ -34,7 +34,8 @@ class FastCacheConfig(BaseModel):
             for a calibrated null variance.
         sync: `step` exchanges one message per step and patch for all decisions, `block` one per decision.
         cfg_agreement: CFG-parallel ranks decide together, so that they equal a single process.
-        pp_decision: each PipeFusion `stage` decides for itself, or the first one is the `leader` of all.
+        pp_decision: under PipeFusion the first stage is the `leader` of all (granularity `step`), or each `stage`
+            decides for itself, which lets keys and values grow stale at different steps.
         verify_every: every so many steps ranks confirm their decisions with one more message before they act
             (0: never; digests still travel with every decision, at no extra message).
     """
@@ -54,7 +55,7 @@ class FastCacheConfig(BaseModel):
     window: int = Field(4, ge=1)
     sync: Literal["step", "block"] = "step"
     cfg_agreement: bool = True
-    pp_decision: Literal["stage", "leader"] = "stage"
+    pp_decision: Literal["leader", "stage"] = "leader"
     verify_every: int = Field(0, ge=0)
 
     @model_validator(mode="before")
@@ -64,15 +65,6 @@ class FastCacheConfig(BaseModel):
             if name not in cls.model_fields:
                 raise ValueError(unknown_option(name, cls.model_fields))
         return values
-
-    @model_validator(mode="after")
-    def _possible_combinations(self) -> FastCacheConfig:
-        if self.pp_decision == "leader" and self.granularity != "step":
-            raise ValueError(
-                f"pp_decision=leader with granularity={self.granularity} is not supported: "
-                "stages hold different blocks; set granularity=step or pp_decision=stage"
-            )
-        return self
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> FastCacheConfig:

@@ -15,7 +15,7 @@ from fastcache_xdit.host import cpu
 from fastcache_xdit.host.base import Host
 from fastcache_xdit.host.find import host_of
 from fastcache_xdit.host.group import GroupConsensus, StageRelay, confirm_options
-from fastcache_xdit.host.xdit import registration
+from fastcache_xdit.host.xdit import layout, registration
 from fastcache_xdit.models.catalogue import spec_for
 from fastcache_xdit.models.spec import ModelSpec
 from fastcache_xdit.parallel.consensus import Consensus, Solo
@@ -206,6 +206,7 @@ def _judge(
     if spec.patches_follow_first:
         judge = FirstPatchJudge(judge, config, ledger)
     if config.pp_decision == "leader":
+        layout.check_decision(config, topology.pipefusion_parallel_degree)
         judge = LeaderJudge(judge, StageRelay(topology), config, ledger, counters)
     return judge
 

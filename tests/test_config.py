@@ -35,7 +35,7 @@ def test_it_is_frozen():
         ({"threshold": float("nan")}, ["'threshold'"]),
         ({"granularity": "token"}, ["'granularity'", "'step', 'group' or 'block'", "token"]),
         ({"warmup_steps": 0}, ["'warmup_steps'", "greater than or equal to 1"]),
-        ({"pp_decision": "leader", "granularity": "block"}, ["pp_decision=leader", "granularity=step"]),
+        ({"pp_decision": "all"}, ["'pp_decision'", "'leader' or 'stage'"]),
     ],
 )
 def test_bad_options_are_told_in_one_line(options, words):

@@ -168,7 +168,9 @@ def _cache(options: dict[str, Any]) -> FastCacheConfig | None:
             raise ValueError("--compare compares the cache with an uncached run; add --cache fastcache")
         return None
     layout.check_cache(options)
-    return cache_config(options["cache_config"])
+    config = cache_config(options["cache_config"])
+    layout.check_decision(config, options["pipefusion_parallel_degree"])
+    return config
 
 
 def _prompts(options: dict[str, Any]) -> list[str]:

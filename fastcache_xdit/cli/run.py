@@ -40,8 +40,9 @@ def _check(options: Mapping[str, Any]) -> None:
     caches = options["cache_method"] == registration.METHOD
     layout.check_degrees(options, engine.world_size())
     if caches:
-        cache_config(options["cache_config"])
+        config = cache_config(options["cache_config"])
         layout.check_cache(options)
+        layout.check_decision(config, options["pipefusion_parallel_degree"])
     folder = Path(options["model"])
     if folder.is_dir():
         layout.check_model(folder, options, known_models() if caches else [])

@@ -74,6 +74,11 @@ def test_mistakes_are_told(capsys, argv, words):
         (3, ["--ulysses_degree", 3], ["4 attention heads", "do not divide by ulysses x tensor parallel = 3"]),
         (2, ["--use_cfg_parallel"], ["FLUX.1 runs no second guidance branch"]),
         (2, ["--pipefusion_parallel_degree", 2, "--num_pipeline_patch", 1], ["num_pipeline_patch=1", "at least 2"]),
+        (
+            2,
+            ["--pipefusion_parallel_degree", 2, "--cache_config", '{"granularity": "block"}'],
+            ["pp_decision=leader with granularity=block", "set pp_decision=stage or granularity=step"],
+        ),
         (2, ["--pipefusion_parallel_degree", 2, "--warmup_steps", 0], ["warmup_steps=0", "at least 1"]),
         (4, ["--ulysses_degree", 2], ["ulysses_degree=2 needs 2 ranks, but 4 were started"]),
     ],

@@ -9,7 +9,7 @@ from tests.parallel.launch import run_ranks
 
 ULYSSES = {"ulysses_degree": 2}  # two replicas: ranks 0 and 1 agree, ranks 2 and 3 do
 BRANCHES = {**ULYSSES, "use_cfg_parallel": True}  # all four ranks agree
-STAGES = {"pipefusion_parallel_degree": 2}  # ranks 0 and 1 work on one request and decide for themselves
+STAGES = {"pipefusion_parallel_degree": 2}  # ranks 0 and 1 work on one request
 VERIFY = {"verify_every": 1}
 OPTIONS = {
     "threshold": ({"threshold": 0.2}, ULYSSES),
@@ -17,7 +17,7 @@ OPTIONS = {
     "lead blocks": ({"lead_blocks": 2}, ULYSSES),
     "impossible lead blocks": ({"lead_blocks": 99}, ULYSSES),
     "branches": ({"cfg_agreement": False}, BRANCHES),
-    "leader": ({"pp_decision": "leader"}, STAGES),
+    "leader": ({"pp_decision": "stage"}, STAGES),
 }
 PLACES = {
     "after": "step 3, block transformer_blocks.1",

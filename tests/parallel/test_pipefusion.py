@@ -30,12 +30,18 @@ PLACES = [(family, name) for family, layouts in LAYOUTS.items() for name in layo
 RUNS = {
     "uncached": {},
     "threshold 0": {"config": {"threshold": 0}},
-    "stage": {"config": AMPLE},
+    "stage": {"config": {**AMPLE, "pp_decision": "stage"}},
     "leader": {"config": {**AMPLE, "pp_decision": "leader"}},
 }
-GROUPS = {"groups": {"config": {**AMPLE, "granularity": "group", "groups": 2, "sync": "block"}}}
-SPLIT = {"threshold": 0.07}  # between what the two stages of PixArt predict at the fifth step
-APART = {"split": {"config": SPLIT}, "split, leader": {"config": {**SPLIT, "pp_decision": "leader"}}}
+GROUPS = {"groups": {"config": {**AMPLE, "granularity": "group", "groups": 2, "sync": "block", "pp_decision": "stage"}}}
+APART_AT = {"threshold": 0.07}  # between what the two stages of PixArt predict at the fifth step
+APART = {
+    "split": {"config": {**APART_AT, "pp_decision": "stage"}},
+    "split, leader": {"config": {**APART_AT, "pp_decision": "leader"}},
+}
+    "split": {"config": {**SPLIT, "pp_decision": "stage"}},
+    "split, leader": {"config": {**SPLIT, "pp_decision": "leader"}},
+}
 SKIPPING = ("stage", "leader")
 
 

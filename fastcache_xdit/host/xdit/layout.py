@@ -8,6 +8,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from fastcache_xdit.config import FastCacheConfig
+
 DEGREES = (
     "ulysses_degree",
     "ring_degree",
@@ -53,6 +55,15 @@ def check_cache(options: Mapping[str, Any]) -> None:
             raise ValueError(f"{name} with fastcache is not supported: {why}; leave {name} out")
     if (options.get("fully_shard_degree") or 1) > 1:
         raise ValueError("fully_shard_degree > 1 with fastcache is not supported yet; set fully_shard_degree=1")
+
+
+def check_decision(config: FastCacheConfig, stages: int) -> None:
+    """Raise ValueError where the first of several PipeFusion stages cannot decide for the others' blocks."""
+    if stages > 1 and config.pp_decision == "leader" and config.granularity != "step":
+        raise ValueError(
+            f"pp_decision=leader with granularity={config.granularity} is not supported under PipeFusion: "
+            "stages hold different blocks; set pp_decision=stage or granularity=step"
+        )
 
 
 def check_model(folder: Path, options: Mapping[str, Any], known: list[str]) -> None:
