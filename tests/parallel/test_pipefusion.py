@@ -39,9 +39,6 @@ APART = {
     "split": {"config": {**APART_AT, "pp_decision": "stage"}},
     "split, leader": {"config": {**APART_AT, "pp_decision": "leader"}},
 }
-    "split": {"config": {**SPLIT, "pp_decision": "stage"}},
-    "split, leader": {"config": {**SPLIT, "pp_decision": "leader"}},
-}
 SKIPPING = ("stage", "leader")
 
 
@@ -118,7 +115,7 @@ def test_stages_that_would_decide_apart_are_held_together_by_the_leader(results)
     assert led[0] == apart[0] == led[1]
     followed = answers(results, "pixart pp2", "split, leader")[1]
     assert {entry.reason for entry in followed.ledger} == {"leader", "no reference"}
-    assert min(clearance(answer, SPLIT["threshold"]) for answer in answers(results, "pixart pp2", "split")) > 0.01
+    assert min(clearance(answer, APART_AT["threshold"]) for answer in answers(results, "pixart pp2", "split")) > 0.01
 
 
 def stages(name: str) -> int:
