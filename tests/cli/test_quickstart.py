@@ -69,7 +69,6 @@ def test_much_is_skipped_and_the_pictures_stay(figures):
     assert figures["compute_ratio"] < 0.6
     assert figures["psnr_db"]["mean"] >= 30
     assert figures["ssim"]["mean"] >= 0.95
-    assert figures["prompt_accuracy"]["uncached"] >= 0.85
     assert figures["prompt_accuracy"]["cached"] >= figures["prompt_accuracy"]["uncached"] - 0.02
 
 
