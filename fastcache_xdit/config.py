@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 
 class FastCacheConfig(BaseModel):
@@ -22,8 +22,21 @@ class FastCacheConfig(BaseModel):
         groups: number of groups for `granularity: group`.
         lead_blocks: blocks at the start of the model that are always computed; the change that they show drives the
             decision. Blocks of later PipeFusion stages never count as lead blocks.
-        stand_in: what replaces a skipped block: `reuse` adds the residual of the last computed step, `history`
-            extrapolates it from the last two (order-1 finite differences).
+        stand_in: what replaces a skipped block, given H on entry and residuals R = H[out] - H[in] of computed steps:
+            `reuse` R1, `history` a weighted sum of R1, R2, R3, `delta` R1 + (A - I)(H - H1), `delta+history` both,
+            `affine` the paper's W H + b, `taylor2` the parabola through three. Weights come from `calibration`; without
+            one, `history` is the straight line through two residuals, `delta` is `reuse`, and `affine` is refused.
+        calibration: file that `fastcache-xdit calibrate` wrote, or the name of a shipped model; a relative path in a
+            config file starts from that file's folder.
+        schedule: for a number of steps, which of them are computed: `{20: "11101001..."}`, 1 for computed. Another
+            number of steps takes the nearest mask, stretched. A step is skipped where schedule and test both allow it.
+        test: when a change is insignificant: `online` compares the error predicted from this request's computed steps
+            with `threshold`; `calibrated` is the chi-squared test of the calibration, with `alpha` and `tolerance`;
+            `paper` is the literal rule of arXiv 2505.20353, vacuous, because it passes every change below 100 %;
+            `none` leaves the decision to the schedule, at no message between ranks.
+        alpha: significance level of `calibrated` and `paper`: the share of steps at the tolerance that are computed all
+            the same; a smaller one skips more.
+        tolerance: relative error of the final latents that `calibrated` lets one skip cause.
         threshold: relative error, norm(error) / norm(output), that one skip may be predicted to cause. 0 skips nothing.
         error_budget: bound on the decayed sum of predicted errors since the last computed step.
         error_decay: factor by which an older predicted error still counts in that sum (the paper's rho), 0 to 1.
@@ -45,7 +58,12 @@ class FastCacheConfig(BaseModel):
     granularity: Literal["step", "group", "block"] = "step"
     groups: int = Field(4, ge=1)
     lead_blocks: int = Field(1, ge=0)
-    stand_in: Literal["reuse", "history"] = "history"
+    stand_in: Literal["reuse", "history", "taylor2", "affine", "delta", "delta+history"] = "history"
+    calibration: str | None = None
+    schedule: dict[int, str] | None = None
+    test: Literal["online", "calibrated", "paper", "none"] = "online"
+    alpha: float = Field(0.05, gt=0, lt=1)
+    tolerance: float = Field(0.02, gt=0, allow_inf_nan=False)
     threshold: float = Field(0.1, ge=0, allow_inf_nan=False)
     error_budget: float = Field(0.2, ge=0, allow_inf_nan=False)
     error_decay: float = Field(1.0, ge=0, le=1)
@@ -65,6 +83,27 @@ class FastCacheConfig(BaseModel):
             if name not in cls.model_fields:
                 raise ValueError(unknown_option(name, cls.model_fields))
         return values
+
+    @field_validator("schedule")
+    @classmethod
+    def _whole_masks(cls, schedule: dict[int, str] | None) -> dict[int, str] | None:
+        for steps, mask in (schedule or {}).items():
+            if len(mask) != steps or set(mask) - {"0", "1"} or not mask.startswith("1"):
+                raise ValueError(
+                    f"the mask for {steps} steps must be {steps} characters 0 or 1, the first one 1, not {mask!r}"
+                )
+        return schedule or None
+
+    @model_validator(mode="after")
+    def _possible(self) -> FastCacheConfig:
+        if self.test == "none" and not self.schedule:
+            raise ValueError("test 'none' leaves every decision to a schedule; give schedule, or another test")
+        if self.calibration is None and (self.test == "calibrated" or self.stand_in == "affine"):
+            what = "test 'calibrated'" if self.test == "calibrated" else "stand_in 'affine'"
+            raise ValueError(f"{what} needs a calibration file; make one with fastcache-xdit calibrate")
+        if self.calibration is not None and self.stand_in in ("reuse", "taylor2"):
+            raise ValueError(f"stand_in {self.stand_in!r} is never fitted; leave calibration away, or use history")
+        return self
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> FastCacheConfig:
@@ -96,7 +135,7 @@ class FastCacheConfig(BaseModel):
             ValueError: no such file, not YAML, or an option as in `from_dict`; the message names the file.
         """
         try:
-            return cls.from_dict(read_yaml(path))
+            return cls.from_dict(_beside(Path(path).parent, read_yaml(path)))
         except ValueError as error:
             raise ValueError(f"{path}: {error}" if str(path) not in str(error) else str(error)) from None
 
@@ -122,6 +161,14 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ValueError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from None
     return {} if values is None else values
+
+
+def _beside(folder: Path, values: dict[str, Any]) -> dict[str, Any]:
+    """A calibration that lies where the config file says it does."""
+    name = values.get("calibration") if isinstance(values, dict) else None
+    if isinstance(name, str) and (folder / name).is_file():
+        return values | {"calibration": str(folder / name)}
+    return values
 
 
 def unknown_option(name: str, known: Any) -> str:

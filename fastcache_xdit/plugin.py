@@ -4,17 +4,22 @@ from __future__ import annotations
 
 import contextlib
 import functools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from fastcache_xdit.approx.calibration import Calibration
+from fastcache_xdit.approx.fitted import Fitted
+from fastcache_xdit.approx.linear import Polynomial, unfitted
 from fastcache_xdit.clock import Clock
 from fastcache_xdit.config import FastCacheConfig
 from fastcache_xdit.counters import Counters
+from fastcache_xdit.decision.significance import Spread
 from fastcache_xdit.host import cpu
 from fastcache_xdit.host.base import Host
 from fastcache_xdit.host.find import host_of
 from fastcache_xdit.host.group import GroupConsensus, StageRelay, confirm_options
+from fastcache_xdit.host.identity import identity
 from fastcache_xdit.host.xdit import layout, registration
 from fastcache_xdit.models.catalogue import spec_for
 from fastcache_xdit.models.spec import ModelSpec
@@ -22,7 +27,7 @@ from fastcache_xdit.parallel.consensus import Consensus, Solo
 from fastcache_xdit.parallel.ledger import Entry, Ledger
 from fastcache_xdit.parallel.topology import Topology
 from fastcache_xdit.runtime.driver import Driver
-from fastcache_xdit.runtime.judge import AgreeingJudge, FirstPatchJudge, Judge, LeaderJudge
+from fastcache_xdit.runtime.judge import AgreeingJudge, FirstPatchJudge, Judge, LeaderJudge, Rules, ScheduledJudge
 from fastcache_xdit.runtime.patch import Undo
 from fastcache_xdit.runtime.segment import Block, Segment, blocks_of, partition
 from fastcache_xdit.runtime.session import Session
@@ -76,6 +81,11 @@ class Handle:
         """Calls inside belong to the CFG branch `name`: for loops that call the transformer once per branch."""
         return self._session.clock.in_branch(name)
 
+    @property
+    def driver(self) -> Driver:
+        """What runs the blocks; calibration watches it."""
+        return self._session.driver
+
     def report(self) -> Report:
         """Counts and decisions of this rank; communicates nothing."""
         driver = self._session.driver
@@ -100,6 +110,10 @@ def enable(target: Any, config: FastCacheConfig | None = None) -> Handle:
     spec = spec_for(host.model)
     if hasattr(host.transformer, _MARK):
         raise ValueError("FastCache is already enabled on this transformer; call handle.disable() first")
+    if host.scheduler is None and (config.calibration or config.schedule):
+        raise ValueError(
+            "a calibration or a schedule needs a scheduler to know the steps by; enable FastCache on the pipeline"
+        )
     lead, segments = _segments(host, spec, config)
     with contextlib.ExitStack() as on_error:
         undo = on_error.enter_context(Undo())
@@ -170,11 +184,15 @@ def _attach(
     host: Host, spec: ModelSpec, config: FastCacheConfig, lead: list[Block], segments: list[Segment], undo: Undo
 ) -> Session:
     counters, clock = Counters(), Clock()
-    ledger = Ledger(f"{config!r} {[segment.name for segment in segments]}")
+    calibration = _calibration(host, spec, config)
+    stand_ins = _stand_ins(config, segments, calibration)
+    rules = Rules(config, _spreads(config, segments, calibration))
+    ledger = Ledger(f"{config!r} {[segment.name for segment in segments]} {calibration and calibration.stamp}")
     consensus = _consensus(host, config, counters)
-    judge = _judge(config, spec, consensus, ledger, counters, host.topology)
-    driver = Driver(config, segments, judge, clock, counters)
-    session = Session(spec, driver, ledger, consensus, _num_steps(host.scheduler), host.patch)
+    judge = _judge(config, rules, spec, consensus, ledger, counters, host.topology)
+    listeners = [rules.begin, *(each.begin for each in stand_ins if isinstance(each, Fitted))]
+    driver = Driver(config, segments, stand_ins, judge, clock, counters, listeners)
+    session = Session(spec, driver, ledger, consensus, _levels(host.scheduler), host.patch)
     undo.set(host.transformer, "forward", session.wrapped(host.transformer.forward))
     for block in lead:
         undo.set(block.module, "forward", driver.counted(block))
@@ -192,15 +210,43 @@ def _consensus(host: Host, config: FastCacheConfig, counters: Counters) -> Conse
     return GroupConsensus(host.topology, config.cfg_agreement, device, counters)
 
 
+def _calibration(host: Host, spec: ModelSpec, config: FastCacheConfig) -> Calibration | None:
+    if config.calibration is None:
+        return None
+    calibration = Calibration.load(config.calibration)
+    calibration.check(identity(host, spec))
+    return calibration
+
+
+def _stand_ins(
+    config: FastCacheConfig, segments: list[Segment], calibration: Calibration | None
+) -> Sequence[Fitted | Polynomial]:
+    if calibration is None:
+        return [unfitted(config.stand_in) for _ in segments]
+    return [calibration.stand_in(segment.key, config.stand_in) for segment in segments]
+
+
+def _spreads(config: FastCacheConfig, segments: list[Segment], calibration: Calibration | None) -> dict[int, Spread]:
+    if calibration is None or config.test != "calibrated":
+        return {}
+    missing = [segment.key for segment in segments if segment.key not in calibration.spread]
+    if missing:
+        raise ValueError(f"{config.calibration} has no calibrated test for {missing[0]}; use test: online, or none")
+    return {segment.index: Spread.from_dict(calibration.spread[segment.key]) for segment in segments}
+
+
 def _judge(
     config: FastCacheConfig,
+    rules: Rules,
     spec: ModelSpec,
     consensus: Consensus,
     ledger: Ledger,
     counters: Counters,
     topology: Topology | None,
 ) -> Judge:
-    judge: Judge = AgreeingJudge(config, consensus, ledger, counters)
+    if config.test == "none":
+        return ScheduledJudge(config, rules, ledger)
+    judge: Judge = AgreeingJudge(config, rules, consensus, ledger, counters)
     if topology is None or topology.pipefusion_parallel_degree == 1:
         return judge
     if spec.patches_follow_first:
@@ -211,11 +257,17 @@ def _judge(
     return judge
 
 
-def _num_steps(scheduler: Any) -> Callable[[], int] | None:
-    """The number of steps of the request that `scheduler` was set up for; image-to-image begins later in the list."""
+def _levels(scheduler: Any) -> Callable[[], list[float]] | None:
+    """Noise levels, 1 to 0, of the request that `scheduler` was set up for; image-to-image begins later in the list."""
     if scheduler is None:
         return None
-    return lambda: len(scheduler.timesteps) - (getattr(scheduler, "begin_index", None) or 0)
+    whole = float(getattr(scheduler.config, "num_train_timesteps", 1000))
+
+    def levels() -> list[float]:
+        taken = scheduler.timesteps[getattr(scheduler, "begin_index", None) or 0 :]
+        return [float(timestep) / whole for timestep in taken.tolist()]
+
+    return levels
 
 
 def _listen(host: Host, session: Session, undo: Undo) -> None:

@@ -22,9 +22,10 @@ LAYER = {
     "plugin": 6,
     "reference": 7,
     "evaluate": 8,
-    "cli": 9,
-    "__init__": 10,
-    "__main__": 10,
+    "tuning": 9,
+    "cli": 10,
+    "__init__": 11,
+    "__main__": 11,
 }
 
 

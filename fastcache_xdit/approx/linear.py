@@ -1,36 +1,86 @@
-"""Stand-ins for skipped blocks: linear in the residuals of computed steps, applied in the model's dtype."""
+"""Stand-ins for skipped blocks: linear in what computed steps left behind, applied in the model's dtype."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import torch
 
+STREAMS = ("hidden_states", "encoder_hidden_states")
 
-class Residual(NamedTuple):
-    """What a segment added to one stream at `step`: R = H[out] - H[in], [B, N, D]."""
+
+class Reference(NamedTuple):
+    """One computed step: what entered a segment (None where nobody asks for it) and what the segment added.
+
+    Both are [B, N, D]; residual R = H[out] - H[in].
+    """
 
     step: int
-    value: torch.Tensor
+    entered: torch.Tensor | None
+    residual: torch.Tensor
 
 
-def reuse(residuals: Sequence[Residual], step: int) -> torch.Tensor:
-    """R[t] = R[ref], the residual of the last computed step; residuals are newest first."""
-    return residuals[0].value
+class StandIn(Protocol):
+    """What replaces the blocks of one segment at a skipped step.
 
-
-def history(residuals: Sequence[Residual], step: int) -> torch.Tensor:
-    """R[t] = R1 + (R1 - R0) (t - t1) / (t1 - t0): order-1 finite differences over the last two computed steps.
-
-    With a single reference it is `reuse`.
+    Attributes:
+        references: computed steps that it looks back to.
+        entered_kept: how many of these must keep what entered the segment.
     """
-    if len(residuals) < 2:
-        return reuse(residuals, step)
-    newest, older = residuals[:2]
-    weight = 1 + (step - newest.step) / (newest.step - older.step)
-    return torch.lerp(older.value, newest.value, weight)
+
+    references: int
+    entered_kept: int
+
+    def residual(self, stream: str, entered: torch.Tensor, references: Sequence[Reference], step: int) -> torch.Tensor:
+        """R[t] at `step` for one stream, given what enters now [B, N, D] and the references, newest first."""
 
 
-STAND_INS = {"reuse": reuse, "history": history}
-REFERENCES = {"reuse": 1, "history": 2}  # computed steps that a stand-in looks back to
+class Polynomial:
+    """R[t] continued from computed steps by the polynomial through them; nothing is fitted.
+
+    Order 0 is `reuse` (FBCache, TeaCache), order 1 finite differences (Taylor 1), order 2 Taylor 2. Near the start of
+    a request the order is what the computed steps allow.
+    """
+
+    entered_kept = 0
+
+    def __init__(self, order: int) -> None:
+        self.references = order + 1
+
+    def residual(self, stream: str, entered: torch.Tensor, references: Sequence[Reference], step: int) -> torch.Tensor:
+        """See `StandIn`."""
+        used = references[: self.references]
+        weights = polynomial_weights([reference.step for reference in used], step)
+        total = weights[0] * used[0].residual if len(used) > 1 else used[0].residual
+        for weight, reference in zip(weights[1:], used[1:], strict=True):
+            total = torch.add(total, reference.residual, alpha=weight)
+        return total
+
+
+def polynomial_weights(steps: Sequence[float], step: float) -> list[float]:
+    """Lagrange weights w with sum_k w_k R[steps_k] = the polynomial through all references, at `step`."""
+    weights = []
+    for own in steps:
+        weight = 1.0
+        for other in steps:
+            if other != own:
+                weight *= (step - other) / (own - other)
+        weights.append(weight)
+    return weights
+
+
+UNFITTED = {"reuse": 0, "history": 1, "taylor2": 2, "delta": 0, "delta+history": 1}
+
+
+def unfitted(name: str) -> Polynomial:
+    """What a stand-in is before anything was calibrated: `delta` has A = I, `history` is Taylor 1.
+
+    Raises:
+        ValueError: `affine`, which is nothing without a fit.
+    """
+    if name not in UNFITTED:
+        raise ValueError(
+            f"stand_in {name!r} needs a calibration file: give calibration, or one of {', '.join(UNFITTED)}"
+        )
+    return Polynomial(UNFITTED[name])

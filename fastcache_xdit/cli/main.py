@@ -6,12 +6,15 @@ import os
 import sys
 from collections.abc import Callable
 
-from fastcache_xdit.cli import generate, run
+from fastcache_xdit.cli import bench, calibrate, generate, run, tune
 from fastcache_xdit.cli.arguments import is_first_rank
 
 COMMANDS: dict[str, tuple[Callable[[list[str]], int], str]] = {
     "run": (run.main, "xDiT's own runner, all its flags and models, with --cache fastcache"),
     "generate": (generate.main, "images for prompts with any pipeline xDiT has; --compare measures the cache"),
+    "calibrate": (calibrate.main, "measure a model once, so that stand-ins are fitted and tests mean something"),
+    "tune": (tune.main, "from a target (speedup, psnr or budget) to a config for --cache_config"),
+    "bench": (bench.main, "benchmarks: bench approximations, bench significance"),
 }
 USAGE = "usage: [torchrun --nproc_per_node N] -m fastcache_xdit COMMAND [options]; COMMAND --help lists its options"
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import statistics
 from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
@@ -11,6 +10,7 @@ from typing import NamedTuple
 
 from fastcache_xdit.clock import Tick
 from fastcache_xdit.config import FastCacheConfig
+from fastcache_xdit.decision.significance import Finding, SignificanceTest
 
 
 class Decision(NamedTuple):
@@ -58,40 +58,40 @@ class Track:
 
 @dataclass(frozen=True)
 class Evidence:
-    """What is known when a segment is entered: `change` is relative, `order` counts the stand-in's references."""
+    """What is known when a segment is entered.
+
+    `change` is relative, `motion` the relative variance of the tokens' saliencies, `order` counts the stand-in's
+    references, `scheduled` says that the schedule wants this step computed.
+    """
 
     change: float
     order: int
     track: Track = field(repr=False)
-
-    def predicted_error(self) -> float:
-        """The stand-in's error at this change, from the errors observed at other changes.
-
-        A stand-in of order k (reuse: 1, extrapolation: 2) errs like the k-th power of the distance to its references;
-        the median over the window keeps one odd step from deciding. Before anything was observed the error is taken to
-        be as large as the change itself.
-        """
-        scaled = [error * (self.change / change) ** self.order for change, error in self.track.observed]
-        return statistics.median(scaled) if scaled else self.change
+    motion: float = 0.0
+    scheduled: bool = False
 
 
-def decide(evidence: Evidence, tick: Tick, config: FastCacheConfig) -> Decision:
-    """Skip iff every hard limit allows it and the predicted error fits the threshold and the remaining budget."""
-    if not math.isfinite(evidence.change):
-        return Decision(False, "no reference" if math.isinf(evidence.change) else "not finite", evidence.change)
-    predicted = evidence.predicted_error()
-    reason = next(_objections(evidence.track, predicted, tick, config), None)
-    return Decision(reason is None, reason or "insignificant", evidence.change, predicted)
+def decide(evidence: Evidence, tick: Tick, config: FastCacheConfig, test: SignificanceTest) -> Decision:
+    """Skip iff schedule, every hard limit, the test and the remaining error budget allow it."""
+    change, track = evidence.change, evidence.track
+    if not math.isfinite(change):
+        return Decision(False, "no reference" if math.isinf(change) else "not finite", change)
+    finding = test.ask(tick.step, change, evidence.motion, evidence.order, track.observed, track.skipped)
+    reason = next(_objections(evidence, finding, tick, config), None)
+    return Decision(reason is None, reason or "insignificant", change, finding.predicted_error)
 
 
-def _objections(track: Track, predicted: float, tick: Tick, config: FastCacheConfig) -> Iterator[str]:
+def _objections(evidence: Evidence, finding: Finding, tick: Tick, config: FastCacheConfig) -> Iterator[str]:
+    track = evidence.track
     if tick.step < config.warmup_steps:
         yield "warm-up"
     if tick.steps_left < config.cooldown_steps:
         yield "cool-down"
+    if evidence.scheduled:
+        yield "schedule"
     if track.skipped >= config.max_consecutive_skips:
         yield "longest run"
-    if not predicted < config.threshold:
+    if finding.significant:
         yield "significant"
-    if config.error_decay * track.accumulated + predicted > config.error_budget:
+    if config.error_decay * track.accumulated + finding.predicted_error > config.error_budget:
         yield "budget"

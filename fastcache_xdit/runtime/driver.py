@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 import torch
 
+from fastcache_xdit.approx.linear import StandIn
 from fastcache_xdit.clock import Clock, Tick
 from fastcache_xdit.config import FastCacheConfig
 from fastcache_xdit.counters import Counters
@@ -19,7 +20,7 @@ from fastcache_xdit.runtime.segment import Block, Segment
 from fastcache_xdit.runtime.state import SegmentState
 
 
-class _Pass(NamedTuple):
+class Pass(NamedTuple):
     """One segment during one call of the transformer."""
 
     tick: Tick
@@ -28,20 +29,40 @@ class _Pass(NamedTuple):
     entered: Streams
 
 
+# Called with what a segment really gave and what its stand-in gives; while there is one, skipped blocks run as well.
+Witness = Callable[[Segment, Pass, Streams, Streams], None]
+
+
 class Driver:
     """Stands in front of every block of one transformer."""
 
     def __init__(
-        self, config: FastCacheConfig, segments: Sequence[Segment], judge: Judge, clock: Clock, counters: Counters
+        self,
+        config: FastCacheConfig,
+        segments: Sequence[Segment],
+        stand_ins: Sequence[StandIn],
+        judge: Judge,
+        clock: Clock,
+        counters: Counters,
+        on_request: Sequence[Callable[[list[float]], None]] = (),
     ) -> None:
         self.config = config
         self.segments = segments
+        self.stand_ins = stand_ins
         self.judge = judge
         self.clock = clock
         self.counters = counters
+        self.on_request = on_request
         self.states: dict[tuple[str, int | None, int], SegmentState] = {}
+        self.witness: Witness | None = None
         self._plan: dict[int, Decision] = {}
-        self._passes: dict[int, _Pass] = {}
+        self._passes: dict[int, Pass] = {}
+
+    def begin(self, levels: list[float]) -> None:
+        """A request begins; `levels` are the noise levels of its steps, empty in a user's own loop."""
+        self.reset()
+        for listener in self.on_request:
+            listener(levels)
 
     def reset(self) -> None:
         """Forget every reference: the next step is computed."""
@@ -77,23 +98,35 @@ class Driver:
             self._passes[segment.index] = self._enter(segment, streams)
         step = self._passes[segment.index]
         if step.decision.skip:
-            return self._skip(segment, block, streams, step)
+            return self._skip(segment, block, streams, step, compute)
         output = self._compute(block, streams, compute)
         if block is segment.blocks[-1]:
-            step.state.learn(self.config.stand_in, step.entered, block.spec.unpack(output), step.tick.step)
+            self._learn(segment, step, block.spec.unpack(output))
         return output
 
     def _compute(self, block: Block, streams: Streams, compute: Callable[[], Any]) -> Any:
         self.counters.note(block.name, _tokens(streams), computed=True)
         return compute()
 
-    def _skip(self, segment: Segment, block: Block, streams: Streams, step: _Pass) -> Any:
-        self.counters.note(block.name, _tokens(streams), computed=False)
-        if block is not segment.blocks[-1]:
-            return block.spec.pack(streams)
-        return block.spec.pack(step.state.stand_in(self.config.stand_in, step.entered, step.tick.step))
+    def _learn(self, segment: Segment, step: Pass, left: Streams) -> None:
+        stand_in = self.stand_ins[segment.index]
+        if self.witness and step.state.holds(step.entered):
+            guess = step.state.stand_in(stand_in, step.entered, step.tick.step)
+            self.witness(segment, step, left, guess)
+        learn = step.state.learn if self.config.test == "online" else step.state.keep
+        learn(stand_in, step.entered, left, step.tick.step)
 
-    def _enter(self, segment: Segment, streams: Streams) -> _Pass:
+    def _skip(self, segment: Segment, block: Block, streams: Streams, step: Pass, compute: Callable[[], Any]) -> Any:
+        self.counters.note(block.name, _tokens(streams), computed=False)
+        output = compute() if self.witness else block.spec.pack(streams)
+        if block is not segment.blocks[-1]:
+            return output
+        guess = step.state.stand_in(self.stand_ins[segment.index], step.entered, step.tick.step)
+        if self.witness:
+            self.witness(segment, step, block.spec.unpack(output), guess)
+        return block.spec.pack(guess)
+
+    def _enter(self, segment: Segment, streams: Streams) -> Pass:
         tick = self.clock.now
         assert tick is not None
         if segment.index == 0:
@@ -102,7 +135,7 @@ class Driver:
             group = self.segments if self.config.sync == "step" else [segment]
             decisions = self.judge.decide(tick, [(each, self._state(tick, each)) for each in group], streams)
             self._plan.update({each.index: decision for each, decision in zip(group, decisions, strict=True)})
-        return _Pass(tick, self._state(tick, segment), self._plan.pop(segment.index), streams)
+        return Pass(tick, self._state(tick, segment), self._plan.pop(segment.index), streams)
 
     def _state(self, tick: Tick, segment: Segment) -> SegmentState:
         """The state of this branch, patch and segment; a patch starts from its rows of the full sequence."""

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from typing import Protocol
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple, Protocol
 
 import torch
 
@@ -12,13 +12,23 @@ from fastcache_xdit.clock import Tick
 from fastcache_xdit.config import FastCacheConfig
 from fastcache_xdit.counters import Counters
 from fastcache_xdit.decision.policy import Decision, Evidence, decide
+from fastcache_xdit.decision.schedule import mask_for
+from fastcache_xdit.decision.significance import Calibrated, Online, Paper, SignificanceTest, Spread, Unasked
 from fastcache_xdit.models.spec import Streams
 from fastcache_xdit.parallel.consensus import Consensus, RankDivergenceError
 from fastcache_xdit.parallel.ledger import Entry, Ledger
 from fastcache_xdit.runtime.segment import Segment
-from fastcache_xdit.runtime.state import SegmentState
+from fastcache_xdit.runtime.state import CHANGE_SUMS, SegmentState
 
 Stateful = tuple[Segment, SegmentState]
+
+
+class Change(NamedTuple):
+    """How far the entry states moved since the reference: relative norm, relative variance over tokens, and N D."""
+
+    relative: float
+    motion: float = 0.0
+    values: int = 1
 
 
 class Judge(Protocol):
@@ -28,11 +38,64 @@ class Judge(Protocol):
         """One decision per (segment, state); `streams` enter the first of them."""
 
 
+class Rules:
+    """The decision rules of one request: schedule, and one test for each segment.
+
+    Nothing of them depends on the states, so every rank has the same without a message.
+    """
+
+    def __init__(self, config: FastCacheConfig, spreads: Mapping[int, Spread] | None = None) -> None:
+        self.config = config
+        self._calibrated = dict(spreads or {})
+        self._tests: dict[int, SignificanceTest] = {}
+        self._computed: list[bool] = []
+
+    def begin(self, levels: Sequence[float]) -> None:
+        """A request begins whose steps have these noise levels (none where the number of steps is unknown)."""
+        self._computed = mask_for(self.config.schedule, len(levels)) if self.config.schedule and levels else []
+        if self.config.test == "calibrated":
+            alpha, tolerance = self.config.alpha, self.config.tolerance
+            spreads = {index: spread.at(levels) for index, spread in self._calibrated.items()}
+            self._tests = {index: Calibrated(alpha, tolerance, spread) for index, spread in spreads.items()}
+
+    def judge(self, segment: Segment, state: SegmentState, tick: Tick, change: Change) -> Decision:
+        """The decision for one segment."""
+        scheduled = self._computed[tick.step] if tick.step < len(self._computed) else False
+        evidence = Evidence(change.relative, state.order, state.track, change.motion, scheduled)
+        return decide(evidence, tick, self.config, self._test(segment, change))
+
+    def _test(self, segment: Segment, change: Change) -> SignificanceTest:
+        if self.config.test == "calibrated":
+            return self._tests[segment.index]
+        if self.config.test == "paper":
+            return Paper(self.config.alpha, change.values)
+        return Online(self.config.threshold) if self.config.test == "online" else Unasked()
+
+
+class ScheduledJudge:
+    """`test: none`: every rank reads the same schedule, and nothing is measured or exchanged."""
+
+    def __init__(self, config: FastCacheConfig, rules: Rules, ledger: Ledger) -> None:
+        self.config = config
+        self.rules = rules
+        self.ledger = ledger
+
+    def decide(self, tick: Tick, pairs: Sequence[Stateful], streams: Streams) -> list[Decision]:
+        """See `Judge`."""
+        known = [Change(0.0 if state.holds(streams) else math.inf) for _, state in pairs]
+        decisions = [self.rules.judge(*pair, tick, change) for pair, change in zip(pairs, known, strict=True)]
+        _note(tick, pairs, decisions, self.config, self.ledger)
+        return decisions
+
+
 class AgreeingJudge:
     """Decides from sums over all ranks that must agree: one collective, one host read."""
 
-    def __init__(self, config: FastCacheConfig, consensus: Consensus, ledger: Ledger, counters: Counters) -> None:
+    def __init__(
+        self, config: FastCacheConfig, rules: Rules, consensus: Consensus, ledger: Ledger, counters: Counters
+    ) -> None:
         self.config = config
+        self.rules = rules
         self.consensus = consensus
         self.ledger = ledger
         self.counters = counters
@@ -43,15 +106,20 @@ class AgreeingJudge:
         Nothing returns before the collective: a rank without history joins it with an infinite change. The errors of
         earlier computed steps travel in the same message.
         """
-        change, *errors = self._ratios(tick, pairs, streams)
-        decisions = [self._judge(state, tick, change, error) for (_, state), error in zip(pairs, errors, strict=True)]
+        change, errors = self._agreed(tick, pairs, streams)
+        decisions = []
+        for (segment, state), error in zip(pairs, errors, strict=True):
+            if not math.isnan(error):
+                state.track.observe(error)
+            self.counters.nonfinite += math.isnan(change.relative)
+            decisions.append(self.rules.judge(segment, state, tick, change))
         _note(tick, pairs, decisions, self.config, self.ledger)
         if self.config.verify_every and tick.step % self.config.verify_every == 0:
             self.consensus.confirm(self.ledger.stamp, _place(tick, pairs))
         return decisions
 
-    def _ratios(self, tick: Tick, pairs: Sequence[Stateful], streams: Streams) -> list[float]:
-        """Relative change on entry, then for each pair the relative error of its last computed step (or NaN).
+    def _agreed(self, tick: Tick, pairs: Sequence[Stateful], streams: Streams) -> tuple[Change, list[float]]:
+        """The change on entry, and for each pair the relative error of its last computed step (or NaN).
 
         The largest sample of the batch counts.
         """
@@ -59,14 +127,12 @@ class AgreeingJudge:
         local = torch.cat(sums, dim=1)
         memory = [(state.order, state.track) for _, state in pairs]  # if it differed, so would decisions on equal sums
         total = self.consensus.agree(local, self.ledger.stamp_with(memory), _place(tick, pairs))
-        squares = (total[:, 0::2] / total[:, 1::2]).amax(dim=0)
-        return squares.sqrt().tolist()
-
-    def _judge(self, state: SegmentState, tick: Tick, change: float, error: float) -> Decision:
-        if not math.isnan(error):
-            state.track.observe(error)
-        self.counters.nonfinite += math.isnan(change)
-        return decide(Evidence(change, state.order, state.track), tick, self.config)
+        change, reference, saliency, tokens = total[:, :CHANGE_SUMS].unbind(1)
+        errors = total[:, CHANGE_SUMS::2] / total[:, CHANGE_SUMS + 1 :: 2]
+        motion = (tokens * saliency / change.square() - 1).nan_to_num(0.0, 0.0).amax()
+        values = int(tokens.max()) * streams.hidden_states.shape[-1]
+        found = Change((change / reference).amax().sqrt().item(), motion.item(), values)
+        return found, errors.amax(dim=0).sqrt().tolist()
 
 
 class FirstPatchJudge:

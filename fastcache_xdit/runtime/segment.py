@@ -34,6 +34,11 @@ class Segment:
         """Name of the first block."""
         return self.blocks[0].name
 
+    @property
+    def key(self) -> str:
+        """Names of the first and the last block: under which a calibration keeps it."""
+        return f"{self.blocks[0].name}..{self.blocks[-1].name}"
+
 
 def blocks_of(model: Any, spec: ModelSpec, offsets: dict[str, int], lengths: dict[str, int]) -> list[Block]:
     """The blocks that this rank holds, in running order.

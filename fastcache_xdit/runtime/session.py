@@ -23,8 +23,9 @@ logger = logging.getLogger(__name__)
 class Session:
     """Ties one driver to the calls of one transformer.
 
-    `num_steps` tells the length of the announced request, or is None in a user's own loop, where the timestep's value
-    tells steps and requests apart. `patch` gives (number, rows, is_last) of the current PipeFusion patch, or None.
+    `levels` gives the noise levels of the announced request's steps, or is None in a user's own loop, where the
+    timestep's value tells steps and requests apart. `patch` gives (number, rows, is_last) of the current PipeFusion
+    patch, or None.
     """
 
     def __init__(
@@ -33,14 +34,14 @@ class Session:
         driver: Driver,
         ledger: Ledger,
         consensus: Consensus,
-        num_steps: Callable[[], int] | None,
+        levels: Callable[[], list[float]] | None,
         patch: Callable[[], Any],
     ) -> None:
         self.spec = spec
         self.driver = driver
         self.ledger = ledger
         self.consensus = consensus
-        self.num_steps = num_steps
+        self.levels = levels
         self.patch = patch
         self.ledgers_agree: bool | None = None
         self._announced = False
@@ -63,7 +64,7 @@ class Session:
         @torch.compiler.disable(recursive=False)
         def forward(*args: Any, **kwargs: Any) -> Any:
             arguments = _named(signature, args, kwargs)
-            timestep = None if self.num_steps else float(torch.as_tensor(arguments["timestep"]).flatten()[0])
+            timestep = None if self.levels else float(torch.as_tensor(arguments["timestep"]).flatten()[0])
             self._begin(timestep)
             if self._outside(arguments, timestep):
                 self.driver.counters.bypassed_calls += 1
@@ -77,9 +78,10 @@ class Session:
         starts = self._announced if timestep is None else self.clock.starts_request(timestep)
         if starts:
             self._announced = False
-            self.driver.reset()
+            levels = self.levels() if self.levels else []
+            self.driver.begin(levels)
             self.ledger.begin_request()
-            self.clock.begin_request(self.num_steps() if self.num_steps else None)
+            self.clock.begin_request(len(levels) if self.levels else None)
             self.driver.counters.requests += 1
 
     def _outside(self, arguments: Mapping[str, Any], timestep: float | None) -> bool:

@@ -1,35 +1,50 @@
-"""Stand-ins against hand-computed values."""
+"""Unfitted stand-ins against hand-computed values."""
 
 import pytest
 import torch
 
-from fastcache_xdit.approx.linear import REFERENCES, STAND_INS, Residual, history, reuse
+from fastcache_xdit.approx.linear import Polynomial, Reference, polynomial_weights, unfitted
 
-NEWEST = Residual(4, torch.tensor([[[10.0, 40.0]]]))
-OLDER = Residual(2, torch.tensor([[[6.0, 20.0]]]))
+NEWEST = Reference(4, None, torch.tensor([[[10.0, 40.0]]]))
+OLDER = Reference(2, None, torch.tensor([[[6.0, 20.0]]]))
+ENTERED = torch.zeros(1, 1, 2)
+
+
+def residual(order, references, step):
+    return Polynomial(order).residual("hidden_states", ENTERED, references, step)
 
 
 def test_reuse_takes_the_last_residual():
-    assert reuse([NEWEST, OLDER], 5) is NEWEST.value
+    assert residual(0, [NEWEST, OLDER], 5) is NEWEST.residual
 
 
 @pytest.mark.parametrize("step, expected", [(5, [12.0, 50.0]), (6, [14.0, 60.0]), (7, [16.0, 70.0])])
-def test_history_goes_on_in_a_straight_line(step, expected):
+def test_order_one_goes_on_in_a_straight_line(step, expected):
     # slopes (10-6)/2 = 2 and (40-20)/2 = 10 per step
-    assert history([NEWEST, OLDER], step).flatten().tolist() == pytest.approx(expected)
+    assert residual(1, [NEWEST, OLDER], step).flatten().tolist() == pytest.approx(expected)
 
 
-def test_history_with_one_reference_is_reuse():
-    assert history([NEWEST], 9) is NEWEST.value
+def test_order_two_is_exact_for_a_parabola():
+    kept = [Reference(step, None, torch.tensor([[[float(step**2), 3.0 * step]]])) for step in (7, 4, 2)]
+    assert residual(2, kept, 9).flatten().tolist() == pytest.approx([81.0, 27.0])
 
 
-def test_history_is_exact_for_residuals_linear_in_the_step():
-    slope, start = torch.randn(2, 3, 4, 5, generator=torch.Generator().manual_seed(0))
-    kept = [Residual(step, start + step * slope) for step in (7, 3)]
-    torch.testing.assert_close(history(kept, 10), start + 10 * slope)
+def test_fewer_references_lower_the_order():
+    assert residual(2, [NEWEST], 9) is NEWEST.residual
+    assert torch.equal(residual(2, [NEWEST, OLDER], 6), residual(1, [NEWEST, OLDER], 6))
+
+
+def test_weights_sum_to_one():
+    assert sum(polynomial_weights([9, 7, 3], 11)) == pytest.approx(1.0)
 
 
 def test_the_models_dtype_is_kept():
-    kept = [Residual(step, torch.ones(1, 2, 4, dtype=torch.bfloat16) * step) for step in (2, 1)]
-    assert all(stand_in(kept, 3).dtype == torch.bfloat16 for stand_in in STAND_INS.values())
-    assert set(REFERENCES) == set(STAND_INS)
+    kept = [Reference(step, None, torch.ones(1, 2, 4, dtype=torch.bfloat16) * step) for step in (3, 2, 1)]
+    for order in (0, 1, 2):
+        assert residual(order, kept, 4).dtype == torch.bfloat16
+
+
+def test_unfitted_forms_fall_back_and_affine_is_refused():
+    assert unfitted("delta").references == 1 and unfitted("delta+history").references == 2
+    with pytest.raises(ValueError, match="'affine' needs a calibration file"):
+        unfitted("affine")

@@ -120,6 +120,22 @@ def gather(value: Any) -> list[Any]:
     return everyone or []
 
 
+def share(value: Any) -> list[Any]:
+    """Values of all ranks, in rank order, on every rank."""
+    if world_size() == 1:
+        return [value]
+    from xfuser.core.distributed import get_world_group
+
+    everyone: list[Any] = [None] * world_size()
+    torch.distributed.all_gather_object(everyone, value, group=get_world_group().cpu_group)
+    return everyone
+
+
+def add_up(tensor: torch.Tensor) -> torch.Tensor:
+    """Sum over all ranks of a CPU tensor, in rank order, so that every rank holds the same bits."""
+    return torch.stack(share(tensor)).sum(dim=0) if world_size() > 1 else tensor
+
+
 def wait_for_all() -> None:
     """Finish this rank's work and wait until every rank has: around what is timed."""
     if cpu.has_accelerator():

@@ -1,0 +1,71 @@
+"""A calibrated stand-in: solves its coefficients for the steps that a request brings up, and applies them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+import torch
+
+from fastcache_xdit.approx.fit import Fits, Places, fit
+from fastcache_xdit.approx.forms import Form
+from fastcache_xdit.approx.linear import Reference
+from fastcache_xdit.approx.moments import Moments
+
+
+class Halves(NamedTuple):
+    """Moments of the requests that fits are solved from, and of those that judge them."""
+
+    training: Moments
+    held_out: Moments
+
+    def at(self, levels: Sequence[float]) -> Halves:
+        """Both for another schedule."""
+        return Halves(self.training.at(levels), self.held_out.at(levels))
+
+
+class Fitted:
+    """`StandIn` of one segment, by closed-form fits from its calibration; solved once per pattern of steps."""
+
+    def __init__(self, form: Form, moments: Mapping[str, Halves]) -> None:
+        self.form = form
+        self.references = max(1, form.references)
+        self.entered_kept = form.changes
+        self._calibrated = dict(moments)
+        self._by_schedule: dict[tuple[float, ...], dict[str, Halves]] = {}
+        self._weights: dict[tuple, list[torch.Tensor | None]] = {}
+        self.begin(next(iter(moments.values())).training.levels)
+
+    def begin(self, levels: Sequence[float]) -> None:
+        """A request begins whose steps have these noise levels."""
+        self.levels = tuple(levels)
+        if self.levels not in self._by_schedule:
+            self._by_schedule[self.levels] = {name: each.at(levels) for name, each in self._calibrated.items()}
+
+    def fits(self, stream: str, places: Places) -> Fits:
+        """The fits of a stream at these places of the current request's schedule."""
+        training, held_out = self._by_schedule[self.levels][stream]
+        return fit(self.form, training, held_out, places)
+
+    def residual(self, stream: str, entered: torch.Tensor, references: Sequence[Reference], step: int) -> torch.Tensor:
+        """See `StandIn`: sum_k r_k R_k + h H + sum_k h_k H_k + b, each weight [D]; added up in at least float32."""
+        used = references[: self.references]
+        weights = self._weights_for(stream, step, tuple(reference.step for reference in used), entered.device)
+        states = [each.residual for each in used] + [entered] + [each.entered for each in used]
+        total = weights[-1]
+        for weight, state in zip(weights[:-1], states, strict=True):
+            if weight is not None and state is not None:
+                total = weight * state if total is None else torch.addcmul(total, weight, state)
+        assert total is not None
+        return total.to(entered.dtype)
+
+    def _weights_for(
+        self, stream: str, step: int, known: tuple[int, ...], device: torch.device
+    ) -> list[torch.Tensor | None]:
+        """One [D] float32 tensor for each of R1..RK, H, H1..HK, 1; None where the form does not use it."""
+        key = (self.levels, stream, step, known, device)
+        if key not in self._weights:
+            coefficients = self.fits(stream, Places.one(step, known)).coefficients[0]
+            columns = coefficients.float().to(device).unbind(-1)
+            self._weights[key] = [column.contiguous() if column.any() else None for column in columns]
+        return self._weights[key]

@@ -1,0 +1,82 @@
+"""`calibrate`: measure a model once, so that stand-ins are fitted and the significance test means something."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+from fastcache_xdit.cli.arguments import is_first_rank
+from fastcache_xdit.cli.pipeline import (
+    add_pipeline_arguments,
+    call_arguments,
+    model_folder,
+    pipeline_options,
+    prompts_of,
+)
+from fastcache_xdit.host.xdit import engine, layout
+from fastcache_xdit.models.catalogue import known_models
+from fastcache_xdit.plugin import register
+from fastcache_xdit.tuning.calibrate import HELD_OUT_EVERY, Calibrator
+from fastcache_xdit.tuning.runner import Runner
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The command's own options, beside xDiT's engine flags."""
+    own = parser.add_argument_group("fastcache_xdit calibrate")
+    add_pipeline_arguments(own, batch_size=4)
+    own.add_argument("--output", metavar="FILE.safetensors", help="the calibration; an interrupted one is continued")
+    own.add_argument("--lead_blocks", type=int, nargs="+", default=[0, 1], help="to serve; default: 0 1")
+    own.add_argument("--stages", type=int, nargs="+", default=[1], help="PipeFusion degrees to serve; default: 1")
+
+
+def main(argv: list[str]) -> int:
+    """Check the command line, then measure on every rank; the first one writes the file."""
+    engine.prepare()
+    register()
+    options = pipeline_options("calibrate", argv, add_arguments)
+    model, call, prompts = model_folder(options["model"]), call_arguments(options), prompts_of(options)
+    _check(options, model, prompts)
+    runner = Runner(engine.Engine(model, options, options["dtype"] or engine.default_dtype()), call)
+    runner.engine.pipe.set_progress_bar_config(disable=True)
+    batches = engine.batches(prompts, options["batch_size"], options["seed"])
+    facts = {"prompts": len(prompts), "seed": options["seed"], "batch_size": options["batch_size"], "call": call}
+    calibrator = Calibrator(runner, batches, Path(options["output"]), options["lead_blocks"], options["stages"], facts)
+    with tqdm(disable=not is_first_rank(), unit="part") as bar:
+        calibration = calibrator.run(lambda what, done, parts: _show(bar, what, done, parts))
+    if is_first_rank():
+        calibration.save(options["output"])
+        errors = ", ".join(f"{key} {max(each.values()):.1%}" for key, each in calibration.facts["fit_error"].items())
+        print(f"fastcache: calibrated on {len(prompts)} prompts, error where every other step is computed: {errors}")
+        print(f"fastcache: -> {options['output']}; next: fastcache-xdit tune --calibration {options['output']}")
+    engine.finish()
+    return 0
+
+
+def _show(bar: Any, what: str, done: int, parts: int) -> None:
+    bar.total = parts
+    bar.set_description(what)
+    bar.update(done - bar.n)
+
+
+def _check(options: dict[str, Any], model: str, prompts: list[str]) -> None:
+    """Raise ValueError, before a model loads, for what cannot work."""
+    if not options["output"]:
+        raise ValueError("nowhere to write: give --output FILE.safetensors")
+    for degree in ("pipefusion_parallel_degree", "data_parallel_degree", "tensor_parallel_degree"):
+        if (options[degree] or 1) > 1:
+            raise ValueError(
+                f"calibrate runs under ulysses, ring and CFG parallelism, not with {degree}={options[degree]}; "
+                "one calibration serves every layout (for PipeFusion add its degrees to --stages)"
+            )
+    layout.check_degrees(options, engine.world_size())
+    if Path(model).is_dir():
+        layout.check_model(Path(model), options, known_models())
+    needed = HELD_OUT_EVERY * options["batch_size"]
+    if len(prompts) < needed:
+        raise ValueError(
+            f"{len(prompts)} prompts in batches of {options['batch_size']} are too few: one batch in {HELD_OUT_EVERY} "
+            f"is held out, so give at least {needed} prompts or a smaller --batch_size"
+        )

@@ -1,0 +1,98 @@
+"""What the commands that load a pipeline share: options from three places, the model, prompts, and call arguments."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from fastcache_xdit.cli.arguments import parse, read_options
+from fastcache_xdit.host.xdit.engine import DTYPES
+from fastcache_xdit.reference.loading import SHIPPED, generation_defaults, model_path
+
+CALL = ("num_inference_steps", "guidance_scale", "height", "width", "max_sequence_length", "negative_prompt")
+
+
+def pipeline_options(command: str, argv: list[str], add_arguments: Callable[[argparse.ArgumentParser], None]) -> dict:
+    """Command line over config file over the shipped model's own defaults over xDiT's."""
+    from xfuser import xFuserArgs
+    from xfuser.config import FlexibleArgumentParser
+
+    parser = FlexibleArgumentParser(prog=f"fastcache_xdit {command}")
+    xFuserArgs.add_cli_args(parser)
+    add_arguments(parser)
+    parser._option_string_actions["--model"].required = False
+    parser.set_defaults(model=None)
+    file, model = _look_ahead(argv)
+    values = read_options(parser, file) if file else {}
+    model = model or values.get("model")
+    defaults = generation_defaults(model) if model in SHIPPED else {}
+    parser.set_defaults(**{name: value for name, value in defaults.items() if name in CALL} | values)
+    return vars(parse(parser, argv)) | {"defaults": defaults}
+
+
+def add_pipeline_arguments(group: Any, batch_size: int) -> None:
+    """Options of every command that loads a pipeline, beside xDiT's engine flags."""
+    group.add_argument("--config", metavar="FILE.yaml", help="options by name; flags win over it")
+    group.add_argument("--prompts", metavar="FILE.txt", help="one prompt per line; # begins a comment line")
+    group.add_argument("--batch_size", type=int, default=batch_size, help="prompts per call; default: %(default)s")
+    group.add_argument("--dtype", choices=sorted(DTYPES), help="default: bfloat16, float32 without accelerator")
+
+
+def model_folder(name: str | None) -> str:
+    """A folder or a hub id.
+
+    Raises:
+        ValueError: nothing given, or no such folder and no id.
+    """
+    what = f"a folder, a hub id like ORG/NAME, or a shipped model: {', '.join(SHIPPED)}"
+    if not name:
+        raise ValueError(f"no model: give --model with {what}")
+    if name in SHIPPED:
+        return str(model_path(name))
+    if not Path(name).is_dir() and (name.startswith(("/", ".", "~")) or name.count("/") != 1):
+        raise ValueError(f"no such model: {name}; give {what}")
+    return name
+
+
+def call_arguments(options: dict[str, Any]) -> dict[str, Any]:
+    """Arguments of every pipeline call; those that only the shipped model knows come along.
+
+    Raises:
+        ValueError: a number below 1.
+    """
+    call = options["defaults"] | {name: options[name] for name in CALL if options[name] not in (None, "", [])}
+    for name in ("num_inference_steps", "height", "width"):
+        if call[name] < 1:
+            raise ValueError(f"{name}={call[name]} is not possible; set 1 or more")
+    if options["batch_size"] < 1:
+        raise ValueError(f"batch_size={options['batch_size']} is not possible; set 1 or more")
+    return call
+
+
+def prompts_of(options: dict[str, Any]) -> list[str]:
+    """Prompts of the command line, then of the file.
+
+    Raises:
+        ValueError: no such file, or no prompt at all.
+    """
+    prompts = list(options["prompt"] or [])
+    if options["prompts"]:
+        path = Path(options["prompts"])
+        if not path.is_file():
+            raise ValueError(f"no such prompts file: {path}")
+        lines = [line.strip() for line in path.read_text().splitlines()]
+        prompts += [line for line in lines if line and not line.startswith("#")]
+    if not prompts:
+        raise ValueError("no prompts: give --prompt TEXT or --prompts FILE with one prompt per line")
+    return prompts
+
+
+def _look_ahead(argv: list[str]) -> tuple[str | None, str | None]:
+    """--config and --model, which decide the defaults of everything else."""
+    ahead = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    ahead.add_argument("--config", nargs="?")
+    ahead.add_argument("--model", nargs="?")
+    found, _ = ahead.parse_known_args(argv)
+    return found.config, found.model

@@ -1,0 +1,96 @@
+"""`tune`: from a target (speedup, quality or budget) to a config that `--cache_config` takes."""
+
+from __future__ import annotations
+
+import argparse
+import os
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from fastcache_xdit.approx.calibration import Calibration
+from fastcache_xdit.cli.arguments import is_first_rank
+from fastcache_xdit.cli.pipeline import (
+    add_pipeline_arguments,
+    call_arguments,
+    model_folder,
+    pipeline_options,
+    prompts_of,
+)
+from fastcache_xdit.config import FastCacheConfig
+from fastcache_xdit.host.xdit import engine, layout
+from fastcache_xdit.plugin import register
+from fastcache_xdit.tuning.runner import Runner
+from fastcache_xdit.tuning.search import Search, Trial
+from fastcache_xdit.tuning.targets import Target, find, merged
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The command's own options, beside xDiT's engine flags."""
+    own = parser.add_argument_group("fastcache_xdit tune")
+    add_pipeline_arguments(own, batch_size=4)
+    own.add_argument("--calibration", metavar="FILE.safetensors", help="from fastcache-xdit calibrate")
+    own.add_argument("--target", metavar="KIND=NUMBER", help="speedup=2.5, psnr=34 or budget=0.4 (of block FLOPs)")
+    own.add_argument("--steps", type=int, nargs="+", help="numbers of steps to tune for; default: num_inference_steps")
+    own.add_argument("--evaluations", type=int, default=24, help="generations of all prompts per number of steps")
+    own.add_argument("--lead_blocks", type=int, default=0, help="always computed; default: 0")
+    own.add_argument("--output", metavar="FILE.yaml", help="the config")
+
+
+def main(argv: list[str]) -> int:
+    """Check the command line, then search on every rank; the first one writes the config."""
+    engine.prepare()
+    register()
+    options = pipeline_options("tune", argv, add_arguments)
+    model, call, prompts = model_folder(options["model"]), call_arguments(options), prompts_of(options)
+    for name in ("calibration", "target", "output"):
+        if not options[name]:
+            raise ValueError(f"--{name} is missing; --help lists the options")
+    target, calibration = Target.parse(options["target"]), Calibration.load(options["calibration"])
+    layout.check_degrees(options, engine.world_size())
+    runner = Runner(engine.Engine(model, options, options["dtype"] or engine.default_dtype()), call)
+    runner.engine.pipe.set_progress_bar_config(disable=True)
+    batches = engine.batches(prompts, options["batch_size"], options["seed"])
+    trials, searches = [], []
+    for steps in options["steps"] or [call["num_inference_steps"]]:
+        search = Search(
+            runner.steps(steps), batches, calibration, options["calibration"], options["lead_blocks"], options["seed"]
+        )
+        searches.append(search)
+        trials.append(find(search, target, options["evaluations"], _say))
+    if is_first_rank():
+        _write(merged(trials), trials, Path(options["output"]), options)
+        _frontier(searches)
+        calls = sum(len(search.tried) for search in searches)
+        print(f"fastcache: {calls} generations of {len(prompts)} prompts -> {options['output']}")
+    engine.finish()
+    return 0
+
+
+def _say(line: str) -> None:
+    if is_first_rank():
+        print(f"fastcache: {line}", flush=True)
+
+
+def _write(config: FastCacheConfig, trials: list[Trial], path: Path, options: dict[str, Any]) -> None:
+    """Only what differs from the defaults, the calibration by its place relative to the config."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    values = config.model_dump(exclude_defaults=True)
+    values["calibration"] = os.path.relpath(options["calibration"], path.parent)
+    lines = [f"# Tuned for {options['target']} on {options['model']}:"]
+    for trial in trials:
+        lines.append(f"#   {len(trial.mask)} steps: {trial.compute_ratio:.1%} of block FLOPs, {trial.psnr_db:.1f} dB")
+    path.write_text("\n".join(lines) + "\n" + yaml.safe_dump(values, sort_keys=False))
+
+
+def _frontier(searches: list[Search]) -> None:
+    """For each number of computed steps that was tried, the best mask."""
+    for search in searches:
+        print(f"fastcache: {search.steps} steps: computed, share of block FLOPs, PSNR")
+        best: dict[float, Trial] = {}
+        for trial in search.tried.values():
+            if trial.psnr_db > best.get(trial.compute_ratio, trial._replace(psnr_db=0)).psnr_db:
+                best[trial.compute_ratio] = trial
+        for ratio, trial in sorted(best.items()):
+            print(f"  {trial.mask.count('1'):>3}  {ratio:6.1%}  {trial.psnr_db:5.1f} dB  {trial.mask}")

@@ -1,0 +1,24 @@
+"""Masks of computed steps: a decision rule that needs no communication."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+
+def mask_for(schedule: Mapping[int, str], num_steps: int) -> list[bool]:
+    """Which of `num_steps` steps are computed: the mask of that length, or the nearest one stretched.
+
+    Stretching keeps each computed step's place in the request, and the share of computed steps as far as they stay
+    apart. The first step is always computed.
+    """
+    if num_steps in schedule:
+        return [mark == "1" for mark in schedule[num_steps]]
+    nearest = min(schedule, key=lambda steps: (abs(steps - num_steps), steps))
+    computed = [round(step * num_steps / nearest) for step, mark in enumerate(schedule[nearest]) if mark == "1"]
+    return [step in computed for step in range(num_steps)]
+
+
+def uniform_mask(num_steps: int, computed: int) -> str:
+    """`computed` of `num_steps` steps as far apart as they can be, from the first one on."""
+    chosen = {round(index * num_steps / computed) for index in range(computed)}
+    return "".join("1" if step in chosen else "0" for step in range(num_steps))

@@ -1,0 +1,47 @@
+"""What tells one model from another, so that a calibration is used only where it was made."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from typing import Any
+
+from torch import nn
+
+from fastcache_xdit.host.base import Host
+from fastcache_xdit.models.spec import ModelSpec
+from fastcache_xdit.runtime.segment import Block, blocks_of
+
+_NOT_THE_MODEL = ("_name_or_path", "_diffusers_version", "_class_name", "_use_default_values")
+
+
+def identity(host: Host, spec: ModelSpec) -> dict[str, Any]:
+    """Names, digests of configs, active adapters, and norms of some blocks' weights (not under tensor parallelism)."""
+    blocks = blocks_of(host.model, spec, host.offsets, host.lengths)
+    sharded = host.topology is not None and host.topology.tensor_parallel_degree > 1
+    return {
+        "model": spec.name,
+        "model_config": _digest(host.model.config),
+        "weights": {} if sharded else _fingerprint(blocks),
+        "adapters": sorted(getattr(host.model, "active_adapters", list)()) if _adapted(host.model) else [],
+        "scheduler": type(host.scheduler).__name__,
+        "scheduler_config": _digest(host.scheduler.config),
+    }
+
+
+def _adapted(model: nn.Module) -> bool:
+    return bool(getattr(model, "peft_config", None))
+
+
+def _digest(config: Any) -> str:
+    kept = {name: value for name, value in dict(config).items() if name not in _NOT_THE_MODEL}
+    return hashlib.sha256(json.dumps(kept, sort_keys=True, default=str).encode()).hexdigest()[:16]
+
+
+def _fingerprint(blocks: list[Block]) -> dict[str, float]:
+    """Norms by block name of every fourth block: enough to tell a fine-tune or a fused adapter from the original."""
+    return {block.name: _norm(block.module) for block in blocks if block.index % 4 == 0}
+
+
+def _norm(module: nn.Module) -> float:
+    return sum(parameter.detach().float().square().sum().item() for parameter in module.parameters()) ** 0.5

@@ -1,0 +1,255 @@
+"""Measures a model: moments on its own trajectories and on cached ones, gains of errors, and the spread of the test."""
+
+from __future__ import annotations
+
+import json
+import platform
+from collections.abc import Callable, Sequence
+from functools import partial
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+
+from fastcache_xdit.approx.calibration import Calibration
+from fastcache_xdit.approx.fit import Places, fit
+from fastcache_xdit.approx.fitted import Halves
+from fastcache_xdit.approx.forms import FORMS
+from fastcache_xdit.approx.moments import Moments
+from fastcache_xdit.config import FastCacheConfig
+from fastcache_xdit.host.identity import identity
+from fastcache_xdit.host.xdit.engine import Batch, add_up, rank, wait_for_all
+from fastcache_xdit.models.catalogue import spec_for
+from fastcache_xdit.runtime.patch import Undo
+from fastcache_xdit.runtime.segment import Segment, blocks_of
+from fastcache_xdit.tuning.planner import ErrorTable, plan
+from fastcache_xdit.tuning.recorder import Recorder
+from fastcache_xdit.tuning.runner import Runner, relative_error
+from fastcache_xdit.tuning.witness import Pair, Pairs, fit_spread, rms
+
+FORM = "delta+history"
+POLICIES = (0.6, 0.4, 0.25)  # shares of computed steps of the masks that on-policy rounds run under
+HELD_OUT_EVERY = 3  # batches: the last of each so many judges the fits of the others
+PROBE_EVERY = 2  # steps between single-skip probes; gains in between are interpolated
+# What lets a schedule alone decide.
+SCHEDULED = {
+    "test": "none",
+    "warmup_steps": 1,
+    "cooldown_steps": 0,
+    "max_consecutive_skips": 1000,
+    "error_budget": 1e9,
+}
+
+Progress = Callable[[str, int, int], None]  # (what, parts done, parts in all)
+ByStream = dict[str, dict[str, Moments]]
+
+
+def spans(count: int, leads: Sequence[int], stages: Sequence[int]) -> list[tuple[int, int]]:
+    """(first, last) block of every segment to calibrate: what `granularity: step` skips, by lead blocks and stages.
+
+    xDiT gives each of n PipeFusion stages ceil(count / n) blocks.
+    """
+    found = set()
+    for number in stages:
+        size = -(-count // number)
+        starts = [(start, min(start + size, count) - 1) for start in range(0, count, size)]
+        found |= {(max(start, lead), last) for lead in leads for start, last in starts}
+    return sorted(span for span in found if span[0] <= span[1])
+
+
+class Calibrator:
+    """One calibration, part by part; what is done survives an interruption in files beside `output`.
+
+    Args:
+        runner: the model; its call has the number of steps to calibrate at.
+        batches: prompts, at least `HELD_OUT_EVERY` batches.
+        output: where the calibration will be written.
+        leads: numbers of lead blocks to serve.
+        stages: PipeFusion degrees to serve.
+        facts: how it is measured, for the file; a calibration with other facts is not continued.
+    """
+
+    def __init__(
+        self,
+        runner: Runner,
+        batches: Sequence[Batch],
+        output: Path,
+        leads: Sequence[int],
+        stages: Sequence[int],
+        facts: dict[str, Any],
+    ) -> None:
+        self.runner = runner
+        self.batches = batches
+        self.lead = max(leads)
+        host = runner.host
+        spec = spec_for(host.model)
+        blocks = blocks_of(host.model, spec, host.offsets, host.lengths)
+        places = spans(len(blocks), leads, stages)
+        self.segments = [Segment(0, tuple(blocks[first : last + 1])) for first, last in places]
+        self.main = Segment(0, tuple(blocks[self.lead :])).key
+        self.identity = identity(host, spec)
+        self.facts = {**facts, "steps": self.steps, "segments": [segment.key for segment in self.segments]}
+        self.working = Path(f"{output}.working")
+        self.saved = Path(f"{output}.progress.{rank()}")
+        self.levels: list[float] = []
+        self.sums: dict[str, ByStream] = {half: {} for half in Halves._fields}
+        self.pairs: list[Pair] = []
+        self.gains: dict[int, float] = {}
+        self.done = 0
+
+    @property
+    def steps(self) -> int:
+        """Number of inference steps."""
+        return self.runner.call["num_inference_steps"]
+
+    def run(self, progress: Progress) -> Calibration:
+        """All parts that are not done yet; every rank must call it."""
+        parts = self._parts()
+        self._restore()
+        for number, (what, part) in enumerate(parts, start=1):
+            if number > self.done:
+                part()
+                self.done = number
+                self._save()
+            progress(what, number, len(parts))
+        calibration = self._calibration()
+        calibration.gains = {segment.key: self._all_gains() for segment in self.segments}
+        calibration.spread = {self.main: fit_spread(self.pairs, self._all_gains(), self.levels).to_dict()}
+        calibration.facts["fit_error"] = {key: _error_at_half(each) for key, each in calibration.moments.items()}
+        self.saved.unlink(missing_ok=True)
+        wait_for_all()
+        self.working.unlink(missing_ok=True)
+        return calibration
+
+    def _parts(self) -> list[tuple[str, Callable[[], None]]]:
+        count = len(self.batches)
+        parts: list[tuple[str, Callable[[], None]]] = [
+            ("recording", partial(self._round, "1" * self.steps, index)) for index in range(count)
+        ]
+        for share in POLICIES:
+            what = f"refitting at {share:.0%} computed"
+            parts += [(what, partial(self._on_policy, share, index)) for index in range(count)]
+        probed = range(2, self.steps, PROBE_EVERY)
+        return parts + [("probing single skips", partial(self._probe, step)) for step in probed]
+
+    def _on_policy(self, share: float, index: int) -> None:
+        """One batch on the trajectory that the fits so far lead to; the round's first batch makes its mask."""
+        if index == 0 or not self.working.exists():
+            calibration = self._publish()
+            table = ErrorTable(FORM, calibration.moments[self.main]["hidden_states"])
+            self.mask = plan(table, [1.0] * self.steps, round(share * self.steps)).mask
+        self._round(self.mask, index)
+
+    def _round(self, mask: str, index: int) -> None:
+        """Generate a batch under a mask, every block computed all the same, and add what is seen to the sums."""
+        held_out = index % HELD_OUT_EVERY == HELD_OUT_EVERY - 1
+        pairs = Pairs()
+        with Undo() as undo:
+            recorder = Recorder(self.segments)
+            recorder.install(undo)
+            with self.runner.enabled(self._config(mask)) as watched:
+                recorder.clock = watched.handle.driver.clock
+                watched.handle.driver.witness = pairs if "0" in mask else None
+                watched.generate(self.batches[index])
+        self.levels = self.runner.levels()
+        recorder.add_to(self.sums["held_out" if held_out else "training"], self.levels)
+        if held_out:
+            self.pairs += pairs.collected()
+
+    def _probe(self, step: int) -> None:
+        """Skip one step alone: by how much its relative error grows or fades until the final latents."""
+        if not self.gains or not self.working.exists():
+            self._publish()
+        batch, pairs = self.batches[HELD_OUT_EVERY - 1], Pairs()
+        if not hasattr(self, "_truth"):
+            self._truth = self.runner.uncached(batch)
+        mask = "".join("0" if each == step else "1" for each in range(self.steps))
+        with self.runner.enabled(self._config(mask)) as watched:
+            watched.handle.driver.witness = pairs
+            latents = watched.generate(batch)
+        local = rms([pair.error for pair in pairs.collected() if pair.step == step])
+        self.gains[step] = rms(relative_error(latents, self._truth).tolist()) / local
+
+    def _config(self, mask: str) -> FastCacheConfig:
+        fitted = {"calibration": str(self.working), "stand_in": FORM} if "0" in mask else {}
+        return FastCacheConfig(**SCHEDULED, **fitted, schedule={self.steps: mask}, lead_blocks=self.lead)
+
+    def _publish(self) -> Calibration:
+        """What is known so far, as a file that the ranks' caches load."""
+        calibration = self._calibration()
+        if rank() == 0:
+            calibration.save(self.working)
+        wait_for_all()
+        return calibration
+
+    def _calibration(self) -> Calibration:
+        """Sums of all ranks so far."""
+        moments: dict[str, dict[str, Halves]] = {}
+        for segment, streams in sorted(self.sums["training"].items()):
+            for stream in sorted(streams):
+                halves = (self.sums[half][segment][stream].gram for half in Halves._fields)
+                summed = Halves(*(Moments(self.levels, add_up(gram)) for gram in halves))
+                moments.setdefault(segment, {})[stream] = summed
+        return Calibration(self.identity, {**self.facts, **versions()}, tuple(self.levels), moments)
+
+    def _all_gains(self) -> list[float]:
+        steps = sorted(self.gains)
+        logarithms = np.interp(range(self.steps), steps, np.log([self.gains[step] for step in steps]))
+        return np.exp(logarithms).tolist()
+
+    def _save(self) -> None:
+        tensors = {
+            f"{half}/{segment}/{stream}": moments.gram
+            for half, segments in self.sums.items()
+            for segment, streams in segments.items()
+            for stream, moments in streams.items()
+        }
+        state = {
+            "facts": self.facts,
+            "done": self.done,
+            "levels": self.levels,
+            "pairs": self.pairs,
+            "gains": self.gains,
+            "mask": getattr(self, "mask", ""),
+        }
+        partial = Path(f"{self.saved}.partial")
+        partial.parent.mkdir(parents=True, exist_ok=True)
+        save_file(tensors, partial, {"state": json.dumps(state)})
+        partial.replace(self.saved)
+
+    def _restore(self) -> None:
+        if not self.saved.exists():
+            return
+        with safe_open(self.saved, framework="pt") as file:
+            state = json.loads(file.metadata()["state"])
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
+        if state["facts"] != json.loads(json.dumps(self.facts)):
+            raise ValueError(
+                f"{self.saved} is of an interrupted calibration with other options; repeat those, or delete the file"
+            )
+        self.done, self.levels, self.mask = state["done"], state["levels"], state["mask"]
+        self.pairs = [Pair(*values) for values in state["pairs"]]
+        self.gains = {int(step): gain for step, gain in state["gains"].items()}
+        for name, gram in tensors.items():
+            half, segment, stream = name.split("/")
+            self.sums[half].setdefault(segment, {})[stream] = Moments(self.levels, gram)
+
+
+def versions() -> dict[str, str]:
+    """Versions of what a measurement depends on."""
+    packages = ("torch", "diffusers", "xfuser", "fastcache_xdit")
+    return {"python": platform.python_version(), **{name: version(name) for name in packages}}
+
+
+def _error_at_half(streams: dict[str, Halves]) -> dict[str, float]:
+    """For a file's reader: the fitted stand-in's relative error where every other step is computed, by stream."""
+    errors = {}
+    for stream, (training, held_out) in streams.items():
+        steps = torch.arange(5, training.steps, 2)
+        places = Places(steps, steps[:, None] - torch.tensor([[1, 3, 5]]))
+        errors[stream] = rms(fit(FORMS[FORM], training, held_out, places).relative_error.tolist())
+    return errors

@@ -1,0 +1,92 @@
+"""Collects second moments while a pipeline generates; activations never leave the request."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import torch
+
+from fastcache_xdit.approx.moments import Moments
+from fastcache_xdit.clock import Clock
+from fastcache_xdit.models.spec import Streams
+from fastcache_xdit.runtime.patch import Undo
+from fastcache_xdit.runtime.segment import Block, Segment
+
+MOST_ROWS = 4096  # token rows kept of one step: plenty for a fit of a few weights per channel
+
+
+class _Point(NamedTuple):
+    """A place in the stack: before or after a block."""
+
+    block: int
+    after: bool
+
+
+class Recorder:
+    """Sees what enters and leaves each of some segments, which may overlap, at every step of a request."""
+
+    def __init__(self, segments: Sequence[Segment]) -> None:
+        self.segments = segments
+        self.clock: Clock | None = None
+        self._seen: dict[tuple[_Point, str], dict[tuple[str, int], torch.Tensor]] = defaultdict(dict)
+
+    def install(self, undo: Undo) -> None:
+        """Watch the blocks; do it before the cache is enabled, so that blocks show what they really give."""
+        first = {segment.blocks[0].index: segment.blocks[0] for segment in self.segments}
+        last = {segment.blocks[-1].index: segment.blocks[-1] for segment in self.segments}
+        for index in first.keys() | last.keys():
+            block = first.get(index) or last[index]
+            undo.set(block.module, "forward", self._watched(block, index in first, index in last))
+
+    def clear(self) -> None:
+        """Forget the current request."""
+        self._seen.clear()
+
+    def add_to(self, moments: dict[str, dict[str, Moments]], levels: Sequence[float]) -> None:
+        """Add the finished request to `moments` by segment and stream, and forget it."""
+        for segment in self.segments:
+            for stream in Streams._fields:
+                into, out = (self._seen.get((point, stream), {}) for point in _ends(segment))
+                for branch in sorted({branch for branch, _ in out}):
+                    entered = [into[branch, step] for step in range(len(levels))]
+                    residuals = [out[branch, step] - entered[step] for step in range(len(levels))]
+                    known = moments.setdefault(segment.key, {})
+                    known.setdefault(stream, Moments.empty(levels, entered[0].shape[-1])).add(residuals, entered)
+        self.clear()
+
+    def _watched(self, block: Block, enters: bool, leaves: bool) -> Callable[..., Any]:
+        original = block.module.forward
+        signature = inspect.signature(original)
+
+        @functools.wraps(original)
+        def forward(*args: Any, **kwargs: Any) -> Any:
+            if enters:
+                self._note(_Point(block.index, False), block.spec.read(signature.bind(*args, **kwargs).arguments))
+            output = original(*args, **kwargs)
+            if leaves:
+                self._note(_Point(block.index, True), block.spec.unpack(output))
+            return output
+
+        return forward
+
+    def _note(self, point: _Point, streams: Streams) -> None:
+        now = self.clock.now if self.clock else None
+        if now is None:
+            return
+        for stream, states in zip(Streams._fields, streams, strict=True):
+            if states is not None:
+                self._seen[point, stream][now.branch, now.step] = _some_rows(states)
+
+
+def _ends(segment: Segment) -> tuple[_Point, _Point]:
+    return _Point(segment.blocks[0].index, False), _Point(segment.blocks[-1].index, True)
+
+
+def _some_rows(states: torch.Tensor) -> torch.Tensor:
+    """[B, N, D] -> [n, D] on the CPU: every row, or evenly spaced ones, the same at every step."""
+    rows = states.detach().flatten(0, 1)
+    return rows[:: -(-len(rows) // MOST_ROWS)].float().cpu().clone()

@@ -1,0 +1,89 @@
+"""Generates batches on every rank for calibration, tuning and benchmarks: final latents, known to all ranks."""
+
+from __future__ import annotations
+
+import contextlib
+from typing import Any
+
+import torch
+
+from fastcache_xdit.config import FastCacheConfig
+from fastcache_xdit.host.base import Host
+from fastcache_xdit.host.find import host_of
+from fastcache_xdit.host.xdit.engine import Batch, Engine, share
+from fastcache_xdit.models.catalogue import spec_for
+from fastcache_xdit.plugin import Handle, fastcache, repaired
+
+
+class Runner:
+    """One model with fixed call arguments; `call` holds at least `num_inference_steps`."""
+
+    def __init__(self, engine: Engine, call: dict[str, Any]) -> None:
+        self.engine = engine
+        self.call = call
+
+    @property
+    def host(self) -> Host:
+        """Where the model runs."""
+        return host_of(self.engine.pipe)
+
+    @property
+    def block_names(self) -> list[str]:
+        """Names of all blocks in running order."""
+        spec = spec_for(self.host.model)
+        return [f"{name}.{index}" for name in spec.blocks for index in range(len(getattr(self.host.model, name)))]
+
+    def steps(self, num_inference_steps: int) -> Runner:
+        """The same with another number of steps."""
+        return Runner(self.engine, {**self.call, "num_inference_steps": num_inference_steps})
+
+    def levels(self) -> list[float]:
+        """Noise level of each step of the last request."""
+        scheduler = self.engine.pipe.scheduler
+        return [float(timestep) / scheduler.config.num_train_timesteps for timestep in scheduler.timesteps.tolist()]
+
+    def images(self, batch: Batch, config: FastCacheConfig | None) -> list[Any]:
+        """PIL images, with a cache of its own or without one."""
+        with fastcache(self.engine.pipe, config) if config else repaired(self.engine.pipe):
+            everyone = {
+                index: image
+                for part in share(self.engine.generate(batch, **self.call))
+                for index, image in part.items()
+            }
+        return [everyone[index] for index in batch.indices]
+
+    def uncached(self, batch: Batch) -> torch.Tensor:
+        """Final latents [B, ...] without the cache."""
+        with repaired(self.engine.pipe):
+            return self._latents(batch)
+
+    def cached(self, batch: Batch, config: FastCacheConfig) -> torch.Tensor:
+        """Final latents [B, ...] with a cache of its own."""
+        with fastcache(self.engine.pipe, config):
+            return self._latents(batch)
+
+    @contextlib.contextmanager
+    def enabled(self, config: FastCacheConfig) -> Any:
+        """The cache on, for callers that watch it: gives (handle, generate)."""
+        with fastcache(self.engine.pipe, config) as handle:
+            yield _Watched(handle, self)
+
+    def _latents(self, batch: Batch) -> torch.Tensor:
+        mine = self.engine.generate(batch, **{**self.call, "output_type": "latent"})
+        everyone = {index: latents for part in share(mine) for index, latents in part.items()}
+        return torch.stack([everyone[index].float().cpu() for index in batch.indices])
+
+
+class _Watched:
+    def __init__(self, handle: Handle, runner: Runner) -> None:
+        self.handle = handle
+        self._runner = runner
+
+    def generate(self, batch: Batch) -> torch.Tensor:
+        return self._runner._latents(batch)
+
+
+def relative_error(latents: torch.Tensor, truth: torch.Tensor) -> torch.Tensor:
+    """[B]: norm of the difference over the norm of `truth`, sample by sample."""
+    difference, whole = (latents - truth).flatten(1), truth.flatten(1)
+    return difference.norm(dim=1) / whole.norm(dim=1)

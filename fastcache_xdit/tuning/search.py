@@ -1,0 +1,143 @@
+"""Finds the mask of a config: planned by the dynamic programme, refined by a small seeded search on true images."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+from fastcache_xdit.approx.calibration import Calibration
+from fastcache_xdit.config import FastCacheConfig
+from fastcache_xdit.evaluate.quality import psnr_db, to_tensor
+from fastcache_xdit.host.xdit.engine import Batch
+from fastcache_xdit.tuning.calibrate import FORM, SCHEDULED
+from fastcache_xdit.tuning.planner import LONGEST_GAP, ErrorTable, plan
+from fastcache_xdit.tuning.runner import Runner
+
+COHERENCES = (0.0, 0.5, 1.0)
+
+
+class Trial(NamedTuple):
+    """One config on the search prompts: how good, and at what cost."""
+
+    psnr_db: float
+    compute_ratio: float
+    mask: str
+    config: FastCacheConfig
+
+
+def compute_ratio(mask: str, lead_blocks: int, num_blocks: int) -> float:
+    """Block calls executed / all, for a mask with so many lead blocks."""
+    computed = mask.count("1")
+    return (computed * num_blocks + (len(mask) - computed) * lead_blocks) / (len(mask) * num_blocks)
+
+
+def affordable(budget: float, steps: int, lead_blocks: int, num_blocks: int) -> int:
+    """The most computed steps whose compute ratio stays within `budget`.
+
+    Raises:
+        ValueError: not even one step fits.
+    """
+    lead = lead_blocks / num_blocks
+    computed = int((budget - lead) / (1 - lead) * steps + 1e-9)
+    if computed < 1:
+        raise ValueError(
+            f"a budget of {budget:.0%} leaves none of {steps} steps; set at least {(1 + lead) / steps:.0%}"
+        )
+    return min(computed, steps)
+
+
+@dataclass
+class Search:
+    """Searches at one number of steps, on prompts whose uncached images are generated once.
+
+    Args:
+        runner: the model; its call has the number of steps.
+        batches: search prompts, which calibration may share and evaluation must not.
+        calibration: of the model, and `path`, where it lies.
+        lead_blocks: always computed; a schedule needs none, since it looks at no change.
+        seed: of the order in which moves are tried.
+    """
+
+    runner: Runner
+    batches: Sequence[Batch]
+    calibration: Calibration
+    path: str
+    lead_blocks: int = 0
+    seed: int = 0
+    tried: dict[str, Trial] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.num_blocks = len(self.runner.block_names)
+        self.truth = [to_tensor(self.runner.images(batch, None)) for batch in self.batches]
+        self.levels = self.runner.levels()
+        self.steps = len(self.levels)
+        self._planner: tuple[ErrorTable, list[float]] | None = None
+
+    def best(self, budget: float, evaluations: int, report: Callable[[str], None]) -> Trial:
+        """The best config found within `budget` of the block calls, by at most so many evaluations."""
+        trials = [self.evaluate(mask) for mask in self._planned(budget)]
+        best = max(trials, key=lambda trial: trial.psnr_db)
+        report(f"planned {len(trials)} masks for {budget:.0%}: {best.psnr_db:.1f} dB")
+        return self._climb(best, evaluations - len(trials), report)
+
+    def evaluate(self, mask: str) -> Trial:
+        """Mean PSNR of a mask on the search prompts; each is tried once."""
+        if mask not in self.tried:
+            config = FastCacheConfig(
+                **SCHEDULED,
+                calibration=self.path,
+                stand_in=FORM,
+                schedule={self.steps: mask},
+                lead_blocks=self.lead_blocks,
+            )
+            ratio = compute_ratio(mask, self.lead_blocks, self.num_blocks)
+            self.tried[mask] = Trial(self._psnr(config), ratio, mask, config)
+        return self.tried[mask]
+
+    def _psnr(self, config: FastCacheConfig) -> float:
+        each: list[float] = []
+        for batch, truth in zip(self.batches, self.truth, strict=True):
+            each += psnr_db(to_tensor(self.runner.images(batch, config)), truth)
+        return sum(each) / len(each)
+
+    def _planned(self, budget: float) -> list[str]:
+        """Masks of the dynamic programme, with measured and with equal weights of the steps."""
+        computed = affordable(budget, self.steps, self.lead_blocks, self.num_blocks)
+        table, gains = self._table()
+        plans = [plan(table, weights, computed, c) for weights in (gains, [1.0] * self.steps) for c in COHERENCES]
+        return list(dict.fromkeys(each.mask for each in plans))
+
+    def _table(self) -> tuple[ErrorTable, list[float]]:
+        if self._planner is None:
+            names = self.runner.block_names
+            key = f"{names[self.lead_blocks]}..{names[-1]}"
+            if key not in self.calibration.moments:
+                raise ValueError(
+                    f"the calibration has no segment {key}; calibrate with --lead_blocks {self.lead_blocks}"
+                )
+            halves = self.calibration.moments[key]["hidden_states"].at(self.levels)
+            table = ErrorTable(FORM, halves, max(LONGEST_GAP, self.steps // 4))
+            self._planner = table, self.calibration.gains_at(key, self.levels)
+        return self._planner
+
+    def _climb(self, best: Trial, evaluations: int, report: Callable[[str], None]) -> Trial:
+        """Move one computed step by one place at a time, for as long as that helps."""
+        generator, moves = random.Random(self.seed), self._moves(best)
+        generator.shuffle(moves)
+        while moves and evaluations > 0:
+            trial = self.evaluate(moves.pop())
+            evaluations -= 1
+            if trial.psnr_db > best.psnr_db:
+                best, moves = trial, self._moves(trial)
+                generator.shuffle(moves)
+                report(f"moved one step: {best.psnr_db:.1f} dB")
+        return best
+
+    def _moves(self, trial: Trial) -> list[str]:
+        """Untried masks with one computed step moved by one place; the first step stays computed."""
+        mask = trial.mask
+        swaps = [step for step in range(1, self.steps - 1) if mask[step] != mask[step + 1]]
+        moved = [mask[:step] + mask[step + 1] + mask[step] + mask[step + 2 :] for step in swaps]
+        return [each for each in moved if each not in self.tried]

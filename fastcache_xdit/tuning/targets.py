@@ -1,0 +1,100 @@
+"""What a user asks for (a budget, a speedup, a quality) as a search, and its answers as one config."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+from fastcache_xdit.config import FastCacheConfig
+from fastcache_xdit.tuning.search import Search, Trial
+
+KINDS = {"budget": (0.0, 1.0), "speedup": (1.0, 100.0), "psnr": (0.0, 100.0)}  # allowed range, ends excluded
+Report = Callable[[str], None]
+
+
+class Target(NamedTuple):
+    """`budget=0.4` (share of block FLOPs), `speedup=2.5` (wall time) or `psnr=34` (dB, mean over the prompts)."""
+
+    kind: str
+    value: float
+
+    @classmethod
+    def parse(cls, text: str) -> Target:
+        """Read KIND=NUMBER.
+
+        Raises:
+            ValueError: another kind, or a number out of its range.
+        """
+        kind, _, number = text.partition("=")
+        if kind not in KINDS:
+            raise ValueError(
+                f"target {text!r} is not known; give one of {', '.join(f'{each}=NUMBER' for each in KINDS)}"
+            )
+        low, high = KINDS[kind]
+        try:
+            value = float(number)
+        except ValueError:
+            value = low
+        if not low < value < high:
+            raise ValueError(f"target {text!r}: {kind} must be a number above {low:g} and below {high:g}")
+        return cls(kind, value)
+
+
+def find(search: Search, target: Target, evaluations: int, report: Report) -> Trial:
+    """The best config for a target at the search's number of steps.
+
+    Raises:
+        ValueError: no config reaches the target; the message says what is within reach.
+    """
+    if target.kind == "budget":
+        return search.best(target.value, evaluations, report)
+    if target.kind == "psnr":
+        return _cheapest(search, target.value, evaluations, report)
+    return search.best(_budget_for(search, target.value, report), evaluations, report)
+
+
+def _cheapest(search: Search, psnr: float, evaluations: int, report: Report) -> Trial:
+    """The fewest computed steps that reach `psnr`: bisection, then the search proper, then fewer while it holds."""
+    low, high = 1, search.steps
+    while high - low > 1:
+        middle = (low + high) // 2
+        reached = search.best(middle / search.steps, 0, report).psnr_db >= psnr
+        low, high = (low, middle) if reached else (middle, high)
+    if high == search.steps:
+        raise ValueError(f"{psnr:g} dB is not reached with any step skipped; take a lower target")
+    best = search.best(high / search.steps, evaluations, report)
+    refined = search.best(low / search.steps, evaluations, report) if low > 1 else best
+    return refined if refined.psnr_db >= psnr else best
+
+
+def _budget_for(search: Search, speedup: float, report: Report) -> float:
+    """The share of block calls at which wall time is 1 / speedup, from two timings: seconds = fixed + share * slope."""
+    whole, half = _seconds(search, None), _seconds(search, search.best(0.5, 0, report).config)
+    fixed = 2 * half - whole
+    budget = (whole / speedup - fixed) / (whole - fixed)
+    report(f"{whole:.2f} s uncached, {half:.2f} s with half the blocks: {speedup:g}x needs {budget:.0%} of them")
+    if budget <= 2 / search.steps:
+        raise ValueError(
+            f"{speedup:g}x is out of reach at {search.steps} steps: what is not blocks takes {fixed / whole:.0%} of "
+            f"the time, so that {whole / (fixed + (whole - fixed) * 3 / search.steps):.1f}x is the most"
+        )
+    return budget
+
+
+def _seconds(search: Search, config: FastCacheConfig | None) -> float:
+    """Least of three timings of one batch."""
+    times = []
+    for _ in range(3):
+        start = time.perf_counter()
+        search.runner.images(search.batches[0], config)
+        times.append(time.perf_counter() - start)
+    return min(times)
+
+
+def merged(trials: Sequence[Trial]) -> FastCacheConfig:
+    """One config that holds every trial's mask; they must agree in lead blocks and stand-in."""
+    schedule: dict[int, str] = {}
+    for trial in trials:
+        schedule |= trial.config.schedule or {}
+    return trials[0].config.model_copy(update={"schedule": schedule})

@@ -1,0 +1,88 @@
+"""The calibration file: whole round trips, and refusal by name of everything else."""
+
+import json
+
+import pytest
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+
+from fastcache_xdit.approx.calibration import IDENTITY, Calibration
+from fastcache_xdit.approx.fitted import Halves
+from tests.approx.test_fit import LEVELS, moments, trajectory
+
+IDENTITY_HERE = {name: f"this {name}" for name in IDENTITY} | {"weights": {"transformer_blocks.0": 10.0}}
+
+
+def made():
+    halves = Halves(moments(*trajectory(0)), moments(*trajectory(1)))
+    return Calibration(
+        IDENTITY_HERE, {"steps": 5}, LEVELS, {"a..b": {"hidden_states": halves}}, {"a..b": [0.5] * 5}, {"a..b": {}}
+    )
+
+
+@pytest.fixture
+def path(tmp_path):
+    file = tmp_path / "cal.safetensors"
+    made().save(file)
+    return file
+
+
+def test_round_trip(path):
+    found, original = Calibration.load(path), made()
+    assert (found.identity, found.facts, found.levels) == (original.identity, original.facts, original.levels)
+    assert (found.gains, found.spread) == (original.gains, original.spread)
+    for mine, theirs in zip(
+        found.moments["a..b"]["hidden_states"], original.moments["a..b"]["hidden_states"], strict=True
+    ):
+        torch.testing.assert_close(mine.gram, theirs.gram, rtol=1e-6, atol=1e-3)
+    assert found.stamp == original.stamp
+
+
+def test_a_missing_file_is_named(tmp_path):
+    with pytest.raises(ValueError, match="no such calibration file: .*none"):
+        Calibration.load(tmp_path / "none")
+
+
+def test_a_truncated_file_is_refused(path):
+    path.write_bytes(path.read_bytes()[:-100])
+    with pytest.raises(ValueError, match="cal.safetensors is truncated or no safetensors file"):
+        Calibration.load(path)
+
+
+def test_something_else_is_refused(path):
+    path.write_bytes(b"PK\x03\x04 not a calibration")
+    with pytest.raises(ValueError, match="truncated or no safetensors file"):
+        Calibration.load(path)
+    save_file({"weight": torch.zeros(2)}, path)
+    with pytest.raises(ValueError, match="is no 'fastcache calibration 1' file"):
+        Calibration.load(path)
+
+
+@pytest.mark.parametrize("what", ["tensor", "header"])
+def test_a_tampered_file_is_refused(path, what):
+    with safe_open(path, framework="pt") as file:
+        metadata, tensors = file.metadata(), {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    if what == "tensor":
+        next(iter(tensors.values()))[0, 0] += 1
+    else:
+        metadata["header"] = json.dumps(json.loads(metadata["header"]) | {"gains": {"a..b": [9.0] * 5}})
+    save_file(tensors, path, metadata)
+    with pytest.raises(ValueError, match="was altered after it was written"):
+        Calibration.load(path)
+
+
+@pytest.mark.parametrize("name", IDENTITY)
+def test_another_model_is_refused_by_the_field_that_differs(name):
+    other = {"transformer_blocks.0": 10.1} if name == "weights" else "other"
+    with pytest.raises(ValueError, match=f"another model: {name} is .*other|another model: {name} is .*10.1"):
+        made().check(IDENTITY_HERE | {name: other})
+
+
+def test_rounding_of_weights_is_no_difference():
+    made().check(IDENTITY_HERE | {"weights": {"transformer_blocks.0": 10.001, "transformer_blocks.4": 3.0}})
+
+
+def test_an_unknown_segment_is_named():
+    with pytest.raises(ValueError, match="no segment c..d; it has a..b"):
+        made().stand_in("c..d", "history")

@@ -1,0 +1,126 @@
+"""Fits recover what was planted, never lose to their prior on held-out data, and follow the noise level."""
+
+import pytest
+import torch
+
+from fastcache_xdit.approx.fit import Places, fit, polynomial_error
+from fastcache_xdit.approx.fitted import Fitted, Halves
+from fastcache_xdit.approx.forms import FORMS
+from fastcache_xdit.approx.linear import Reference
+from fastcache_xdit.approx.moments import Moments
+
+LEVELS = (0.9, 0.7, 0.5, 0.3, 0.1)
+CHANNELS, ROWS = 3, 400
+STREAM = "hidden_states"
+
+
+def trajectory(seed, rows=ROWS):
+    """Random residuals and entry states of five steps; step 4 is planted from steps 3, 1, 0 and the entry states."""
+    generator = torch.Generator().manual_seed(seed)
+    residuals = [torch.randn(rows, CHANNELS, generator=generator) for _ in LEVELS]
+    entered = [torch.randn(rows, CHANNELS, generator=generator) for _ in LEVELS]
+    return residuals, entered
+
+
+def moments(residuals, entered):
+    made = Moments.empty(LEVELS, residuals[0].shape[1])
+    made.add(residuals, entered)
+    return made
+
+
+def planted(form):
+    """R[4] by a known combination that the form can express, and its coefficients [R3, R1, R0, H, H3, H1, H0, 1]."""
+    weights = {
+        "history": torch.tensor([1.5, -0.7, 0.2, 0, 0, 0, 0, 0]),
+        "delta": torch.tensor([1.0, 0, 0, 0.4, -0.4, 0, 0, 0]),
+        "affine": torch.tensor([0, 0, 0, 0.3, 0, 0, 0, -2.0]),
+        "delta+history": torch.tensor([1.2, -0.3, 0.1, 0.5, -0.75, 0.25, 0, 0.6]),
+    }[form]
+    scale = torch.tensor([1.0, 2.0, -1.0])  # another combination in every channel
+    weights = weights[:, None] * scale if form != "delta" else weights[:, None].expand(-1, CHANNELS).clone()
+
+    def halves():
+        for seed in (0, 1):
+            residuals, entered = trajectory(seed)
+            states = [residuals[3], residuals[1], residuals[0], entered[4], entered[3], entered[1], entered[0]]
+            states.append(torch.ones(ROWS, CHANNELS))
+            residuals[4] = sum(w * state for w, state in zip(weights, states, strict=True))
+            yield moments(residuals, entered)
+
+    return weights.T, Halves(*halves())
+
+
+PLACE = Places.one(4, (3, 1, 0))
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_planted_coefficients_are_recovered(form):
+    weights, halves = planted(form)
+    found = fit(FORMS[form], *halves, PLACE)
+    torch.testing.assert_close(found.coefficients[0].float(), weights, atol=2e-4, rtol=2e-3)
+    assert found.relative_error.item() < 1e-3
+
+
+def test_moments_of_two_ranks_add_up_to_those_of_one():
+    residuals, entered = trajectory(3)
+    halves = [[state[part] for state in residuals] for part in (slice(0, 100), slice(100, None))]
+    entries = [[state[part] for state in entered] for part in (slice(0, 100), slice(100, None))]
+    together = moments(halves[0], entries[0]).plus(moments(halves[1], entries[1]))
+    torch.testing.assert_close(together.gram, moments(residuals, entered).gram, rtol=1e-12, atol=1e-9)
+
+
+@pytest.mark.parametrize("order", [0, 1, 2])
+def test_a_fit_never_loses_to_a_prior_on_held_out_data(order):
+    """Noise alone: nothing can be learned, and a handful of rows would mislead plain least squares."""
+    training, held_out = moments(*trajectory(4, rows=9)), moments(*trajectory(5, rows=9))
+    place = Places.one(4, (3, 2, 1))
+    found = fit(FORMS["history"], training, held_out, place)
+    assert found.squared_error.item() <= polynomial_error(order, held_out, place).item() * (1 + 1e-9)
+
+
+def test_the_float64_reference_agrees():
+    """The closed form against plain least squares on the rows themselves, where the ridge is negligible."""
+    weights, halves = planted("history")
+    found = fit(FORMS["history"], *halves, PLACE, strengths=(0.0,)).coefficients[0, :, :3]
+    for channel in range(CHANNELS):
+        rows, target = [], []
+        for seed in (0, 1):
+            residuals, _ = trajectory(seed)
+            columns = torch.stack([residuals[step][:, channel] for step in (3, 1, 0)], dim=1).double()
+            rows.append(columns)
+            target.append(columns @ weights[channel, :3].double())
+        solved = torch.linalg.lstsq(torch.cat(rows), torch.cat(target)[:, None]).solution[:, 0]
+        torch.testing.assert_close(found[channel], solved, atol=1e-6, rtol=1e-6)
+
+
+def test_applying_equals_the_sum_by_hand():
+    weights, halves = planted("delta+history")
+    stand_in = Fitted(FORMS["delta+history"], {STREAM: halves})
+    residuals, entered = trajectory(7, rows=6)
+    kept = [Reference(step, entered[step][None], residuals[step][None]) for step in (3, 1, 0)]
+    guess = stand_in.residual(STREAM, entered[4][None], kept, 4)
+    states = [residuals[3], residuals[1], residuals[0], entered[4], entered[3], entered[1], entered[0]]
+    by_hand = sum(w * state for w, state in zip(weights.T[:7], states, strict=True)) + weights.T[7]
+    torch.testing.assert_close(guess[0], by_hand, atol=2e-3, rtol=2e-3)
+    half = [each._replace(entered=each.entered.bfloat16(), residual=each.residual.bfloat16()) for each in kept]
+    assert stand_in.residual(STREAM, entered[4][None].bfloat16(), half, 4).dtype == torch.bfloat16
+
+
+def smooth(levels):
+    """Residuals and entry states that are cubic in the noise level: a cubic spline follows them exactly."""
+    generator = torch.Generator().manual_seed(0)
+    powers = torch.randn(2, 4, 50, CHANNELS, generator=generator, dtype=torch.float64)
+    at = [torch.tensor([1.0, x, x**2, x**3], dtype=torch.float64) for x in levels]
+    return [[torch.einsum("p,pnd->nd", x, part) for x in at] for part in powers]
+
+
+def test_other_schedules_are_interpolated_in_the_noise_level():
+    levels = (0.9, 0.8, 0.55, 0.33, 0.2, 0.1)
+    made = Moments.empty(levels, CHANNELS)
+    made.add(*smooth(levels))
+    torch.testing.assert_close(moments(*smooth(LEVELS)).at(levels).gram, made.gram, rtol=1e-8, atol=1e-8)
+
+
+def test_packing_keeps_the_matrix():
+    made = moments(*trajectory(0))
+    torch.testing.assert_close(Moments.unpacked(LEVELS, made.packed()).gram, made.gram, rtol=1e-6, atol=1e-4)

@@ -1,0 +1,23 @@
+"""Masks of computed steps."""
+
+import pytest
+
+from fastcache_xdit.decision.schedule import mask_for, uniform_mask
+
+
+def text(mask):
+    return "".join("01"[computed] for computed in mask)
+
+
+def test_a_listed_number_of_steps_takes_its_mask():
+    assert text(mask_for({4: "1010", 6: "100100"}, 6)) == "100100"
+
+
+def test_another_number_stretches_the_nearest():
+    assert text(mask_for({4: "1010", 20: "1" * 20}, 8)) == "10001000"
+    assert text(mask_for({4: "1010"}, 2)) == "11"
+
+
+@pytest.mark.parametrize("steps, computed, expected", [(6, 3, "101010"), (8, 3, "10010100"), (5, 5, "11111")])
+def test_uniform_masks_spread_the_computed_steps(steps, computed, expected):
+    assert uniform_mask(steps, computed) == expected
