@@ -1,0 +1,33 @@
+"""What users ask for."""
+
+import pytest
+
+from fastcache_xdit.tuning.calibrate import spans
+from fastcache_xdit.tuning.search import affordable, compute_ratio
+from fastcache_xdit.tuning.targets import Target
+
+
+def test_targets_are_kind_and_number():
+    assert Target.parse("speedup=2.5") == ("speedup", 2.5)
+    assert Target.parse("budget=0.4") == ("budget", 0.4)
+
+
+@pytest.mark.parametrize("text", ["fast", "budget", "budget=1.5", "speedup=0.9", "psnr=high", "quality=3"])
+def test_other_targets_are_refused_by_name(text):
+    with pytest.raises(ValueError, match=f"target '{text}'"):
+        Target.parse(text)
+
+
+def test_budgets_count_lead_blocks():
+    assert affordable(0.5, 20, 0, 12) == 10
+    assert compute_ratio("1" * 10 + "0" * 10, 0, 12) == 0.5
+    computed = affordable(0.5, 20, 1, 12)
+    mask = "1" * computed + "0" * (20 - computed)
+    assert compute_ratio(mask, 1, 12) <= 0.5 < compute_ratio("1" + mask[:-1], 1, 12)
+    with pytest.raises(ValueError, match="leaves none of 20 steps; set at least 5%"):
+        affordable(0.01, 20, 0, 12)
+
+
+def test_segments_of_lead_blocks_and_stages():
+    assert spans(12, [0, 1], [1, 2]) == [(0, 5), (0, 11), (1, 5), (1, 11), (6, 11)]
+    assert spans(7, [1], [2]) == [(1, 3), (4, 6)], "xDiT gives the first stage the larger half"
