@@ -8,6 +8,7 @@ import json
 import os
 from typing import Any, NoReturn
 
+from fastcache_xdit.approx.calibration import Calibration
 from fastcache_xdit.config import FastCacheConfig, read_yaml, unknown_option
 
 
@@ -50,9 +51,12 @@ def cache_config(text: str | dict[str, Any] | None) -> FastCacheConfig:
     """The config that `--cache_config` names: a JSON object, a YAML or JSON file, or the defaults.
 
     Raises:
-        ValueError: as `FastCacheConfig.from_json` and `from_file`.
+        ValueError: as `FastCacheConfig.from_json` and `from_file`; or its calibration is missing, broken or altered.
     """
-    return FastCacheConfig.from_text(json.dumps(text) if isinstance(text, dict) else text)
+    config = FastCacheConfig.from_text(json.dumps(text) if isinstance(text, dict) else text)
+    if config.calibration:
+        Calibration.load(config.calibration)  # what is wrong with the file is said before a model loads
+    return config
 
 
 def _as_default(path: str, name: str, action: argparse.Action, value: Any) -> Any:

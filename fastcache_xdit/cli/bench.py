@@ -16,7 +16,7 @@ from fastcache_xdit.host.xdit import engine
 from fastcache_xdit.plugin import register
 from fastcache_xdit.reference.loading import SHIPPED, calibration_path, tuned_configs
 from fastcache_xdit.reference.sampling import prompts
-from fastcache_xdit.tuning.approximations import BUDGETS, Bench, Row, approximations, significance
+from fastcache_xdit.tuning.approximations import BUDGETS, Bench, Row, approximations, significance, stand_in_cost
 from fastcache_xdit.tuning.calibrate import versions
 from fastcache_xdit.tuning.frontier import draw
 from fastcache_xdit.tuning.runner import Runner
@@ -50,11 +50,12 @@ def main(argv: list[str]) -> int:
     runner.engine.pipe.set_progress_bar_config(disable=True)
     batches = engine.batches(prompts(options["count"], options["seed"]), options["batch_size"], options["seed"])
     results = (_approximations if argv[0] == "approximations" else _significance)(runner, batches, options)
+    extra = {"stand_in_cost": _cost(runner, batches, options)} if argv[0] == "approximations" else {}
     if is_first_rank():
         folder.mkdir(parents=True, exist_ok=True)
         path = folder / f"{argv[0]}.json"
         settings = {"model": options["model"], "count": options["count"], "seed": options["seed"], **versions()}
-        path.write_text(json.dumps({**settings, "rows": results}, indent=1) + "\n")
+        path.write_text(json.dumps({**settings, **extra, "rows": results}, indent=1) + "\n")
         if argv[0] == "approximations":
             draw([Row(**row) for row in results], folder / "frontier.png")
         print(f"fastcache: -> {path}")
@@ -71,6 +72,13 @@ def _approximations(runner: Runner, batches: Sequence[engine.Batch], options: di
         bench = Bench(runner.steps(steps), batches, str(calibration_path(options["model"])))
         rows += approximations(bench, {b: c for b, c in tuned.items() if steps in (c.schedule or {})}, _show)
     return [row.to_dict() for row in rows]
+
+
+def _cost(runner: Runner, batches: Sequence[engine.Batch], options: dict[str, Any]) -> dict[str, float]:
+    cost = stand_in_cost(runner, batches[0], str(calibration_path(options["model"])))
+    shares = f"{cost['of_one_block']:.1%} of one block, {cost['of_replaced_blocks']:.2%} of those that it replaces"
+    _say(f"the fitted stand-in takes {shares}")
+    return cost
 
 
 def _show(row: Row) -> None:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import functools
+import statistics
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -11,7 +14,8 @@ from fastcache_xdit.config import FastCacheConfig
 from fastcache_xdit.decision.schedule import uniform_mask
 from fastcache_xdit.decision.significance import Spread
 from fastcache_xdit.evaluate.quality import psnr_db, to_tensor
-from fastcache_xdit.host.xdit.engine import Batch
+from fastcache_xdit.host.xdit.engine import Batch, wait
+from fastcache_xdit.runtime.patch import Undo
 from fastcache_xdit.tuning.calibrate import FORM, SCHEDULED
 from fastcache_xdit.tuning.runner import Runner
 from fastcache_xdit.tuning.search import affordable, compute_ratio
@@ -122,3 +126,48 @@ def _mean(values: Sequence[float]) -> float:
 
 def _label(name: str) -> str:
     return {"reuse": "reuse", "history": "taylor1", "taylor2": "taylor2"}[name]
+
+
+def stand_in_cost(runner: Runner, batch: Batch, calibration: str) -> dict[str, float]:
+    """Time of the fitted stand-in over the time of one block, and over that of all blocks which it replaces.
+
+    Both are timed call by call in one run of alternating computed and skipped steps; medians.
+    """
+    steps = runner.call["num_inference_steps"]
+    config = FastCacheConfig(
+        **SCHEDULED,
+        lead_blocks=0,
+        stand_in=FORM,
+        calibration=calibration,
+        schedule={steps: uniform_mask(steps, steps // 2)},
+    )
+    with Undo() as undo:
+        blocks = _Timed(undo, [block.module for block in runner.blocks], "forward")
+        with runner.enabled(config) as watched:
+            watched.generate(batch)  # solves the fits, which a request does once
+            stand_ins = _Timed(undo, watched.handle.driver.stand_ins, "residual")
+            blocks.seconds.clear()
+            watched.generate(batch)
+    cost, block = statistics.median(stand_ins.seconds), statistics.median(blocks.seconds)
+    return {"of_one_block": cost / block, "of_replaced_blocks": cost / (block * len(runner.block_names))}
+
+
+class _Timed:
+    """Seconds of every call of a method of some objects."""
+
+    def __init__(self, undo: Undo, targets: Sequence[Any], method: str) -> None:
+        self.seconds: list[float] = []
+        for target in targets:
+            undo.set(target, method, self._timed(getattr(target, method)))
+
+    def _timed(self, original: Callable[..., Any]) -> Callable[..., Any]:
+        @functools.wraps(original)
+        def call(*args: Any, **kwargs: Any) -> Any:
+            wait()
+            start = time.perf_counter()
+            result = original(*args, **kwargs)
+            wait()
+            self.seconds.append(time.perf_counter() - start)
+            return result
+
+        return call

@@ -25,7 +25,7 @@ from fastcache_xdit.host.identity import identity
 from fastcache_xdit.host.xdit.engine import Batch, add_up, rank, wait_for_all
 from fastcache_xdit.models.catalogue import spec_for
 from fastcache_xdit.runtime.patch import Undo
-from fastcache_xdit.runtime.segment import Segment, blocks_of
+from fastcache_xdit.runtime.segment import Segment
 from fastcache_xdit.tuning.planner import ErrorTable, plan
 from fastcache_xdit.tuning.recorder import Recorder
 from fastcache_xdit.tuning.runner import Runner, relative_error
@@ -85,13 +85,11 @@ class Calibrator:
         self.runner = runner
         self.batches = batches
         self.lead = max(leads)
-        host = runner.host
-        spec = spec_for(host.model)
-        blocks = blocks_of(host.model, spec, host.offsets, host.lengths)
+        host, blocks = runner.host, runner.blocks
         places = spans(len(blocks), leads, stages)
         self.segments = [Segment(0, tuple(blocks[first : last + 1])) for first, last in places]
         self.main = Segment(0, tuple(blocks[self.lead :])).key
-        self.identity = identity(host, spec)
+        self.identity = identity(host, spec_for(host.model))
         self.facts = {**facts, "steps": self.steps, "segments": [segment.key for segment in self.segments]}
         self.working = Path(f"{output}.working")
         self.saved = Path(f"{output}.progress.{rank()}")

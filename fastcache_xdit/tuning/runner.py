@@ -13,6 +13,7 @@ from fastcache_xdit.host.find import host_of
 from fastcache_xdit.host.xdit.engine import Batch, Engine, share
 from fastcache_xdit.models.catalogue import spec_for
 from fastcache_xdit.plugin import Handle, fastcache, repaired
+from fastcache_xdit.runtime.segment import Block, blocks_of
 
 
 class Runner:
@@ -28,10 +29,14 @@ class Runner:
         return host_of(self.engine.pipe)
 
     @property
+    def blocks(self) -> list[Block]:
+        """All blocks of this rank in running order."""
+        return blocks_of(self.host.model, spec_for(self.host.model), self.host.offsets, self.host.lengths)
+
+    @property
     def block_names(self) -> list[str]:
-        """Names of all blocks in running order."""
-        spec = spec_for(self.host.model)
-        return [f"{name}.{index}" for name in spec.blocks for index in range(len(getattr(self.host.model, name)))]
+        """Their names."""
+        return [block.name for block in self.blocks]
 
     def steps(self, num_inference_steps: int) -> Runner:
         """The same with another number of steps."""

@@ -136,10 +136,15 @@ def add_up(tensor: torch.Tensor) -> torch.Tensor:
     return torch.stack(share(tensor)).sum(dim=0) if world_size() > 1 else tensor
 
 
-def wait_for_all() -> None:
-    """Finish this rank's work and wait until every rank has: around what is timed."""
+def wait() -> None:
+    """Finish this rank's work on the accelerator."""
     if cpu.has_accelerator():
         torch.cuda.synchronize()
+
+
+def wait_for_all() -> None:
+    """Finish this rank's work and wait until every rank has: around what is timed."""
+    wait()
     if world_size() > 1:
         torch.distributed.barrier()
 
