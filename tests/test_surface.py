@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import argparse
 
+import pytest
+
 import fastcache_xdit
-from fastcache_xdit.cli import generate, main
+from fastcache_xdit.cli import bench, calibrate, generate, main, tune
 from fastcache_xdit.config import FastCacheConfig
 from fastcache_xdit.models.catalogue import known_models
 from fastcache_xdit.reference.loading import SHIPPED
 
 PUBLIC = ["FastCacheConfig", "Handle", "enable", "fastcache", "register"]
 OPTIONS = [
+    "alpha",
+    "calibration",
     "cfg_agreement",
     "cooldown_steps",
     "error_budget",
@@ -21,15 +25,34 @@ OPTIONS = [
     "lead_blocks",
     "max_consecutive_skips",
     "pp_decision",
+    "schedule",
     "stand_in",
     "sync",
+    "test",
     "threshold",
+    "tolerance",
     "verify_every",
     "warmup_steps",
     "window",
 ]
-HANDLE = ["branch", "disable", "report", "reset"]
-GENERATE = ["--batch_size", "--compare", "--config", "--dtype", "--output", "--overwrite", "--prompts"]
+HANDLE = ["branch", "disable", "driver", "report", "reset"]
+FLAGS = {
+    generate: ["--batch_size", "--compare", "--config", "--dtype", "--output", "--overwrite", "--prompts"],
+    calibrate: ["--batch_size", "--config", "--dtype", "--lead_blocks", "--output", "--prompts", "--stages"],
+    tune: [
+        "--batch_size",
+        "--calibration",
+        "--config",
+        "--dtype",
+        "--evaluations",
+        "--lead_blocks",
+        "--output",
+        "--prompts",
+        "--steps",
+        "--target",
+    ],
+    bench: ["--batch_size", "--config", "--count", "--dtype", "--output", "--prompts", "--steps", "--tolerance"],
+}
 MODELS = ["DiTTransformer2DModel", "FluxTransformer2DModel", "PixArtTransformer2DModel", "SD3Transformer2DModel"]
 
 
@@ -47,11 +70,15 @@ def test_handle_methods():
     assert sorted(name for name in vars(fastcache_xdit.Handle) if not name.startswith("_")) == HANDLE
 
 
-def test_commands_and_their_own_flags():
-    assert sorted(main.COMMANDS) == ["generate", "run"]
+def test_commands():
+    assert sorted(main.COMMANDS) == ["bench", "calibrate", "generate", "run", "tune"]
+
+
+@pytest.mark.parametrize("command", FLAGS, ids=lambda command: command.__name__)
+def test_their_own_flags(command):
     parser = argparse.ArgumentParser(add_help=False)
-    generate.add_arguments(parser)
-    assert sorted(parser._option_string_actions) == GENERATE
+    command.add_arguments(parser)
+    assert sorted(parser._option_string_actions) == FLAGS[command]
 
 
 def test_models():

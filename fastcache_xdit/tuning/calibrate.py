@@ -97,7 +97,9 @@ class Calibrator:
         self.sums: dict[str, ByStream] = {half: {} for half in Halves._fields}
         self.pairs: list[Pair] = []
         self.gains: dict[int, float] = {}
+        self.mask = ""
         self.done = 0
+        self._truth: torch.Tensor | None = None
 
     @property
     def steps(self) -> int:
@@ -163,7 +165,7 @@ class Calibrator:
         if not self.gains or not self.working.exists():
             self._publish()
         batch, pairs = self.batches[HELD_OUT_EVERY - 1], Pairs()
-        if not hasattr(self, "_truth"):
+        if self._truth is None:
             self._truth = self.runner.uncached(batch)
         mask = "".join("0" if each == step else "1" for each in range(self.steps))
         with self.runner.enabled(self._config(mask)) as watched:
@@ -212,7 +214,7 @@ class Calibrator:
             "levels": self.levels,
             "pairs": self.pairs,
             "gains": self.gains,
-            "mask": getattr(self, "mask", ""),
+            "mask": self.mask,
         }
         partial = Path(f"{self.saved}.partial")
         partial.parent.mkdir(parents=True, exist_ok=True)

@@ -62,11 +62,6 @@ class Runner:
         with repaired(self.engine.pipe):
             return self._latents(batch)
 
-    def cached(self, batch: Batch, config: FastCacheConfig) -> torch.Tensor:
-        """Final latents [B, ...] with a cache of its own."""
-        with fastcache(self.engine.pipe, config):
-            return self._latents(batch)
-
     @contextlib.contextmanager
     def enabled(self, config: FastCacheConfig) -> Any:
         """The cache on, for callers that watch it: gives (handle, generate)."""
