@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-_MODELS = Path(__file__).parent / "models"
+_MODELS, _PRESETS = Path(__file__).parent / "models", Path(__file__).parent / "presets"
 SHIPPED = ("shapes-pixart",)
 # Cache configs that ship with a model, by the share of block FLOPs that they were tuned for.
 PRESETS = {"quality": 1 / 1.5, "half": 1 / 2, "balanced": 1 / 2.5, "third": 1 / 3, "fast": 1 / 4, "fifth": 1 / 5}
@@ -33,10 +33,10 @@ def generation_defaults(name: str) -> dict[str, float | int | bool]:
 
 def calibration_path(name: str) -> Path:
     """The shipped calibration of a shipped model. Raises ValueError as `model_path`."""
-    return model_path(name) / "fastcache" / "calibration.safetensors"
+    return _PRESETS / model_path(name).name / "calibration.safetensors"
 
 
 def tuned_configs(name: str) -> dict[float, Path]:
     """Shipped cache configs of a shipped model by their share of block FLOPs. Raises ValueError as `model_path`."""
-    folder = model_path(name) / "fastcache"
+    folder = _PRESETS / model_path(name).name
     return {budget: folder / f"{preset}.yaml" for preset, budget in PRESETS.items()}
