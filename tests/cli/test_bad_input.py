@@ -55,7 +55,7 @@ GENERATE = ("generate", "--model", "shapes-pixart", "--prompt", "a red circle on
         ([*GENERATE, "--batch_size", 0], ["batch_size=0 is not possible"]),
         ([*GENERATE, "--config", "none.yaml"], ["no such config file: none.yaml"]),
         ([*GENERATE, "--prompts", "none.txt"], ["no such prompts file: none.txt"]),
-        (["generate", "--model", "shapes-pixart"], ["nothing to generate", "--prompts FILE"]),
+        (["generate", "--model", "shapes-pixart"], ["no prompts", "--prompts FILE"]),
         (["generate", "--prompt", "x"], ["--model"]),
         (["generate", "--model", "/no/such/folder", "--prompt", "x"], ["/no/such/folder", "shapes-pixart"]),
         ([*GENERATE, "--cache", "fastcache", "--use_fast_attn"], ["use_fast_attn with fastcache is not supported"]),
@@ -132,3 +132,39 @@ def test_earlier_results_are_not_overwritten(capsys, tmp_path):
     (tmp_path / "summary.json").write_text("{}")
     code, told = run(capsys, *GENERATE, "--output", tmp_path)
     assert code == 2 and "--overwrite" in told
+
+
+CALIBRATE = ("calibrate", "--model", "shapes-pixart", "--prompt", *["a red circle"] * 12)
+TUNE = ("tune", "--model", "shapes-pixart", "--prompt", "a red circle", "--output", "x.yaml")
+
+
+@pytest.mark.parametrize(
+    "argv, words",
+    [
+        (CALIBRATE, ["nowhere to write", "--output FILE.safetensors"]),
+        ([*CALIBRATE[:4], "one", "--output", "x"], ["1 prompts in batches of 4 are too few", "at least 12"]),
+        (
+            [*CALIBRATE, "--output", "x", "--pipefusion_parallel_degree", 2],
+            ["pipefusion_parallel_degree=2", "--stages"],
+        ),
+        (TUNE, ["--calibration is missing"]),
+        ([*TUNE, "--calibration", "none.safetensors"], ["--target is missing"]),
+        ([*TUNE, "--calibration", "none.safetensors", "--target", "fast"], ["target 'fast' is not known", "speedup="]),
+        ([*TUNE, "--calibration", "none.safetensors", "--target", "psnr=30"], ["no such calibration file: none"]),
+        (["bench"], ["which benchmark?", "approximations"]),
+        (["bench", "approximations", "--model", "some/model"], ["shipped models only"]),
+        ([*GENERATE, "--cache", "fastcache", "--cache_config", '{"test": "none"}'], ["give schedule"]),
+        ([*GENERATE, "--cache", "fastcache", "--cache_config", '{"stand_in": "affine"}'], ["fastcache-xdit calibrate"]),
+        (
+            [*GENERATE, "--cache", "fastcache", "--cache_config", '{"schedule": {"4": "0110"}}'],
+            ["the mask for 4 steps", "the first one 1"],
+        ),
+        (
+            [*GENERATE, "--cache", "fastcache", "--cache_config", '{"calibration": "none.safetensors"}'],
+            ["no such calibration file: none.safetensors"],
+        ),
+    ],
+)
+def test_mistakes_of_tuning_are_told(capsys, argv, words):
+    code, error = run(capsys, *argv)
+    assert code == 2 and all(word in error for word in words), error
