@@ -213,7 +213,7 @@ def _consensus(host: Host, config: FastCacheConfig, counters: Counters) -> Conse
 def _calibration(host: Host, spec: ModelSpec, config: FastCacheConfig) -> Calibration | None:
     if config.calibration is None:
         return None
-    calibration = Calibration.load(config.calibration)
+    calibration = Calibration.shared(config.calibration)
     calibration.check(identity(host, spec))
     return calibration
 

@@ -9,6 +9,7 @@ import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
-from fastcache_xdit.approx.fitted import Fitted, Halves
+from fastcache_xdit.approx.fitted import Fitted, Halves, Solved
 from fastcache_xdit.approx.forms import FORMS
 from fastcache_xdit.approx.moments import Moments
 
@@ -44,6 +45,7 @@ class Calibration:
     moments: dict[str, dict[str, Halves]]
     gains: dict[str, list[float]] = field(default_factory=dict)
     spread: dict[str, dict[str, Any]] = field(default_factory=dict)
+    _solved: dict[tuple[str, str], Solved] = field(default_factory=dict, repr=False, compare=False)
 
     def stand_in(self, segment: str, name: str) -> Fitted:
         """The fitted stand-in `name` of a segment.
@@ -56,7 +58,8 @@ class Calibration:
                 f"the calibration has no segment {segment}; it has {', '.join(self.moments)}. Calibrate again with "
                 "this granularity, these lead_blocks and this pipefusion_parallel_degree"
             )
-        return Fitted(FORMS[name], self.moments[segment])
+        solved = self._solved.setdefault((segment, name), Solved())
+        return Fitted(FORMS[name], self.moments[segment], solved)
 
     def gains_at(self, segment: str, levels: Sequence[float]) -> list[float]:
         """`gains` of a segment for another schedule: an error made in a longer step counts for more."""
@@ -116,7 +119,13 @@ class Calibration:
         levels = tuple(header.pop("levels"))
         return cls(levels=levels, moments=_moments(levels, tensors), **header)
 
-    @property
+    @classmethod
+    def shared(cls, path: str | Path) -> Calibration:
+        """`load`, once for each state of the file: caches that come and go share what was solved from it."""
+        found = Path(path)
+        return _loaded(found, found.stat().st_mtime_ns if found.is_file() else 0)
+
+    @cached_property
     def stamp(self) -> str:
         """A digest of what decisions depend on, for ranks to compare."""
         return _digest(json.dumps([self.levels, self.gains, self.spread]), self._tensors())
@@ -128,6 +137,11 @@ class Calibration:
             for stream, halves in streams.items()
             for half, moments in halves._asdict().items()
         }
+
+
+@lru_cache(maxsize=4)
+def _loaded(path: Path, changed: int) -> Calibration:
+    return Calibration.load(path)
 
 
 def _moments(levels: tuple[float, ...], tensors: Mapping[str, torch.Tensor]) -> dict[str, dict[str, Halves]]:

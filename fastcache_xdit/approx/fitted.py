@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import torch
@@ -24,27 +25,39 @@ class Halves(NamedTuple):
         return Halves(self.training.at(levels), self.held_out.at(levels))
 
 
+@dataclass
+class Solved:
+    """What was solved for one form of one segment; outlives a cache, since it depends on the calibration alone.
+
+    Attributes:
+        by_schedule: moments of each stream at the noise levels of each schedule that came up.
+        weights: by schedule, stream, step, its references and device.
+    """
+
+    by_schedule: dict[tuple[float, ...], dict[str, Halves]] = field(default_factory=dict)
+    weights: dict[tuple, list[torch.Tensor | None]] = field(default_factory=dict)
+
+
 class Fitted:
     """`StandIn` of one segment, by closed-form fits from its calibration; solved once per pattern of steps."""
 
-    def __init__(self, form: Form, moments: Mapping[str, Halves]) -> None:
+    def __init__(self, form: Form, moments: Mapping[str, Halves], solved: Solved | None = None) -> None:
         self.form = form
         self.references = max(1, form.references)
         self.entered_kept = form.changes
         self._calibrated = dict(moments)
-        self._by_schedule: dict[tuple[float, ...], dict[str, Halves]] = {}
-        self._weights: dict[tuple, list[torch.Tensor | None]] = {}
+        self._solved = solved or Solved()
         self.begin(next(iter(moments.values())).training.levels)
 
     def begin(self, levels: Sequence[float]) -> None:
         """A request begins whose steps have these noise levels."""
         self.levels = tuple(levels)
-        if self.levels not in self._by_schedule:
-            self._by_schedule[self.levels] = {name: each.at(levels) for name, each in self._calibrated.items()}
+        if self.levels not in self._solved.by_schedule:
+            self._solved.by_schedule[self.levels] = {name: each.at(levels) for name, each in self._calibrated.items()}
 
     def fits(self, stream: str, places: Places) -> Fits:
         """The fits of a stream at these places of the current request's schedule."""
-        training, held_out = self._by_schedule[self.levels][stream]
+        training, held_out = self._solved.by_schedule[self.levels][stream]
         return fit(self.form, training, held_out, places)
 
     def residual(self, stream: str, entered: torch.Tensor, references: Sequence[Reference], step: int) -> torch.Tensor:
@@ -64,8 +77,8 @@ class Fitted:
     ) -> list[torch.Tensor | None]:
         """One [D] float32 tensor for each of R1..RK, H, H1..HK, 1; None where the form does not use it."""
         key = (self.levels, stream, step, known, device)
-        if key not in self._weights:
+        if key not in self._solved.weights:
             coefficients = self.fits(stream, Places.one(step, known)).coefficients[0]
             columns = coefficients.float().to(device).unbind(-1)
-            self._weights[key] = [column.contiguous() if column.any() else None for column in columns]
-        return self._weights[key]
+            self._solved.weights[key] = [column.contiguous() if column.any() else None for column in columns]
+        return self._solved.weights[key]
