@@ -29,13 +29,20 @@ class Judge(Protocol):
 
 
 class AgreeingJudge:
-    """Decides from sums over all ranks that must agree: one collective, one host read."""
+    """Decides from sums over all ranks that must agree: one collective, one host read.
 
-    def __init__(self, config: FastCacheConfig, consensus: Consensus, ledger: Ledger, counters: Counters) -> None:
+    `share` is the part of the model's blocks after the lead blocks that this PipeFusion stage holds. It sees the errors
+    of its own part alone, while `threshold` is meant for the whole; errors of parts add up like independent ones.
+    """
+
+    def __init__(
+        self, config: FastCacheConfig, consensus: Consensus, ledger: Ledger, counters: Counters, share: float = 1.0
+    ) -> None:
         self.config = config
         self.consensus = consensus
         self.ledger = ledger
         self.counters = counters
+        self.share = share
 
     def decide(self, tick: Tick, pairs: Sequence[Stateful], streams: Streams) -> list[Decision]:
         """See `Judge`.
@@ -64,7 +71,7 @@ class AgreeingJudge:
 
     def _judge(self, state: SegmentState, tick: Tick, change: float, error: float) -> Decision:
         if not math.isnan(error):
-            state.track.observe(error)
+            state.track.observe(error / math.sqrt(self.share))
         self.counters.nonfinite += math.isnan(change)
         return decide(Evidence(change, state.order, state.track), tick, self.config)
 

@@ -8,7 +8,7 @@ from torch import nn
 
 from fastcache_xdit.host.base import Host, PatchView
 from fastcache_xdit.host.diffusers import refuse_rivals, transformer_of
-from fastcache_xdit.host.xdit import layout
+from fastcache_xdit.host.xdit import forecast, layout
 from fastcache_xdit.host.xdit.fixes import apply_fixes
 from fastcache_xdit.parallel.topology import Topology
 
@@ -39,6 +39,7 @@ def xdit_host(target: Any) -> Host:
         offsets={name: max(0, first - start) for name, (start, _) in spans.items()},
         lengths={name: stop - start for name, (start, stop) in spans.items()},
         fixes=apply_fixes,
+        forecast=forecast.install,
     )
 
 
