@@ -62,10 +62,11 @@ class Report:
 class Handle:
     """A cache that is on; `disable` puts every module back as it was."""
 
-    def __init__(self, session: Session, undo: Undo, fixes: list[str]) -> None:
+    def __init__(self, session: Session, undo: Undo, fixes: list[str], bytes_beside: Callable[[], int]) -> None:
         self._session = session
         self._undo = undo
         self._fixes = tuple(fixes)
+        self._bytes_beside = bytes_beside
 
     def disable(self) -> None:
         """Restore every module that was touched and free the cached tensors; a second call does nothing."""
@@ -89,7 +90,7 @@ class Handle:
     def report(self) -> Report:
         """Counts and decisions of this rank; communicates nothing."""
         driver = self._session.driver
-        held = sum(state.bytes_held() for state in driver.states.values())
+        held = sum(state.bytes_held() for state in driver.states.values()) + self._bytes_beside()
         ledger = tuple(self._session.ledger.entries)
         return Report(driver.counters, ledger, self._session.ledgers_agree, held, self._fixes)
 
@@ -118,7 +119,9 @@ def enable(target: Any, config: FastCacheConfig | None = None) -> Handle:
     with contextlib.ExitStack() as on_error:
         undo = on_error.enter_context(Undo())
         fixes = host.fixes(undo)
-        handle = Handle(_attach(host, spec, config, lead, segments, undo), undo, fixes)
+        session = _attach(host, spec, config, lead, segments, undo)
+        layers = [module for segment in segments for block in segment.blocks for module in block.module.modules()]
+        handle = Handle(session, undo, fixes, host.forecast(undo, session.clock, layers))
         undo.set(host.transformer, _MARK, handle)
         on_error.pop_all()
     return handle
@@ -189,7 +192,8 @@ def _attach(
     rules = Rules(config, _spreads(config, segments, calibration))
     ledger = Ledger(f"{config!r} {[segment.name for segment in segments]} {calibration and calibration.stamp}")
     consensus = _consensus(host, config, counters)
-    judge = _judge(config, rules, spec, consensus, ledger, counters, host.topology)
+    agreeing = AgreeingJudge(config, rules, consensus, ledger, counters, _share(host, config, lead, segments))
+    judge = ScheduledJudge(config, rules, ledger) if config.test == "none" else _judge(agreeing, spec, host.topology)
     listeners = [rules.begin, *(each.begin for each in stand_ins if isinstance(each, Fitted))]
     driver = Driver(config, segments, stand_ins, judge, clock, counters, listeners)
     session = Session(spec, driver, ledger, consensus, _levels(host.scheduler), host.patch)
@@ -235,25 +239,23 @@ def _spreads(config: FastCacheConfig, segments: list[Segment], calibration: Cali
     return {segment.index: Spread.from_dict(calibration.spread[segment.key]) for segment in segments}
 
 
-def _judge(
-    config: FastCacheConfig,
-    rules: Rules,
-    spec: ModelSpec,
-    consensus: Consensus,
-    ledger: Ledger,
-    counters: Counters,
-    topology: Topology | None,
-) -> Judge:
-    if config.test == "none":
-        return ScheduledJudge(config, rules, ledger)
-    judge: Judge = AgreeingJudge(config, rules, consensus, ledger, counters)
+def _share(host: Host, config: FastCacheConfig, lead: list[Block], segments: list[Segment]) -> float:
+    """This pipeline stage's part of all blocks that may be skipped; 1 where there is one stage."""
+    held = sum(len(segment.blocks) for segment in segments)
+    total = sum(host.lengths.values()) or len(lead) + held
+    return held / (total - config.lead_blocks)
+
+
+def _judge(agreeing: AgreeingJudge, spec: ModelSpec, topology: Topology | None) -> Judge:
+    judge: Judge = agreeing
+    config = agreeing.config
     if topology is None or topology.pipefusion_parallel_degree == 1:
         return judge
     if spec.patches_follow_first:
-        judge = FirstPatchJudge(judge, config, ledger)
+        judge = FirstPatchJudge(judge, config, agreeing.ledger)
     if config.pp_decision == "leader":
         layout.check_decision(config, topology.pipefusion_parallel_degree)
-        judge = LeaderJudge(judge, StageRelay(topology), config, ledger, counters)
+        judge = LeaderJudge(judge, StageRelay(topology), config, agreeing.ledger, agreeing.counters)
     return judge
 
 

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 from torch import nn
 
+from fastcache_xdit.clock import Clock
 from fastcache_xdit.parallel.topology import Topology
 from fastcache_xdit.runtime.patch import Undo
 
@@ -28,6 +29,10 @@ def _no_fixes(undo: Undo) -> list[str]:
     return []
 
 
+def _no_forecast(undo: Undo, clock: Clock, layers: Iterable[nn.Module]) -> Callable[[], int]:
+    return lambda: 0
+
+
 @dataclass(frozen=True, kw_only=True)
 class Host:
     """One transformer where it runs.
@@ -40,6 +45,8 @@ class Host:
         patch: the PipeFusion patch of the current call, or None.
         offsets, lengths: per block list, first global index on this rank and length of the whole list.
         fixes: repairs upstream defects for as long as the undo log lives and returns their names.
+        forecast: extends the keys and values of skipped layers for as long as the undo log lives; gives the function
+            that counts the bytes which that takes.
     """
 
     transformer: nn.Module
@@ -50,3 +57,4 @@ class Host:
     offsets: dict[str, int] = field(default_factory=dict)
     lengths: dict[str, int] = field(default_factory=dict)
     fixes: Callable[[Undo], list[str]] = _no_fixes
+    forecast: Callable[[Undo, Clock, Iterable[nn.Module]], Callable[[], int]] = _no_forecast

@@ -89,16 +89,27 @@ class ScheduledJudge:
 
 
 class AgreeingJudge:
-    """Decides from sums over all ranks that must agree: one collective, one host read."""
+    """Decides from sums over all ranks that must agree: one collective, one host read.
+
+    `share` is the part of the model's blocks after the lead blocks that this PipeFusion stage holds. It sees the errors
+    of its own part alone, while `threshold` is meant for the whole; errors of parts add up like independent ones.
+    """
 
     def __init__(
-        self, config: FastCacheConfig, rules: Rules, consensus: Consensus, ledger: Ledger, counters: Counters
+        self,
+        config: FastCacheConfig,
+        rules: Rules,
+        consensus: Consensus,
+        ledger: Ledger,
+        counters: Counters,
+        share: float = 1.0,
     ) -> None:
         self.config = config
         self.rules = rules
         self.consensus = consensus
         self.ledger = ledger
         self.counters = counters
+        self.share = share
 
     def decide(self, tick: Tick, pairs: Sequence[Stateful], streams: Streams) -> list[Decision]:
         """See `Judge`.
@@ -110,7 +121,7 @@ class AgreeingJudge:
         decisions = []
         for (segment, state), error in zip(pairs, errors, strict=True):
             if not math.isnan(error):
-                state.track.observe(error)
+                state.track.observe(error / math.sqrt(self.share))
             self.counters.nonfinite += math.isnan(change.relative)
             decisions.append(self.rules.judge(segment, state, tick, change))
         _note(tick, pairs, decisions, self.config, self.ledger)

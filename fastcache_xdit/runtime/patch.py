@@ -25,12 +25,6 @@ class Undo(contextlib.ExitStack):
         _assign(target, name, value)
         self.callback(_put_back, target, name, value, old)
 
-    def set_item(self, mapping: dict, key: Any, value: Any) -> None:
-        """Set `mapping[key] = value`; leaving the log restores or deletes the item."""
-        old = mapping.get(key, _ABSENT)
-        mapping[key] = value
-        self.callback(_put_item_back, mapping, key, old)
-
 
 def _assign(target: Any, name: str, value: Any) -> None:
     if isinstance(target, type):
@@ -49,10 +43,3 @@ def _put_back(target: Any, name: str, value: Any, old: Any) -> None:
         delattr(target, name)
     else:
         _assign(target, name, old)
-
-
-def _put_item_back(mapping: dict, key: Any, old: Any) -> None:
-    if old is _ABSENT:
-        mapping.pop(key, None)
-    else:
-        mapping[key] = old

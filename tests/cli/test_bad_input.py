@@ -79,7 +79,7 @@ def test_mistakes_are_told(capsys, argv, words):
             ["--pipefusion_parallel_degree", 2, "--cache_config", '{"granularity": "block"}'],
             ["pp_decision=leader with granularity=block", "set pp_decision=stage or granularity=step"],
         ),
-        (2, ["--pipefusion_parallel_degree", 2, "--warmup_steps", 0], ["warmup_steps=0", "at least 1"]),
+        (2, ["--pipefusion_parallel_degree", 2, "--warmup_steps", 0], ["warmup_steps=0 is not", "at least 1"]),
         (4, ["--ulysses_degree", 2], ["ulysses_degree=2 needs 2 ranks, but 4 were started"]),
     ],
 )

@@ -12,17 +12,9 @@ import pytest
 from tests import tiny
 from tests.parallel.launch import ROOT, _end
 
-LIMIT = 150  # seconds for one launch
+LIMIT = 240  # seconds for one launch
 ULYSSES, STAGES = ["--ulysses_degree", "2"], ["--pipefusion_parallel_degree", "2"]
 LAYOUTS = {"u2": ULYSSES, "pp2": STAGES, "u2 pp2": [*ULYSSES, *STAGES]}
-JOBS = [  # each command meets each layout, and each model does
-    ("generate", "flux", "u2"),
-    ("run", "sd3", "u2"),
-    ("run", "flux", "pp2"),
-    ("generate", "sd3", "pp2"),
-    ("generate", "flux", "u2 pp2"),
-    ("run", "sd3", "u2 pp2"),
-]
 REQUEST = ["--prompt", "a red circle", "--height", "128", "--width", "128", "--max_sequence_length", "16"]
 REQUEST += ["--num_inference_steps", "8", "--cache", "fastcache", "--seed", "1"]
 
@@ -49,7 +41,9 @@ def torchrun(ranks: int, words: list[str], folder: Path) -> tuple[int | None, st
     return code, log.read_text()
 
 
-@pytest.mark.parametrize("command, family, layout", JOBS)
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("family", ["flux", "sd3"])
+@pytest.mark.parametrize("command", ["run", "generate"])
 def test_images_are_written_and_blocks_are_skipped(checkpoints, tmp_path, command, family, layout):
     folder = "--output" if command == "generate" else "--output_directory"
     words = [command, "--model", str(checkpoints[family]), *REQUEST, *LAYOUTS[layout], folder, str(tmp_path / "out")]

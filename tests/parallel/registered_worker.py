@@ -24,6 +24,7 @@ def main() -> dict[str, Any]:
     return {
         "by argument": _built(engine(ulysses_degree=2), {"cache_method": "fastcache", "cache_config": TEXT}),
         "unknown": _refused(engine(ulysses_degree=2), {"cache_method": "nonsense"}),
+        "no warm-up": _refused(engine(pipefusion_parallel_degree=2, warmup_steps=0), {"cache_method": "fastcache"}),
         "by flag": _built(_parsed("--cache", "fastcache", "--cache_config", TEXT), None),
         "no flag": len(_without_flag()),
     }

@@ -8,9 +8,9 @@ import torch
 from tests.parallel.cached import STEPS, Answer, clearance, psnr
 from tests.parallel.launch import run_ranks
 
-# dB that a layout with stages may lose against one process, each against itself uncached; PixArt loses more because
-# extrapolation amplifies the error of stale keys and values, and most with four stages
-LOSS = {"pixart": 3.5, "sd3": 2.0, "flux": 2.0}
+# dB that a layout with stages may lose against one process, each against itself uncached. Nearly all of the loss comes
+# from the keys and values of skipped patches, which are a forecast where they would have been one step old
+LOSS = 2.0
 
 AMPLE = {"threshold": 0.2}  # at which every layout skips the same steps, so that only the stages make a difference
 TWO, FOUR = {"pipefusion_parallel_degree": 2}, {"pipefusion_parallel_degree": 4}
@@ -34,7 +34,7 @@ RUNS = {
     "leader": {"config": {**AMPLE, "pp_decision": "leader"}},
 }
 GROUPS = {"groups": {"config": {**AMPLE, "granularity": "group", "groups": 2, "sync": "block", "pp_decision": "stage"}}}
-APART_AT = {"threshold": 0.07}  # between what the two stages of PixArt predict at the fifth step
+APART_AT = {"threshold": 0.1}  # between what the two stages of PixArt predict at the fifth step
 APART = {
     "split": {"config": {**APART_AT, "pp_decision": "stage"}},
     "split, leader": {"config": {**APART_AT, "pp_decision": "leader"}},
@@ -76,14 +76,23 @@ def test_stages_skip_and_lose_little(results, family, name, run):
     case = f"{family} {name}"
     shares = [answer.share for answer in answers(results, case, run)]
     assert min(shares) > 0.15
-    assert quality(results, case, run) > quality(results, f"{family} one", "stage") - LOSS[family]
+    assert quality(results, case, run) > quality(results, f"{family} one", "stage") - LOSS
+
+
+@pytest.mark.parametrize("run", SKIPPING)
+@pytest.mark.parametrize("family, name", PLACES)
+def test_stages_skip_the_steps_that_one_process_skips(results, family, name, run):
+    """Although each stage sees the errors of its own blocks alone."""
+    alone = {entry.step for entry in results[0][f"{family} one"]["stage"].ledger if entry.skip}
+    for answer in answers(results, f"{family} {name}", run):
+        assert {entry.step for entry in answer.ledger if entry.skip} == alone
 
 
 @pytest.mark.parametrize("family", LAYOUTS)
 def test_groups_of_blocks_under_two_stages(results, family):
     case = f"{family} pp2"
     assert min(answer.share for answer in answers(results, case, "groups")) > 0.15
-    assert quality(results, case, "groups") > quality(results, f"{family} one", "groups") - LOSS[family]
+    assert quality(results, case, "groups") > quality(results, f"{family} one", "groups") - LOSS
 
 
 def agreeing(name: str) -> list[list[int]]:

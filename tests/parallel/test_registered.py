@@ -25,5 +25,10 @@ def test_other_names_still_reach_xdit(results):
         assert "nonsense" in result["unknown"]
 
 
+def test_stages_without_warm_up_are_refused(results):
+    for result in results:
+        assert "warmup_steps=0 is not supported under PipeFusion" in result["no warm-up"]
+
+
 def test_without_flag_nothing_is_cached(results):
     assert [result["no flag"] for result in results] == [0, 0]

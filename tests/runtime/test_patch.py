@@ -51,12 +51,3 @@ def test_a_foreign_patch_on_top_is_not_thrown_away():
     with pytest.raises(RuntimeError, match="undo that patch first"):
         undo.close()
     assert owner.method() == "foreign"
-
-
-def test_items_of_a_mapping():
-    mapping = {"kept": 1}
-    with Undo() as undo:
-        undo.set_item(mapping, "kept", 2)
-        undo.set_item(mapping, "new", 3)
-        assert mapping == {"kept": 2, "new": 3}
-    assert mapping == {"kept": 1}

@@ -66,6 +66,15 @@ def check_decision(config: FastCacheConfig, stages: int) -> None:
         )
 
 
+def check_warmup(warmup_steps: int) -> None:
+    """Raise ValueError where xDiT's own `warmup_steps` are too few for PipeFusion stages."""
+    if warmup_steps < 1:
+        raise ValueError(
+            f"warmup_steps={warmup_steps} is not supported under PipeFusion: the first step of a patch needs the keys "
+            "and values of the others; set xDiT's warmup_steps to at least 1"
+        )
+
+
 def check_model(folder: Path, options: Mapping[str, Any], known: list[str]) -> None:
     """Raise ValueError where a checkpoint on disk cannot run in this layout; `known` are the cacheable transformers.
 
@@ -103,8 +112,7 @@ def _check_pipefusion(options: Mapping[str, Any], stages: int) -> None:
         return
     if patches is not None and patches < stages:
         raise ValueError(f"num_pipeline_patch={patches} leaves stages idle; set at least {stages}, one per stage")
-    if warmup is not None and warmup < 1:
-        raise ValueError(f"warmup_steps={warmup}: PipeFusion needs at least 1 full step to fill its keys and values")
+    check_warmup(1 if warmup is None else warmup)
 
 
 def _config(path: Path) -> dict[str, Any]:

@@ -8,6 +8,7 @@ from torch import nn
 
 from fastcache_xdit.host.base import Host, PatchView
 from fastcache_xdit.host.diffusers import refuse_rivals, transformer_of
+from fastcache_xdit.host.xdit import forecast, layout
 from fastcache_xdit.host.xdit.fixes import apply_fixes
 from fastcache_xdit.parallel.topology import Topology
 
@@ -27,6 +28,7 @@ def xdit_host(target: Any) -> Host:
     transformer = target if isinstance(target, nn.Module) else transformer_of(target)
     model = _inner(transformer)
     refuse_rivals(model)
+    _refuse_no_warmup()
     first, spans = _stage_blocks(transformer)
     return Host(
         transformer=transformer,
@@ -37,6 +39,7 @@ def xdit_host(target: Any) -> Host:
         offsets={name: max(0, first - start) for name, (start, _) in spans.items()},
         lengths={name: stop - start for name, (start, stop) in spans.items()},
         fixes=apply_fixes,
+        forecast=forecast.install,
     )
 
 
@@ -66,6 +69,13 @@ def current_patch() -> PatchView | None:
         return None
     index, bounds = state.pipeline_patch_idx, state.pp_patches_token_start_idx_local
     return PatchView(index, (bounds[index], bounds[index + 1]), index == state.num_pipeline_patch - 1)
+
+
+def _refuse_no_warmup() -> None:
+    from xfuser.core.distributed import get_pipeline_parallel_world_size, get_runtime_state
+
+    if get_pipeline_parallel_world_size() > 1:
+        layout.check_warmup(get_runtime_state().runtime_config.warmup_steps)
 
 
 def _inner(transformer: nn.Module) -> nn.Module:

@@ -3,19 +3,12 @@
 from __future__ import annotations
 
 
-def refuse(
-    *, pipefusion: int = 1, warmup_steps: int = 1, ulysses: int = 1, ring: int = 1, flux_image_tokens: int = 0
-) -> None:
+def refuse(*, ulysses: int = 1, ring: int = 1, flux_image_tokens: int = 0) -> None:
     """Raise ValueError for such a layout; `flux_image_tokens` is the image length of FLUX.1 with one pipeline stage.
 
     Raises:
         ValueError: names the combination, what is allowed, and what to do.
     """
-    if pipefusion > 1 and warmup_steps < 1:
-        raise ValueError(
-            f"warmup_steps={warmup_steps} with pipefusion_parallel_degree={pipefusion} is not supported: the first "
-            f"step of a patch needs the keys and values of the others; set warmup_steps to 1 or more"
-        )
     if ring > 1 and flux_image_tokens % (ulysses * ring):
         raise ValueError(
             f"FLUX.1 with {flux_image_tokens} image tokens and ring_degree={ring} is not supported: the tokens must "
