@@ -68,9 +68,14 @@ def _check(options: dict[str, Any], model: str, prompts: list[str]) -> None:
     for degree in ("pipefusion_parallel_degree", "data_parallel_degree", "tensor_parallel_degree"):
         if (options[degree] or 1) > 1:
             raise ValueError(
-                f"calibrate runs under ulysses, ring and CFG parallelism, not with {degree}={options[degree]}; "
+                f"calibrate runs under ulysses and ring parallelism, not with {degree}={options[degree]}; "
                 "one calibration serves every layout (for PipeFusion add its degrees to --stages)"
             )
+    if options["use_cfg_parallel"]:
+        raise ValueError(
+            "calibrate combines both branches of guidance, so they must run in one batch: leave --use_cfg_parallel "
+            "away; the calibration serves CFG parallelism all the same"
+        )
     layout.check_degrees(options, engine.world_size())
     if Path(model).is_dir():
         layout.check_model(Path(model), options, known_models())

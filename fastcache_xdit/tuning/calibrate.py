@@ -149,12 +149,13 @@ class Calibrator:
         held_out = index % HELD_OUT_EVERY == HELD_OUT_EVERY - 1
         pairs = Pairs()
         with Undo() as undo:
-            recorder = Recorder(self.segments)
+            batch = self.batches[index]
+            recorder = Recorder(self.segments, len(batch.prompts), self.runner.call.get("guidance_scale", 1.0))
             recorder.install(undo)
             with self.runner.enabled(self._config(mask)) as watched:
                 recorder.clock = watched.handle.driver.clock
                 watched.handle.driver.witness = pairs if "0" in mask else None
-                watched.generate(self.batches[index])
+                watched.generate(batch)
         self.levels = self.runner.levels()
         recorder.add_to(self.sums["held_out" if held_out else "training"], self.levels)
         if held_out:

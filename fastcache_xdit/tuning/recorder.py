@@ -27,10 +27,22 @@ class _Point(NamedTuple):
 
 
 class Recorder:
-    """Sees what enters and leaves each of some segments, which may overlap, at every step of a request."""
+    """Sees what enters and leaves each of some segments, which may overlap, at every step of a request.
 
-    def __init__(self, segments: Sequence[Segment]) -> None:
+    Where both branches of guidance run in one batch (uncond, then cond) the states are combined as their outputs will
+    be, u + g (c - u): an error that both branches share is not amplified by guidance, and one in their difference is,
+    so that this is where a stand-in has to be right.
+
+    Args:
+        segments: what a cache may skip.
+        samples: samples of a batch; twice as many rows hold both branches.
+        guidance: the scale g.
+    """
+
+    def __init__(self, segments: Sequence[Segment], samples: int, guidance: float) -> None:
         self.segments = segments
+        self.samples = samples
+        self.guidance = guidance
         self.clock: Clock | None = None
         self._seen: dict[tuple[_Point, str], dict[tuple[str, int], torch.Tensor]] = defaultdict(dict)
 
@@ -79,7 +91,13 @@ class Recorder:
             return
         for stream, states in zip(Streams._fields, streams, strict=True):
             if states is not None:
-                self._seen[point, stream][now.branch, now.step] = _some_rows(states)
+                self._seen[point, stream][now.branch, now.step] = _some_rows(self._guided(states))
+
+    def _guided(self, states: torch.Tensor) -> torch.Tensor:
+        if len(states) != 2 * self.samples:
+            return states
+        uncond, cond = states.float().chunk(2)
+        return torch.lerp(uncond, cond, self.guidance)
 
 
 def _ends(segment: Segment) -> tuple[_Point, _Point]:

@@ -13,7 +13,7 @@ from fastcache_xdit.tuning.runner import Runner
 from tests.parallel.cached import STEPS, Answer, cached, uncached
 from tests.parallel.ranks import generate, layout, report
 
-FAMILY = "pixart"
+FAMILY, GUIDANCE = "pixart", 3.5
 
 
 class SeededEngine:
@@ -23,7 +23,7 @@ class SeededEngine:
         self.pipe = pipe
 
     def generate(self, batch: Batch, num_inference_steps: int, **_: Any) -> dict[int, torch.Tensor]:
-        latents = generate(self.pipe, FAMILY, steps=num_inference_steps, seed=batch.seeds[0])
+        latents = generate(self.pipe, FAMILY, steps=num_inference_steps, guidance=GUIDANCE, seed=batch.seeds[0])
         return {} if latents is None else {batch.indices[0]: latents[0]}
 
 
@@ -42,7 +42,7 @@ def main(
 
 
 def _calibrate(pipe: Any, path: Path) -> None:
-    runner = Runner(SeededEngine(pipe), {"num_inference_steps": STEPS})
+    runner = Runner(SeededEngine(pipe), {"num_inference_steps": STEPS, "guidance_scale": GUIDANCE})
     batches = [Batch((index,), ("",), (20 + index,)) for index in range(3)]
     calibrator = Calibrator(runner, batches, path, leads=[1], stages=[1, 2], facts={"prompts": len(batches)})
     calibration = calibrator.run(lambda *_: None)

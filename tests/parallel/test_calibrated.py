@@ -43,7 +43,7 @@ def results(folder) -> list[dict[str, dict[str, Answer]]]:
         "taylor1": {**FREE, "test": "none", "schedule": {STEPS: MASK}},
     }
     served = {name: degrees for name, degrees in SERVED.items() if name != "pp2"}
-    calibrated = {"one": {}, "u2": ULYSSES, "cfg2": BRANCHES}
+    calibrated = {"one": {}, "u2": ULYSSES}
     arguments = {"folder": str(folder), "calibrated": calibrated}
     flat = run_ranks("calibrated_worker.py", 4, **arguments, served=served, configs=configs)
     staged = {name: config for name, config in configs.items() if config.get("test") == "none"}
@@ -56,9 +56,8 @@ def latents(results, name: str, run: str) -> torch.Tensor:
     return next(result[name][run].latents for result in results if result[name][run].latents is not None)
 
 
-@pytest.mark.parametrize("name", ["u2", "cfg2"])
-def test_fits_of_two_ranks_equal_those_of_one(results, folder, name):
-    alone, shared = (Calibration.load(folder / f"{each}.safetensors") for each in ("one", name))
+def test_fits_of_two_ranks_equal_those_of_one(results, folder):
+    alone, shared = (Calibration.load(folder / f"{each}.safetensors") for each in ("one", "u2"))
     assert alone.moments.keys() == shared.moments.keys()
     places = Places(torch.tensor([4, 6, 9]), torch.tensor([[3, 1, 0], [4, 2, 0], [7, 5, 2]]))
     for segment in alone.moments:
