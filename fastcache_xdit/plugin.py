@@ -180,6 +180,13 @@ def _segments(host: Host, spec: ModelSpec, config: FastCacheConfig) -> tuple[lis
             f"lead_blocks={config.lead_blocks} leaves nothing to skip: {type(host.model).__name__} has {total} blocks; "
             f"set lead_blocks to at most {total - 1}"
         )
+    stages = host.topology.pipefusion_parallel_degree if host.topology else 1
+    first_stage = -(-total // stages)
+    if stages > 1 and config.test != "none" and config.pp_decision == "leader" and config.lead_blocks >= first_stage:
+        raise ValueError(
+            f"lead_blocks={config.lead_blocks} leaves the first PipeFusion stage, which decides for all, nothing to "
+            f"skip: it has {first_stage} blocks; set lead_blocks to at most {first_stage - 1}, or pp_decision=stage"
+        )
     return partition(blocks, config)
 
 

@@ -30,5 +30,11 @@ def test_stages_without_warm_up_are_refused(results):
         assert "warmup_steps=0 is not supported under PipeFusion" in result["no warm-up"]
 
 
+def test_a_leader_without_blocks_to_skip_is_refused(results):
+    for result in results:
+        assert "leaves the first PipeFusion stage, which decides for all, nothing to skip" in result["all lead"]
+        assert "it has 4 blocks" in result["all lead"]
+
+
 def test_without_flag_nothing_is_cached(results):
     assert [result["no flag"] for result in results] == [0, 0]
