@@ -76,7 +76,8 @@ def test_counts_add_up_and_ranks_agree(figures):
     requests, blocks = 3, 12
     assert figures["computed"] + figures["approximated"] == requests * blocks * figures["num_inference_steps"]
     assert figures["ledgers_agree"] is True
-    assert 1 <= figures["collectives_per_step"] <= 1 + 1 / figures["num_inference_steps"]
+    # a schedule needs no message to decide; ledgers are compared once, at the end of the request
+    assert figures["collectives_per_step"] == pytest.approx(1 / figures["num_inference_steps"])
 
 
 def test_images_and_report_are_there(job):
