@@ -24,7 +24,7 @@ def identity(host: Host, spec: ModelSpec) -> dict[str, Any]:
         "model_config": _digest(host.model.config),
         "weights": {} if sharded else _fingerprint(blocks),
         "adapters": sorted(getattr(host.model, "active_adapters", list)()) if _adapted(host.model) else [],
-        "scheduler": type(host.scheduler).__name__,
+        "scheduler": type(getattr(host.scheduler, "module", host.scheduler)).__name__,  # xDiT wraps it as `module`
         "scheduler_config": _digest(host.scheduler.config),
     }
 

@@ -25,7 +25,7 @@ SERVED = {
 }
 MASK = uniform_mask(STEPS, 5)
 RUNS = ("scheduled", "calibrated test")
-FREE = {"warmup_steps": 2, "cooldown_steps": 0, "max_consecutive_skips": 9, "error_budget": 1e9}
+FREE = {"warmup_steps": 1, "cooldown_steps": 0, "max_consecutive_skips": 9, "error_budget": 1e9}
 
 
 @pytest.fixture(scope="module")
