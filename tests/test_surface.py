@@ -48,6 +48,8 @@ FLAGS = {
         "--lead_blocks",
         "--output",
         "--prompts",
+        "--refit_prompts",
+        "--start",
         "--steps",
         "--target",
     ],

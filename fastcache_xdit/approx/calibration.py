@@ -1,14 +1,16 @@
 """The calibration file: moments of every segment, how errors spread, and the model that they were measured on.
 
-One safetensors file with a JSON header; nothing in it is executed.
+One safetensors file with a JSON header; nothing in it is executed. A second kind holds what `tune` refitted for some
+masks and names the calibration that it refines, which lies beside it.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any
@@ -18,11 +20,11 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
-from fastcache_xdit.approx.fitted import Fitted, Halves, Solved
-from fastcache_xdit.approx.forms import FORMS
+from fastcache_xdit.approx.fitted import Fitted, Halves, Refitted, Solved
 from fastcache_xdit.approx.moments import Moments
 
 FORMAT = "fastcache calibration 1"
+REFITS = "fastcache refits 1"
 IDENTITY = ("model", "model_config", "weights", "adapters", "scheduler", "scheduler_config")
 
 
@@ -37,6 +39,7 @@ class Calibration:
         moments: per segment (see `Segment.key`) and stream, both halves of the requests.
         gains: per segment and step, by how much a relative error there shows in the final latents, relative to them.
         spread: per segment, the calibrated test (`decision.significance.Spread.to_dict`).
+        refits: coefficients [D, 2K+2] that take the place of solutions.
     """
 
     identity: dict[str, Any]
@@ -45,6 +48,7 @@ class Calibration:
     moments: dict[str, dict[str, Halves]]
     gains: dict[str, list[float]] = field(default_factory=dict)
     spread: dict[str, dict[str, Any]] = field(default_factory=dict)
+    refits: dict[Refitted, torch.Tensor] = field(default_factory=dict)
     _solved: dict[tuple[str, str], Solved] = field(default_factory=dict, repr=False, compare=False)
 
     def stand_in(self, segment: str, name: str) -> Fitted:
@@ -59,7 +63,7 @@ class Calibration:
                 "this granularity, these lead_blocks and this pipefusion_parallel_degree"
             )
         solved = self._solved.setdefault((segment, name), Solved())
-        return Fitted(FORMS[name], self.moments[segment], solved)
+        return Fitted(name, self.moments[segment], solved, self.refits, segment)
 
     def gains_at(self, segment: str, levels: Sequence[float]) -> list[float]:
         """`gains` of a segment for another schedule: an error made in a longer step counts for more."""
@@ -82,7 +86,6 @@ class Calibration:
 
     def save(self, path: str | Path) -> None:
         """Write one safetensors file; an interrupted write leaves no half file under this name."""
-        tensors, partial = self._tensors(), Path(f"{path}.partial")
         header = {
             "identity": self.identity,
             "facts": self.facts,
@@ -90,11 +93,17 @@ class Calibration:
             "gains": self.gains,
             "spread": self.spread,
         }
-        text = json.dumps(header)
-        metadata = {"format": FORMAT, "header": text, "digest": _digest(text, tensors)}
-        partial.parent.mkdir(parents=True, exist_ok=True)
-        save_file(tensors, partial, metadata)
-        partial.replace(path)
+        _write(path, FORMAT, header, self._tensors())
+
+    def save_refits(self, path: str | Path, base: str | Path) -> None:
+        """Write `refits` alone, as a file that `load` takes: all the rest comes from the calibration file `base`."""
+        header = {
+            "base": os.path.relpath(base, Path(path).parent),
+            "base_stamp": Calibration.shared(base).stamp,
+            "refits": list(self.refits),
+        }
+        tensors = {str(number): each.contiguous() for number, each in enumerate(self.refits.values())}
+        _write(path, REFITS, header, tensors)
 
     @classmethod
     def load(cls, path: str | Path) -> Calibration:
@@ -103,19 +112,9 @@ class Calibration:
         Raises:
             ValueError: missing, truncated, foreign or altered; the message names the file and what is wrong with it.
         """
-        if not Path(path).is_file():
-            raise ValueError(f"no such calibration file: {path}")
-        try:
-            with safe_open(path, framework="pt") as file:
-                metadata = file.metadata() or {}
-                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
-        except (SafetensorError, OSError) as error:
-            raise ValueError(f"{path} is truncated or no safetensors file: {error}") from None
-        if metadata.get("format") != FORMAT:
-            raise ValueError(f"{path} is no {FORMAT!r} file but {metadata.get('format', 'another')!r}")
-        if metadata.get("digest") != _digest(metadata.get("header", ""), tensors):
-            raise ValueError(f"{path} was altered after it was written: its digest does not match; calibrate again")
-        header = json.loads(metadata["header"])
+        kind, header, tensors = _read(path)
+        if kind == REFITS:
+            return _refined(Path(path), header, tensors)
         levels = tuple(header.pop("levels"))
         return cls(levels=levels, moments=_moments(levels, tensors), **header)
 
@@ -128,7 +127,8 @@ class Calibration:
     @cached_property
     def stamp(self) -> str:
         """A digest of what decisions depend on, for ranks to compare."""
-        return _digest(json.dumps([self.levels, self.gains, self.spread]), self._tensors())
+        refits = {str(refitted): coefficients for refitted, coefficients in self.refits.items()}
+        return _digest(json.dumps([self.levels, self.gains, self.spread]), self._tensors() | refits)
 
     def _tensors(self) -> dict[str, torch.Tensor]:
         return {
@@ -137,6 +137,44 @@ class Calibration:
             for stream, halves in streams.items()
             for half, moments in halves._asdict().items()
         }
+
+
+def _write(path: str | Path, kind: str, header: dict[str, Any], tensors: dict[str, torch.Tensor]) -> None:
+    text, partial = json.dumps(header), Path(f"{path}.partial")
+    partial.parent.mkdir(parents=True, exist_ok=True)
+    save_file(tensors, partial, {"format": kind, "header": text, "digest": _digest(text, tensors)})
+    partial.replace(path)
+
+
+def _read(path: str | Path) -> tuple[str, dict[str, Any], dict[str, torch.Tensor]]:
+    """Format, header and tensors. Raises ValueError as `Calibration.load`."""
+    if not Path(path).is_file():
+        raise ValueError(f"no such calibration file: {path}")
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata = file.metadata() or {}
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
+    except (SafetensorError, OSError) as error:
+        raise ValueError(f"{path} is truncated or no safetensors file: {error}") from None
+    kind = metadata.get("format", "another")
+    if kind not in (FORMAT, REFITS):
+        raise ValueError(f"{path} is no {FORMAT!r} file but {kind!r}")
+    if metadata.get("digest") != _digest(metadata.get("header", ""), tensors):
+        raise ValueError(f"{path} was altered after it was written: its digest does not match; calibrate again")
+    return kind, json.loads(metadata["header"]), tensors
+
+
+def _refined(path: Path, header: dict[str, Any], tensors: dict[str, torch.Tensor]) -> Calibration:
+    base = Calibration.load(path.parent / header["base"])
+    if base.stamp != header["base_stamp"]:
+        raise ValueError(
+            f"{path} refines another {header['base']} than the one beside it; run fastcache-xdit tune again"
+        )
+    names = [
+        Refitted(segment, form, tuple(levels), stream, step, tuple(known))
+        for segment, form, levels, stream, step, known in header["refits"]
+    ]
+    return replace(base, refits={name: tensors[str(number)] for number, name in enumerate(names)})
 
 
 @lru_cache(maxsize=4)

@@ -9,9 +9,20 @@ from typing import NamedTuple
 import torch
 
 from fastcache_xdit.approx.fit import Fits, Places, fit
-from fastcache_xdit.approx.forms import Form
+from fastcache_xdit.approx.forms import FORMS
 from fastcache_xdit.approx.linear import Reference
 from fastcache_xdit.approx.moments import Moments
+
+
+class Refitted(NamedTuple):
+    """One skipped step of one mask, whose stand-in was fitted on the trajectory that the mask itself leads to."""
+
+    segment: str
+    form: str
+    levels: tuple[float, ...]
+    stream: str
+    step: int
+    known: tuple[int, ...]
 
 
 class Halves(NamedTuple):
@@ -30,35 +41,52 @@ class Solved:
     """What was solved for one form of one segment; outlives a cache, since it depends on the calibration alone.
 
     Attributes:
-        by_schedule: moments of each stream at the noise levels of each schedule that came up.
+        by_schedule: moments at the noise levels of each schedule that came up, by these and the stream.
         weights: by schedule, stream, step, its references and device.
     """
 
-    by_schedule: dict[tuple[float, ...], dict[str, Halves]] = field(default_factory=dict)
+    by_schedule: dict[tuple[tuple[float, ...], str], Halves] = field(default_factory=dict)
     weights: dict[tuple, list[torch.Tensor | None]] = field(default_factory=dict)
 
 
 class Fitted:
-    """`StandIn` of one segment, by closed-form fits from its calibration; solved once per pattern of steps."""
+    """`StandIn` of one segment, by closed-form fits from its calibration; solved once per pattern of steps.
 
-    def __init__(self, form: Form, moments: Mapping[str, Halves], solved: Solved | None = None) -> None:
-        self.form = form
+    Args:
+        name: of the form.
+        moments: of each stream.
+        solved: what other caches have solved already.
+        refits: coefficients [D, 2K+2] that take the place of a solution; those of other segments are not looked at.
+        segment: its key.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        moments: Mapping[str, Halves],
+        solved: Solved | None = None,
+        refits: Mapping[Refitted, torch.Tensor] | None = None,
+        segment: str = "",
+    ) -> None:
+        self.name, self.segment = name, segment
+        self.form = form = FORMS[name]
         self.references = max(1, form.references)
         self.entered_kept = form.changes
         self._calibrated = dict(moments)
+        self._refits = refits or {}
         self._solved = solved or Solved()
         self.begin(next(iter(moments.values())).training.levels)
 
     def begin(self, levels: Sequence[float]) -> None:
         """A request begins whose steps have these noise levels."""
         self.levels = tuple(levels)
-        if self.levels not in self._solved.by_schedule:
-            self._solved.by_schedule[self.levels] = {name: each.at(levels) for name, each in self._calibrated.items()}
 
     def fits(self, stream: str, places: Places) -> Fits:
         """The fits of a stream at these places of the current request's schedule."""
-        training, held_out = self._solved.by_schedule[self.levels][stream]
-        return fit(self.form, training, held_out, places)
+        key = (self.levels, stream)
+        if key not in self._solved.by_schedule:
+            self._solved.by_schedule[key] = self._calibrated[stream].at(self.levels)
+        return fit(self.form, *self._solved.by_schedule[key], places)
 
     def residual(self, stream: str, entered: torch.Tensor, references: Sequence[Reference], step: int) -> torch.Tensor:
         """See `StandIn`: sum_k r_k R_k + h H + sum_k h_k H_k + b, each weight [D]; added up in at least float32."""
@@ -78,7 +106,9 @@ class Fitted:
         """One [D] float32 tensor for each of R1..RK, H, H1..HK, 1; None where the form does not use it."""
         key = (self.levels, stream, step, known, device)
         if key not in self._solved.weights:
-            coefficients = self.fits(stream, Places.one(step, known)).coefficients[0]
+            coefficients = self._refits.get(Refitted(self.segment, self.name, self.levels, stream, step, known))
+            if coefficients is None:
+                coefficients = self.fits(stream, Places.one(step, known)).coefficients[0]
             columns = coefficients.float().to(device).unbind(-1)
             self._solved.weights[key] = [column.contiguous() if column.any() else None for column in columns]
         return self._solved.weights[key]

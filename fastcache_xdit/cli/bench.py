@@ -39,7 +39,6 @@ def main(argv: list[str]) -> int:
     """Run one benchmark; the first rank prints, and writes one JSON for each number of steps, and a figure of all."""
     if not argv or argv[0] not in WHAT:
         raise ValueError(f"which benchmark? give one of {', '.join(WHAT)}")
-    engine.prepare()
     register()
     options = pipeline_options("bench", argv[1:], add_arguments)
     model, call = model_folder(options["model"]), call_arguments(options)

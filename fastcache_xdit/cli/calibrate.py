@@ -19,7 +19,7 @@ from fastcache_xdit.cli.pipeline import (
 from fastcache_xdit.host.xdit import engine, layout
 from fastcache_xdit.models.catalogue import known_models
 from fastcache_xdit.plugin import register
-from fastcache_xdit.tuning.calibrate import HELD_OUT_EVERY, Calibrator
+from fastcache_xdit.tuning.calibrate import Calibrator, check_enough
 from fastcache_xdit.tuning.runner import Runner
 
 
@@ -34,7 +34,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def main(argv: list[str]) -> int:
     """Check the command line, then measure on every rank; the first one writes the file."""
-    engine.prepare()
     register()
     options = pipeline_options("calibrate", argv, add_arguments)
     model, call, prompts = model_folder(options["model"]), call_arguments(options), prompts_of(options)
@@ -79,9 +78,4 @@ def _check(options: dict[str, Any], model: str, prompts: list[str]) -> None:
     layout.check_degrees(options, engine.world_size())
     if Path(model).is_dir():
         layout.check_model(Path(model), options, known_models())
-    needed = HELD_OUT_EVERY * options["batch_size"]
-    if len(prompts) < needed:
-        raise ValueError(
-            f"{len(prompts)} prompts in batches of {options['batch_size']} are too few: one batch in {HELD_OUT_EVERY} "
-            f"is held out, so give at least {needed} prompts or a smaller --batch_size"
-        )
+    check_enough(len(prompts), options["batch_size"])

@@ -38,7 +38,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def main(argv: list[str]) -> int:
     """Check everything that can be checked, then load, generate, measure and write the results."""
-    engine.prepare()
     register()
     options = pipeline_options("generate", argv, add_arguments)
     job = _Job(options)

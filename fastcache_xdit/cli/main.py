@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 import sys
-from collections.abc import Callable
 
-from fastcache_xdit.cli import bench, calibrate, generate, run, tune
 from fastcache_xdit.cli.arguments import is_first_rank
+from fastcache_xdit.host.xdit import engine
 
-COMMANDS: dict[str, tuple[Callable[[list[str]], int], str]] = {
-    "run": (run.main, "xDiT's own runner, all its flags and models, with --cache fastcache"),
-    "generate": (generate.main, "images for prompts with any pipeline xDiT has; --compare measures the cache"),
-    "calibrate": (calibrate.main, "measure a model once, so that stand-ins are fitted and tests mean something"),
-    "tune": (tune.main, "from a target (speedup, psnr or budget) to a config for --cache_config"),
-    "bench": (bench.main, "benchmarks: bench approximations, bench significance"),
+COMMANDS = {
+    "run": "xDiT's own runner, all its flags and models, with --cache fastcache",
+    "generate": "images for prompts with any pipeline xDiT has; --compare measures the cache",
+    "calibrate": "measure a model once, so that stand-ins are fitted and tests mean something",
+    "tune": "from a target (speedup, psnr or budget) to a config for --cache_config",
+    "bench": "benchmarks: bench approximations, bench significance",
 }
 USAGE = "usage: [torchrun --nproc_per_node N] -m fastcache_xdit COMMAND [options]; COMMAND --help lists its options"
 
@@ -27,14 +27,15 @@ def entry() -> None:
 def main(argv: list[str]) -> int:
     """Run one command line and return its exit code."""
     if argv[:1] in (["-h"], ["--help"]):
-        print("\n".join([USAGE, *(f"  {name:<10} {about}" for name, (_, about) in COMMANDS.items())]))
+        print("\n".join([USAGE, *(f"  {name:<10} {about}" for name, about in COMMANDS.items())]))
         return 0
     if not argv:
         return _fail(USAGE)
     if argv[0] not in COMMANDS:
         return _fail(f"unknown command {argv[0]!r}; commands: {', '.join(COMMANDS)}")
+    engine.prepare()  # before libraries that a command imports read their settings
     try:
-        return COMMANDS[argv[0]][0](argv[1:])
+        return importlib.import_module(f"fastcache_xdit.cli.{argv[0]}").main(argv[1:])
     except ValueError as error:
         if os.environ.get("FASTCACHE_DEBUG"):
             raise

@@ -18,7 +18,6 @@ from fastcache_xdit.plugin import applied, register
 
 def main(argv: list[str]) -> int:
     """Check the command line, then hand it to xDiT's runner. Raises ValueError for bad input, before a model loads."""
-    engine.prepare()
     register()
     from xfuser import xFuserArgs
     from xfuser.config import FlexibleArgumentParser

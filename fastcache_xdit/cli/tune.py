@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,8 @@ from fastcache_xdit.cli.pipeline import (
 from fastcache_xdit.config import FastCacheConfig
 from fastcache_xdit.host.xdit import engine, layout
 from fastcache_xdit.plugin import register
+from fastcache_xdit.tuning.calibrate import check_enough
+from fastcache_xdit.tuning.refit import Refitter
 from fastcache_xdit.tuning.runner import Runner
 from fastcache_xdit.tuning.search import Search, Trial
 from fastcache_xdit.tuning.targets import Target, find, merged
@@ -34,13 +37,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     own.add_argument("--target", metavar="KIND=NUMBER", help="speedup=2.5, psnr=34 or budget=0.4 (of block FLOPs)")
     own.add_argument("--steps", type=int, nargs="+", help="numbers of steps to tune for; default: num_inference_steps")
     own.add_argument("--evaluations", type=int, default=24, help="generations of all prompts per number of steps")
+    own.add_argument("--refit_prompts", metavar="FILE", help="to fit found masks on once more; default: no such fits")
+    own.add_argument("--start", metavar="FILE.yaml", help="a config of an earlier search, whose masks are tried first")
     own.add_argument("--lead_blocks", type=int, default=0, help="always computed; default: 0")
     own.add_argument("--output", metavar="FILE.yaml", help="the config")
 
 
 def main(argv: list[str]) -> int:
     """Check the command line, then search on every rank; the first one writes the config."""
-    engine.prepare()
     register()
     options = pipeline_options("tune", argv, add_arguments)
     model, call, prompts = model_folder(options["model"]), call_arguments(options), prompts_of(options)
@@ -48,24 +52,50 @@ def main(argv: list[str]) -> int:
         if not options[name]:
             raise ValueError(f"--{name} is missing; --help lists the options")
     target, calibration = Target.parse(options["target"]), Calibration.load(options["calibration"])
+    refit_batches = _refit_batches(options)
     layout.check_degrees(options, engine.world_size())
     runner = Runner(engine.Engine(model, options, options["dtype"] or engine.default_dtype()), call)
     runner.engine.pipe.set_progress_bar_config(disable=True)
+    output = Path(options["output"])
+    start = FastCacheConfig.from_file(options["start"]) if options["start"] else None
     batches = engine.batches(prompts, options["batch_size"], options["seed"])
     trials, searches = [], []
     for steps in options["steps"] or [call["num_inference_steps"]]:
+        stepped = runner.steps(steps)
+        refitter = Refitter(stepped, refit_batches, options["calibration"], _working(output)) if refit_batches else None
         search = Search(
-            runner.steps(steps), batches, calibration, options["calibration"], options["lead_blocks"], options["seed"]
+            stepped,
+            batches,
+            calibration,
+            options["calibration"],
+            options["lead_blocks"],
+            options["seed"],
+            start,
+            refitter,
         )
         searches.append(search)
         trials.append(find(search, target, options["evaluations"], _say))
     if is_first_rank():
-        _write(merged(trials), trials, Path(options["output"]), options)
+        _write(trials, output, options)
+        _working(output).unlink(missing_ok=True)
         _frontier(searches)
         calls = sum(len(search.tried) for search in searches)
-        print(f"fastcache: {calls} generations of {len(prompts)} prompts -> {options['output']}")
+        print(f"fastcache: {calls} generations of {len(prompts)} prompts -> {output}")
     engine.finish()
     return 0
+
+
+def _refit_batches(options: dict[str, Any]) -> list[engine.Batch]:
+    """Raises ValueError for too few prompts."""
+    if not options["refit_prompts"]:
+        return []
+    prompts = prompts_of({"prompt": None, "prompts": options["refit_prompts"]})
+    check_enough(len(prompts), options["batch_size"])
+    return engine.batches(prompts, options["batch_size"], options["seed"] + 1)
+
+
+def _working(output: Path) -> Path:
+    return Path(f"{output}.working")
 
 
 def _say(line: str) -> None:
@@ -73,11 +103,16 @@ def _say(line: str) -> None:
         print(f"fastcache: {line}", flush=True)
 
 
-def _write(config: FastCacheConfig, trials: list[Trial], path: Path, options: dict[str, Any]) -> None:
-    """Only what differs from the defaults, the calibration by its place relative to the config."""
+def _write(trials: list[Trial], path: Path, options: dict[str, Any]) -> None:
+    """Only what differs from the defaults; refits in a file beside it; paths relative to the config."""
     path.parent.mkdir(parents=True, exist_ok=True)
+    config, refits = merged(trials)
+    calibration = Path(options["calibration"])
+    if refits:
+        base, calibration = calibration, path.with_suffix(".safetensors")
+        replace(Calibration.load(base), refits=refits).save_refits(calibration, base)
     values = config.model_dump(exclude_defaults=True)
-    values["calibration"] = os.path.relpath(options["calibration"], path.parent)
+    values["calibration"] = os.path.relpath(calibration, path.parent)
     lines = [f"# Tuned for {options['target']} on {options['model']}:"]
     for trial in trials:
         lines.append(f"#   {len(trial.mask)} steps: {trial.compute_ratio:.1%} of block FLOPs, {trial.psnr_db:.1f} dB")

@@ -21,18 +21,20 @@ from fastcache_xdit.approx.fitted import Halves
 from fastcache_xdit.approx.forms import FORMS
 from fastcache_xdit.approx.moments import Moments
 from fastcache_xdit.config import FastCacheConfig
+from fastcache_xdit.decision.schedule import uniform_mask
 from fastcache_xdit.host.identity import identity
 from fastcache_xdit.host.xdit.engine import Batch, add_up, rank, wait_for_all
 from fastcache_xdit.models.catalogue import spec_for
-from fastcache_xdit.runtime.patch import Undo
 from fastcache_xdit.runtime.segment import Segment
 from fastcache_xdit.tuning.planner import ErrorTable, plan
-from fastcache_xdit.tuning.recorder import Recorder
+from fastcache_xdit.tuning.recorder import recorded
 from fastcache_xdit.tuning.runner import Runner, relative_error
 from fastcache_xdit.tuning.witness import Pair, Pairs, fit_spread, rms
 
 FORM = "delta+history"
-POLICIES = (0.6, 0.4, 0.25)  # shares of computed steps of the masks that on-policy rounds run under
+# Shares of computed steps of the masks that on-policy rounds run under: planned ones, then evenly spaced ones, whose
+# long gaps early in a request lead furthest away from the uncached trajectory.
+PLANNED, UNIFORM = (0.6, 0.4, 0.25), (0.3, 0.15)
 HELD_OUT_EVERY = 3  # batches: the last of each so many judges the fits of the others
 PROBE_EVERY = 2  # steps between single-skip probes; gains in between are interpolated
 # What lets a schedule alone decide.
@@ -59,6 +61,16 @@ def spans(count: int, leads: Sequence[int], stages: Sequence[int]) -> list[tuple
         starts = [(start, min(start + size, count) - 1) for start in range(0, count, size)]
         found |= {(max(start, lead), last) for lead in leads for start, last in starts}
     return sorted(span for span in found if span[0] <= span[1])
+
+
+def check_enough(prompts: int, batch_size: int) -> None:
+    """Raise ValueError where no whole batch would be held out to judge the fits."""
+    needed = HELD_OUT_EVERY * batch_size
+    if prompts < needed:
+        raise ValueError(
+            f"{prompts} prompts in batches of {batch_size} are too few: one batch in {HELD_OUT_EVERY} "
+            f"is held out, so give at least {needed} prompts or a smaller --batch_size"
+        )
 
 
 class Calibrator:
@@ -130,32 +142,33 @@ class Calibrator:
         parts: list[tuple[str, Callable[[], None]]] = [
             ("recording", partial(self._round, "1" * self.steps, index)) for index in range(count)
         ]
-        for share in POLICIES:
+        rounds = [(share, self._planned) for share in PLANNED] + [(share, self._even) for share in UNIFORM]
+        for share, mask_of in rounds:
             what = f"refitting at {share:.0%} computed"
-            parts += [(what, partial(self._on_policy, share, index)) for index in range(count)]
+            parts += [(what, partial(self._on_policy, mask_of, share, index)) for index in range(count)]
         probed = range(2, self.steps, PROBE_EVERY)
         return parts + [("probing single skips", partial(self._probe, step)) for step in probed]
 
-    def _on_policy(self, share: float, index: int) -> None:
+    def _on_policy(self, mask_of: Callable[[Calibration, int], str], share: float, index: int) -> None:
         """One batch on the trajectory that the fits so far lead to; the round's first batch makes its mask."""
         if index == 0 or not self.working.exists():
-            calibration = self._publish()
-            table = ErrorTable(FORM, calibration.moments[self.main]["hidden_states"])
-            self.mask = plan(table, [1.0] * self.steps, round(share * self.steps)).mask
+            self.mask = mask_of(self._publish(), max(2, round(share * self.steps)))
         self._round(self.mask, index)
+
+    def _planned(self, calibration: Calibration, computed: int) -> str:
+        return plan(
+            ErrorTable(FORM, calibration.moments[self.main]["hidden_states"]), [1.0] * self.steps, computed
+        ).mask
+
+    def _even(self, calibration: Calibration, computed: int) -> str:
+        return uniform_mask(self.steps, computed)
 
     def _round(self, mask: str, index: int) -> None:
         """Generate a batch under a mask, every block computed all the same, and add what is seen to the sums."""
         held_out = index % HELD_OUT_EVERY == HELD_OUT_EVERY - 1
         pairs = Pairs()
-        with Undo() as undo:
-            batch = self.batches[index]
-            recorder = Recorder(self.segments, len(batch.prompts), self.runner.call.get("guidance_scale", 1.0))
-            recorder.install(undo)
-            with self.runner.enabled(self._config(mask)) as watched:
-                recorder.clock = watched.handle.driver.clock
-                watched.handle.driver.witness = pairs if "0" in mask else None
-                watched.generate(batch)
+        witness = pairs if "0" in mask else None
+        recorder = recorded(self.runner, self.batches[index], self._config(mask), self.segments, witness)
         self.levels = self.runner.levels()
         recorder.add_to(self.sums["held_out" if held_out else "training"], self.levels)
         if held_out:

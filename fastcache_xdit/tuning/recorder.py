@@ -12,9 +12,13 @@ import torch
 
 from fastcache_xdit.approx.moments import Moments
 from fastcache_xdit.clock import Clock
+from fastcache_xdit.config import FastCacheConfig
+from fastcache_xdit.host.xdit.engine import Batch
 from fastcache_xdit.models.spec import Streams
+from fastcache_xdit.runtime.driver import Witness
 from fastcache_xdit.runtime.patch import Undo
 from fastcache_xdit.runtime.segment import Block, Segment
+from fastcache_xdit.tuning.runner import Runner
 
 MOST_ROWS = 4096  # token rows kept of one step: plenty for a fit of a few weights per channel
 
@@ -98,6 +102,20 @@ class Recorder:
             return states
         uncond, cond = states.float().chunk(2)
         return torch.lerp(uncond, cond, self.guidance)
+
+
+def recorded(
+    runner: Runner, batch: Batch, config: FastCacheConfig, segments: Sequence[Segment], witness: Witness | None
+) -> Recorder:
+    """A recorder that has seen one batch; with a witness, skipped blocks run as well and show what they would give."""
+    recorder = Recorder(segments, len(batch.prompts), runner.call.get("guidance_scale", 1.0))
+    with Undo() as undo:
+        recorder.install(undo)
+        with runner.enabled(config) as watched:
+            recorder.clock = watched.handle.driver.clock
+            watched.handle.driver.witness = witness
+            watched.generate(batch)
+    return recorder
 
 
 def _ends(segment: Segment) -> tuple[_Point, _Point]:

@@ -9,10 +9,12 @@ from typing import NamedTuple
 
 from fastcache_xdit.approx.calibration import Calibration
 from fastcache_xdit.config import FastCacheConfig
+from fastcache_xdit.decision.schedule import uniform_mask
 from fastcache_xdit.evaluate.quality import psnr_db, to_tensor
 from fastcache_xdit.host.xdit.engine import Batch
 from fastcache_xdit.tuning.calibrate import FORM, SCHEDULED
 from fastcache_xdit.tuning.planner import LONGEST_GAP, ErrorTable, plan
+from fastcache_xdit.tuning.refit import Refits, Refitter
 from fastcache_xdit.tuning.runner import Runner
 
 COHERENCES = (0.0, 0.5, 1.0)
@@ -25,6 +27,7 @@ class Trial(NamedTuple):
     compute_ratio: float
     mask: str
     config: FastCacheConfig
+    refits: Refits = {}  # noqa: RUF012 (never changed)
 
 
 def compute_ratio(mask: str, lead_blocks: int, num_blocks: int) -> float:
@@ -58,6 +61,8 @@ class Search:
         calibration: of the model, and `path`, where it lies.
         lead_blocks: always computed; a schedule needs none, since it looks at no change.
         seed: of the order in which moves are tried.
+        start: a config whose mask for this number of steps is tried too, where it is within the budget.
+        refitter: refits the best mask found and the evenly spaced one, and keeps what gains by it.
     """
 
     runner: Runner
@@ -66,6 +71,8 @@ class Search:
     path: str
     lead_blocks: int = 0
     seed: int = 0
+    start: FastCacheConfig | None = None
+    refitter: Refitter | None = None
     tried: dict[str, Trial] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -80,7 +87,8 @@ class Search:
         trials = [self.evaluate(mask) for mask in self._planned(budget)]
         best = max(trials, key=lambda trial: trial.psnr_db)
         report(f"planned {len(trials)} masks for {budget:.0%}: {best.psnr_db:.1f} dB")
-        return self._climb(best, evaluations - len(trials), report)
+        best = self._climb(best, evaluations - len(trials), report)
+        return self._refitted(best, report) if self.refitter and evaluations else best
 
     def evaluate(self, mask: str) -> Trial:
         """Mean PSNR of a mask on the search prompts; each is tried once."""
@@ -96,6 +104,21 @@ class Search:
             self.tried[mask] = Trial(self._psnr(config), ratio, mask, config)
         return self.tried[mask]
 
+    def _refitted(self, best: Trial, report: Callable[[str], None]) -> Trial:
+        """The best of this mask and of the evenly spaced one, before and after refits.
+
+        An even mask leads far away from the uncached trajectory, where the calibration's fits lose most and refits gain
+        most.
+        """
+        assert self.refitter is not None
+        even = self.evaluate(uniform_mask(self.steps, best.mask.count("1")))
+        trials = [best, even]
+        for trial in trials[:2]:
+            config, refits = self.refitter.refit(trial.config)
+            trials.append(trial._replace(psnr_db=self._psnr(config), refits=refits))
+            report(f"refitted {trial.mask}: {trial.psnr_db:.1f} -> {trials[-1].psnr_db:.1f} dB")
+        return max(trials, key=lambda trial: trial.psnr_db)
+
     def _psnr(self, config: FastCacheConfig) -> float:
         each: list[float] = []
         for batch, truth in zip(self.batches, self.truth, strict=True):
@@ -103,11 +126,13 @@ class Search:
         return sum(each) / len(each)
 
     def _planned(self, budget: float) -> list[str]:
-        """Masks of the dynamic programme, with measured and with equal weights of the steps."""
+        """Masks of the dynamic programme, with measured and with equal weights of the steps; the given one first."""
         computed = affordable(budget, self.steps, self.lead_blocks, self.num_blocks)
         table, gains = self._table()
         plans = [plan(table, weights, computed, c) for weights in (gains, [1.0] * self.steps) for c in COHERENCES]
-        return list(dict.fromkeys(each.mask for each in plans))
+        given = (self.start.schedule or {}).get(self.steps, "") if self.start else ""
+        masks = [given] if given.count("1") == computed else []
+        return list(dict.fromkeys(masks + [each.mask for each in plans]))
 
     def _table(self) -> tuple[ErrorTable, list[float]]:
         if self._planner is None:

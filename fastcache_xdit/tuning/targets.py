@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 from fastcache_xdit.config import FastCacheConfig
+from fastcache_xdit.tuning.refit import Refits
 from fastcache_xdit.tuning.search import Search, Trial
 
 KINDS = {"budget": (0.0, 1.0), "speedup": (1.0, 100.0), "psnr": (0.0, 100.0)}  # allowed range, ends excluded
@@ -92,9 +93,11 @@ def _seconds(search: Search, config: FastCacheConfig | None) -> float:
     return min(times)
 
 
-def merged(trials: Sequence[Trial]) -> FastCacheConfig:
-    """One config that holds every trial's mask; they must agree in lead blocks and stand-in."""
+def merged(trials: Sequence[Trial]) -> tuple[FastCacheConfig, Refits]:
+    """One config that holds every trial's mask (they must agree in lead blocks and stand-in), and all refits."""
     schedule: dict[int, str] = {}
+    refits: Refits = {}
     for trial in trials:
         schedule |= trial.config.schedule or {}
-    return trials[0].config.model_copy(update={"schedule": schedule})
+        refits |= trial.refits
+    return trials[0].config.model_copy(update={"schedule": schedule}), refits

@@ -1,6 +1,7 @@
 """The calibration file: whole round trips, and refusal by name of everything else."""
 
 import json
+from dataclasses import replace
 
 import pytest
 import torch
@@ -8,7 +9,8 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 
 from fastcache_xdit.approx.calibration import IDENTITY, Calibration
-from fastcache_xdit.approx.fitted import Halves
+from fastcache_xdit.approx.fitted import Halves, Refitted
+from fastcache_xdit.approx.linear import Reference
 from tests.approx.test_fit import LEVELS, moments, trajectory
 
 IDENTITY_HERE = {name: f"this {name}" for name in IDENTITY} | {"weights": {"transformer_blocks.0": 10.0}}
@@ -86,3 +88,43 @@ def test_rounding_of_weights_is_no_difference():
 def test_an_unknown_segment_is_named():
     with pytest.raises(ValueError, match="no segment c..d; it has a..b"):
         made().stand_in("c..d", "history")
+
+
+def refined(path):
+    """A refit of one skipped step, written beside the calibration at `path`."""
+    name = Refitted("a..b", "delta", LEVELS, "hidden_states", 3, (2,))
+    made = replace(Calibration.load(path), refits={name: torch.tensor([[1.0, 0.5, -0.5, 0.0]])})
+    made.save_refits(path.parent / "refits.safetensors", path)
+    return path.parent / "refits.safetensors", name
+
+
+def test_refits_come_with_the_calibration_that_they_refine(path):
+    file, name = refined(path)
+    found, base = Calibration.load(file), Calibration.load(path)
+    assert (found.identity, found.gains, found.moments.keys()) == (base.identity, base.gains, base.moments.keys())
+    assert list(found.refits) == [name] and found.stamp != base.stamp
+
+
+def test_a_refit_takes_the_place_of_the_solution_at_its_step_only(path):
+    file, _ = refined(path)
+    entered = torch.full((1, 2, 1), 3.0)
+    reference = Reference(2, torch.full((1, 2, 1), 1.0), torch.full((1, 2, 1), 10.0))
+    stand_ins = [Calibration.load(each).stand_in("a..b", "delta") for each in (file, path)]
+    for step, same in ((3, False), (4, True)):
+        mine, plain = (each.residual("hidden_states", entered, [reference], step) for each in stand_ins)
+        assert torch.equal(mine, plain) is same
+    torch.testing.assert_close(
+        stand_ins[0].residual("hidden_states", entered, [reference], 3), torch.full((1, 2, 1), 10 + 0.5 * 3 - 0.5 * 1)
+    )
+
+
+def test_refits_of_another_calibration_are_refused(path):
+    file, _ = refined(path)
+    other = Calibration.load(path)
+    other.gains = {"a..b": [0.25] * 5}
+    other.save(path)
+    with pytest.raises(ValueError, match="refits.safetensors refines another cal.safetensors"):
+        Calibration.load(file)
+    path.unlink()
+    with pytest.raises(ValueError, match="no such calibration file: .*cal.safetensors"):
+        Calibration.load(file)

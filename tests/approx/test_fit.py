@@ -95,7 +95,7 @@ def test_the_float64_reference_agrees():
 
 def test_applying_equals_the_sum_by_hand():
     weights, halves = planted("delta+history")
-    stand_in = Fitted(FORMS["delta+history"], {STREAM: halves})
+    stand_in = Fitted("delta+history", {STREAM: halves})
     residuals, entered = trajectory(7, rows=6)
     kept = [Reference(step, entered[step][None], residuals[step][None]) for step in (3, 1, 0)]
     guess = stand_in.residual(STREAM, entered[4][None], kept, 4)

@@ -49,12 +49,13 @@ def calibration(folder):
 @pytest.fixture(scope="module")
 def tuned(folder, calibration):
     path = folder / "presets" / "half.yaml"
-    model = ("--model", "shapes-pixart", "--prompts", folder / "prompts.txt", "--batch_size", 3)
+    prompts = folder / "prompts.txt"
     found = command(
-        "tune", *model, "--calibration", calibration, "--target", "budget=0.5", "--steps", STEPS, 6,
-        "--evaluations", 4, "--output", path,
+        "tune", "--model", "shapes-pixart", "--prompts", prompts, "--refit_prompts", prompts, "--batch_size", 1,
+        "--calibration", calibration, "--target", "budget=0.5", "--steps", STEPS, 6, "--evaluations", 4,
+        "--output", path,
     )  # fmt: skip
-    assert "generations of 3 prompts" in found.stdout
+    assert "generations of 3 prompts" in found.stdout and "refitted 1" in found.stdout
     return path
 
 
@@ -70,6 +71,9 @@ def test_a_calibration_holds_what_it_measured(calibration, folder):
 def test_a_tuned_config_is_within_budget_and_runs(tuned, folder):
     values = yaml.safe_load(tuned.read_text())
     assert [(steps, mask.count("1")) for steps, mask in values["schedule"].items()] == [(STEPS, 4), (6, 3)]
+    calibration = Calibration.load(tuned.parent / values["calibration"])
+    assert {len(each.levels) for each in calibration.refits} <= {STEPS, 6}
+    assert not list(tuned.parent.glob("*.working"))
     output = folder / "images"
     command(*GENERATE, "--model", "shapes-pixart", "--cache_config", tuned, "--compare", "--output", output)
     summary = json.loads((output / "summary.json").read_text())
