@@ -26,6 +26,8 @@ class FastCacheConfig(BaseModel):
             `reuse` R1, `history` a weighted sum of R1, R2, R3, `delta` R1 + (A - I)(H - H1), `delta+history` both,
             `affine` the paper's W H + b, `taylor2` the parabola through three. Weights come from `calibration`; without
             one, `history` is the straight line through two residuals, `delta` is `reuse`, and `affine` is refused.
+        affine_rank: of what `affine` adds to its diagonal, W = diag + low rank; the model's width or more: whole. Above
+            0 it needs a calibration that was made with `--maps`.
         calibration: file that `fastcache-xdit calibrate` wrote, or the name of a shipped model; a relative path in a
             config file starts from that file's folder.
         schedule: for a number of steps, which of them are computed: `{20: "11101001..."}`, 1 for computed. Another
@@ -59,6 +61,7 @@ class FastCacheConfig(BaseModel):
     groups: int = Field(4, ge=1)
     lead_blocks: int = Field(1, ge=0)
     stand_in: Literal["reuse", "history", "taylor2", "affine", "delta", "delta+history"] = "history"
+    affine_rank: int = Field(0, ge=0)
     calibration: str | None = None
     schedule: dict[int, str] | None = None
     test: Literal["online", "calibrated", "paper", "none"] = "online"

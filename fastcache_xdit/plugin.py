@@ -11,6 +11,7 @@ from typing import Any
 from fastcache_xdit.approx.calibration import Calibration
 from fastcache_xdit.approx.fitted import Fitted
 from fastcache_xdit.approx.linear import Polynomial, unfitted
+from fastcache_xdit.approx.maps import Affine
 from fastcache_xdit.clock import Clock
 from fastcache_xdit.config import FastCacheConfig
 from fastcache_xdit.counters import Counters
@@ -201,7 +202,7 @@ def _attach(
     consensus = _consensus(host, config, counters)
     agreeing = AgreeingJudge(config, rules, consensus, ledger, counters, _share(host, config, lead, segments))
     judge = ScheduledJudge(config, rules, ledger) if config.test == "none" else _judge(agreeing, spec, host.topology)
-    listeners = [rules.begin, *(each.begin for each in stand_ins if isinstance(each, Fitted))]
+    listeners = [rules.begin, *(each.begin for each in stand_ins if isinstance(each, Fitted | Affine))]
     driver = Driver(config, segments, stand_ins, judge, clock, counters, listeners)
     session = Session(spec, driver, ledger, consensus, _levels(host.scheduler), host.patch)
     undo.set(host.transformer, "forward", session.wrapped(host.transformer.forward))
@@ -231,9 +232,11 @@ def _calibration(host: Host, spec: ModelSpec, config: FastCacheConfig) -> Calibr
 
 def _stand_ins(
     config: FastCacheConfig, segments: list[Segment], calibration: Calibration | None
-) -> Sequence[Fitted | Polynomial]:
+) -> Sequence[Fitted | Affine | Polynomial]:
     if calibration is None:
         return [unfitted(config.stand_in) for _ in segments]
+    if config.stand_in == "affine" and config.affine_rank:
+        return [calibration.affine(segment.key, config.affine_rank) for segment in segments]
     return [calibration.stand_in(segment.key, config.stand_in) for segment in segments]
 
 

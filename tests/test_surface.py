@@ -14,6 +14,7 @@ from fastcache_xdit.reference.loading import SHIPPED
 
 PUBLIC = ["FastCacheConfig", "Handle", "enable", "fastcache", "register"]
 OPTIONS = [
+    "affine_rank",
     "alpha",
     "calibration",
     "cfg_agreement",
@@ -38,7 +39,7 @@ OPTIONS = [
 HANDLE = ["branch", "disable", "driver", "report", "reset"]
 FLAGS = {
     generate: ["--batch_size", "--compare", "--config", "--dtype", "--output", "--overwrite", "--prompts"],
-    calibrate: ["--batch_size", "--config", "--dtype", "--lead_blocks", "--output", "--prompts", "--stages"],
+    calibrate: ["--batch_size", "--config", "--dtype", "--lead_blocks", "--maps", "--output", "--prompts", "--stages"],
     tune: [
         "--batch_size",
         "--calibration",
@@ -53,7 +54,17 @@ FLAGS = {
         "--steps",
         "--target",
     ],
-    bench: ["--batch_size", "--config", "--count", "--dtype", "--output", "--prompts", "--steps", "--tolerance"],
+    bench: [
+        "--batch_size",
+        "--config",
+        "--count",
+        "--dtype",
+        "--maps",
+        "--output",
+        "--prompts",
+        "--steps",
+        "--tolerance",
+    ],
 }
 MODELS = ["DiTTransformer2DModel", "FluxTransformer2DModel", "PixArtTransformer2DModel", "SD3Transformer2DModel"]
 

@@ -10,7 +10,7 @@ import hashlib
 import json
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from fastcache_xdit.approx.fitted import Fitted, Halves, Refitted, Solved
+from fastcache_xdit.approx.maps import Affine, Maps
 from fastcache_xdit.approx.moments import Moments
 
 FORMAT = "fastcache calibration 1"
@@ -40,6 +41,7 @@ class Calibration:
         gains: per segment and step, by how much a relative error there shows in the final latents, relative to them.
         spread: per segment, the calibrated test (`decision.significance.Spread.to_dict`).
         refits: coefficients [D, 2K+2] that take the place of solutions.
+        maps: per segment and stream, those of `affine` beyond the diagonal, where they were asked for.
     """
 
     identity: dict[str, Any]
@@ -49,6 +51,7 @@ class Calibration:
     gains: dict[str, list[float]] = field(default_factory=dict)
     spread: dict[str, dict[str, Any]] = field(default_factory=dict)
     refits: dict[Refitted, torch.Tensor] = field(default_factory=dict)
+    maps: dict[str, dict[str, Maps]] = field(default_factory=dict)
     _solved: dict[tuple[str, str], Solved] = field(default_factory=dict, repr=False, compare=False)
 
     def stand_in(self, segment: str, name: str) -> Fitted:
@@ -64,6 +67,18 @@ class Calibration:
             )
         solved = self._solved.setdefault((segment, name), Solved())
         return Fitted(name, self.moments[segment], solved, self.refits, segment)
+
+    def affine(self, segment: str, rank: int) -> Affine:
+        """`affine` of a segment with a diagonal and a part of this rank.
+
+        Raises:
+            ValueError: the file has no maps of this segment.
+        """
+        if segment not in self.maps:
+            raise ValueError(
+                f"the calibration has no affine maps of {segment}; calibrate with --maps, or set affine_rank to 0"
+            )
+        return Affine(self.maps[segment], rank)
 
     def gains_at(self, segment: str, levels: Sequence[float]) -> list[float]:
         """`gains` of a segment for another schedule: an error made in a longer step counts for more."""
@@ -116,7 +131,7 @@ class Calibration:
         if kind == REFITS:
             return _refined(Path(path), header, tensors)
         levels = tuple(header.pop("levels"))
-        return cls(levels=levels, moments=_moments(levels, tensors), **header)
+        return cls(levels=levels, moments=_moments(levels, tensors), maps=_maps(tensors), **header)
 
     @classmethod
     def shared(cls, path: str | Path) -> Calibration:
@@ -131,12 +146,19 @@ class Calibration:
         return _digest(json.dumps([self.levels, self.gains, self.spread]), self._tensors() | refits)
 
     def _tensors(self) -> dict[str, torch.Tensor]:
-        return {
+        moments = {
             f"{segment}/{stream}/{half}": moments.packed()
             for segment, streams in self.moments.items()
             for stream, halves in streams.items()
             for half, moments in halves._asdict().items()
         }
+        maps = {
+            f"{segment}/{stream}/maps.{name}": values.half() if name == "matrix" else values.float()
+            for segment, streams in self.maps.items()
+            for stream, each in streams.items()
+            for name, values in vars(each).items()
+        }
+        return moments | maps
 
 
 def _write(path: str | Path, kind: str, header: dict[str, Any], tensors: dict[str, torch.Tensor]) -> None:
@@ -189,6 +211,17 @@ def _moments(levels: tuple[float, ...], tensors: Mapping[str, torch.Tensor]) -> 
         if half == "training":
             pair = (tensors[f"{segment}/{stream}/{each}"] for each in Halves._fields)
             found.setdefault(segment, {})[stream] = Halves(*(Moments.unpacked(levels, packed) for packed in pair))
+    return found
+
+
+def _maps(tensors: Mapping[str, torch.Tensor]) -> dict[str, dict[str, Maps]]:
+    found: dict[str, dict[str, Maps]] = {}
+    names = [field.name for field in fields(Maps)]
+    for name in tensors:
+        segment, stream, what = name.split("/")
+        if what == "maps.matrix":
+            parts = (tensors[f"{segment}/{stream}/maps.{each}"] for each in names)
+            found.setdefault(segment, {})[stream] = Maps(*parts)
     return found
 
 

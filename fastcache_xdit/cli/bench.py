@@ -32,6 +32,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     own.add_argument("--steps", type=int, nargs="+", default=[20, 30, 50], help="default: 20 30 50")
     own.add_argument("--count", type=int, default=32, help="held-out prompts; default: %(default)s")
     own.add_argument("--tolerance", type=float, default=0.005, help="of the significance test; default: %(default)s")
+    own.add_argument("--maps", metavar="FILE", help="of calibrate --maps, for the paper's W H + b with whole matrices")
     own.add_argument("--output", metavar="FOLDER", default="results/bench", help="default: %(default)s")
 
 
@@ -70,7 +71,7 @@ def _approximations(runner: Runner, batches: Sequence[engine.Batch], options: di
     tuned = {budget: config for budget, config in known.items() if steps in (config.schedule or {})}
     calibration = str(calibration_path(options["model"]))
     _say(f"{'steps':>5} {'budget':>7} {'FLOPs':>6}  {'stand-in':<22} {'PSNR dB':>8} {'worst':>6}")
-    rows = approximations(Bench(runner, batches, calibration), tuned, _show)
+    rows = approximations(Bench(runner, batches, calibration, options["maps"]), tuned, _show)
     cost = stand_in_cost(runner, batches[0], calibration)
     shares = f"{cost['of_one_block']:.1%} of one block's time, {cost['of_replaced_blocks']:.2%} of all that it replaces"
     _say(f"the fitted stand-in takes {shares}")

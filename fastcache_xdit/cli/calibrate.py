@@ -29,6 +29,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_pipeline_arguments(own, batch_size=4)
     own.add_argument("--output", metavar="FILE.safetensors", help="the calibration; an interrupted one is continued")
     own.add_argument("--lead_blocks", type=int, nargs="+", default=[0, 1], help="to serve; default: 0 1")
+    own.add_argument("--maps", action="store_true", help="also fit matrices, for stand_in affine with an affine_rank")
     own.add_argument("--stages", type=int, nargs="+", default=[1], help="PipeFusion degrees to serve; default: 1")
 
 
@@ -42,7 +43,9 @@ def main(argv: list[str]) -> int:
     runner.engine.pipe.set_progress_bar_config(disable=True)
     batches = engine.batches(prompts, options["batch_size"], options["seed"])
     facts = {"prompts": len(prompts), "seed": options["seed"], "batch_size": options["batch_size"], "call": call}
-    calibrator = Calibrator(runner, batches, Path(options["output"]), options["lead_blocks"], options["stages"], facts)
+    calibrator = Calibrator(
+        runner, batches, Path(options["output"]), options["lead_blocks"], options["stages"], facts, options["maps"]
+    )
     with tqdm(disable=not is_first_rank(), unit="part") as bar:
         calibration = calibrator.run(lambda what, done, parts: _show(bar, what, done, parts))
     if is_first_rank():
@@ -67,14 +70,9 @@ def _check(options: dict[str, Any], model: str, prompts: list[str]) -> None:
     for degree in ("pipefusion_parallel_degree", "data_parallel_degree", "tensor_parallel_degree"):
         if (options[degree] or 1) > 1:
             raise ValueError(
-                f"calibrate runs under ulysses and ring parallelism, not with {degree}={options[degree]}; "
+                f"calibrate runs under ulysses, ring and CFG parallelism, not with {degree}={options[degree]}; "
                 "one calibration serves every layout (for PipeFusion add its degrees to --stages)"
             )
-    if options["use_cfg_parallel"]:
-        raise ValueError(
-            "calibrate combines both branches of guidance, so they must run in one batch: leave --use_cfg_parallel "
-            "away; the calibration serves CFG parallelism all the same"
-        )
     layout.check_degrees(options, engine.world_size())
     if Path(model).is_dir():
         layout.check_model(Path(model), options, known_models())

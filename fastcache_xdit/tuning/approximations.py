@@ -23,6 +23,7 @@ from fastcache_xdit.tuning.witness import Pair, Pairs
 
 UNFITTED = ("reuse", "history", "taylor2")
 FITTED = ("affine", "delta", "history", FORM)
+RANKS = {"rank 16": 16, "whole": 1_000_000}
 BUDGETS = (1 / 1.5, 1 / 2, 1 / 2.5, 1 / 3, 1 / 4, 1 / 5)
 
 
@@ -46,10 +47,11 @@ class Row:
 class Bench:
     """Configs at one number of steps against uncached images, which are generated once."""
 
-    def __init__(self, runner: Runner, batches: Sequence[Batch], calibration: str) -> None:
+    def __init__(self, runner: Runner, batches: Sequence[Batch], calibration: str, maps: str | None = None) -> None:
         self.runner = runner
         self.batches = batches
         self.calibration = calibration
+        self.maps = maps
         self.steps = runner.call["num_inference_steps"]
         self.num_blocks = len(runner.block_names)
         self.truth = [to_tensor(runner.images(batch, None)) for batch in batches]
@@ -62,6 +64,12 @@ class Bench:
         fitted = {
             f"fitted {name}": FastCacheConfig(**masked, stand_in=name, calibration=self.calibration) for name in FITTED
         }
+        if self.maps:
+            affine = FastCacheConfig(**masked, stand_in="affine", calibration=self.maps, affine_rank=1)
+            ranked = {
+                f"affine, {name}": affine.model_copy(update={"affine_rank": rank}) for name, rank in RANKS.items()
+            }
+            fitted |= ranked
         return [self.row(name, budget, config) for name, config in (plain | fitted).items()]
 
     def row(self, name: str, budget: float, config: FastCacheConfig) -> Row:

@@ -19,6 +19,7 @@ from fastcache_xdit.approx.calibration import Calibration
 from fastcache_xdit.approx.fit import Places, fit
 from fastcache_xdit.approx.fitted import Halves
 from fastcache_xdit.approx.forms import FORMS
+from fastcache_xdit.approx.maps import Covariances, Maps, fit_maps
 from fastcache_xdit.approx.moments import Moments
 from fastcache_xdit.config import FastCacheConfig
 from fastcache_xdit.decision.schedule import uniform_mask
@@ -83,6 +84,7 @@ class Calibrator:
         leads: numbers of lead blocks to serve.
         stages: PipeFusion degrees to serve.
         facts: how it is measured, for the file; a calibration with other facts is not continued.
+        maps: also fit whole matrices for `affine`, which takes [D, D] sums for each segment.
     """
 
     def __init__(
@@ -93,6 +95,7 @@ class Calibrator:
         leads: Sequence[int],
         stages: Sequence[int],
         facts: dict[str, Any],
+        maps: bool = False,
     ) -> None:
         self.runner = runner
         self.batches = batches
@@ -102,11 +105,13 @@ class Calibrator:
         self.segments = [Segment(0, tuple(blocks[first : last + 1])) for first, last in places]
         self.main = Segment(0, tuple(blocks[self.lead :])).key
         self.identity = identity(host, spec_for(host.model))
-        self.facts = {**facts, "steps": self.steps, "segments": [segment.key for segment in self.segments]}
+        segments = [segment.key for segment in self.segments]
+        self.facts = {**facts, "steps": self.steps, "segments": segments, "maps": maps}
         self.working = Path(f"{output}.working")
         self.saved = Path(f"{output}.progress.{rank()}")
         self.levels: list[float] = []
         self.sums: dict[str, ByStream] = {half: {} for half in Halves._fields}
+        self.covariances: dict[str, dict[str, dict[str, Covariances]]] = {half: {} for half in Halves._fields}
         self.pairs: list[Pair] = []
         self.gains: dict[int, float] = {}
         self.mask = ""
@@ -129,6 +134,7 @@ class Calibrator:
                 self._save()
             progress(what, number, len(parts))
         calibration = self._calibration()
+        calibration.maps = self._maps()
         calibration.gains = {segment.key: self._all_gains() for segment in self.segments}
         calibration.spread = {self.main: fit_spread(self.pairs, self._all_gains(), self.levels).to_dict()}
         calibration.facts["fit_error"] = {key: _error_at_half(each) for key, each in calibration.moments.items()}
@@ -170,7 +176,10 @@ class Calibrator:
         witness = pairs if "0" in mask else None
         recorder = recorded(self.runner, self.batches[index], self._config(mask), self.segments, witness)
         self.levels = self.runner.levels()
-        recorder.add_to(self.sums["held_out" if held_out else "training"], self.levels)
+        half = "held_out" if held_out else "training"
+        recorder.add_to(self.sums[half], self.levels)
+        if self.facts["maps"]:
+            recorder.add_to_covariances(self.covariances[half], self.steps)
         if held_out:
             self.pairs += pairs.collected()
 
@@ -210,6 +219,16 @@ class Calibrator:
                 moments.setdefault(segment, {})[stream] = summed
         return Calibration(self.identity, {**self.facts, **versions()}, tuple(self.levels), moments)
 
+    def _maps(self) -> dict[str, dict[str, Maps]]:
+        """Fitted from the sums of all ranks."""
+        found: dict[str, dict[str, Maps]] = {}
+        for segment, streams in sorted(self.covariances["training"].items()):
+            for stream in sorted(streams):
+                sums = (self.covariances[half][segment][stream] for half in Halves._fields)
+                training, held_out = (Covariances(*map(add_up, each)) for each in sums)
+                found.setdefault(segment, {})[stream] = fit_maps(training, held_out)
+        return found
+
     def _all_gains(self) -> list[float]:
         steps = sorted(self.gains)
         logarithms = np.interp(range(self.steps), steps, np.log([self.gains[step] for step in steps]))
@@ -221,6 +240,13 @@ class Calibrator:
             for half, segments in self.sums.items()
             for segment, streams in segments.items()
             for stream, moments in streams.items()
+        }
+        tensors |= {
+            f"{half}/{segment}/{stream}/{name}": sums
+            for half, segments in self.covariances.items()
+            for segment, streams in segments.items()
+            for stream, covariances in streams.items()
+            for name, sums in covariances._asdict().items()
         }
         state = {
             "facts": self.facts,
@@ -248,9 +274,13 @@ class Calibrator:
         self.done, self.levels, self.mask = state["done"], state["levels"], state["mask"]
         self.pairs = [Pair(*values) for values in state["pairs"]]
         self.gains = {int(step): gain for step, gain in state["gains"].items()}
-        for name, gram in tensors.items():
-            half, segment, stream = name.split("/")
-            self.sums[half].setdefault(segment, {})[stream] = Moments(self.levels, gram)
+        for name in tensors:
+            half, segment, stream, *what = name.split("/")
+            if not what:
+                self.sums[half].setdefault(segment, {})[stream] = Moments(self.levels, tensors[name])
+            elif what == ["rows"]:
+                parts = (tensors[f"{half}/{segment}/{stream}/{field}"] for field in Covariances._fields)
+                self.covariances[half].setdefault(segment, {})[stream] = Covariances(*parts)
 
 
 def versions() -> dict[str, str]:

@@ -5,15 +5,16 @@ from __future__ import annotations
 import functools
 import inspect
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import torch
 
+from fastcache_xdit.approx.maps import Covariances
 from fastcache_xdit.approx.moments import Moments
 from fastcache_xdit.clock import Clock
 from fastcache_xdit.config import FastCacheConfig
-from fastcache_xdit.host.xdit.engine import Batch
+from fastcache_xdit.host.xdit.engine import Batch, both_branches
 from fastcache_xdit.models.spec import Streams
 from fastcache_xdit.runtime.driver import Witness
 from fastcache_xdit.runtime.patch import Undo
@@ -33,9 +34,9 @@ class _Point(NamedTuple):
 class Recorder:
     """Sees what enters and leaves each of some segments, which may overlap, at every step of a request.
 
-    Where both branches of guidance run in one batch (uncond, then cond) the states are combined as their outputs will
-    be, u + g (c - u): an error that both branches share is not amplified by guidance, and one in their difference is,
-    so that this is where a stand-in has to be right.
+    Where both branches of guidance run in one batch (uncond, then cond), or on two ranks, the states are combined as
+    their outputs will be, u + g (c - u): an error that both branches share is not amplified by guidance, and one in
+    their difference is, so that this is where a stand-in has to be right.
 
     Args:
         segments: what a cache may skip.
@@ -58,21 +59,26 @@ class Recorder:
             block = first.get(index) or last[index]
             undo.set(block.module, "forward", self._watched(block, index in first, index in last))
 
-    def clear(self) -> None:
-        """Forget the current request."""
-        self._seen.clear()
-
     def add_to(self, moments: dict[str, dict[str, Moments]], levels: Sequence[float]) -> None:
-        """Add the finished request to `moments` by segment and stream, and forget it."""
+        """Add the finished request to `moments` by segment and stream."""
+        for segment, stream, residuals, entered in self._seen_by_segment(len(levels)):
+            known = moments.setdefault(segment, {})
+            known.setdefault(stream, Moments.empty(levels, entered[0].shape[-1])).add(residuals, entered)
+
+    def add_to_covariances(self, covariances: dict[str, dict[str, Covariances]], steps: int) -> None:
+        """The same for those that whole matrices are fitted from."""
+        for segment, stream, residuals, entered in self._seen_by_segment(steps):
+            known = covariances.setdefault(segment, {})
+            known.setdefault(stream, Covariances.empty(entered[0].shape[-1])).add(residuals, entered)
+
+    def _seen_by_segment(self, steps: int) -> Iterator[tuple[str, str, list[torch.Tensor], list[torch.Tensor]]]:
+        """Segment, stream, and residuals and entry states by step, for each branch."""
         for segment in self.segments:
             for stream in Streams._fields:
                 into, out = (self._seen.get((point, stream), {}) for point in _ends(segment))
                 for branch in sorted({branch for branch, _ in out}):
-                    entered = [into[branch, step] for step in range(len(levels))]
-                    residuals = [out[branch, step] - entered[step] for step in range(len(levels))]
-                    known = moments.setdefault(segment.key, {})
-                    known.setdefault(stream, Moments.empty(levels, entered[0].shape[-1])).add(residuals, entered)
-        self.clear()
+                    entered = [into[branch, step] for step in range(steps)]
+                    yield segment.key, stream, [out[branch, step] - entered[step] for step in range(steps)], entered
 
     def _watched(self, block: Block, enters: bool, leaves: bool) -> Callable[..., Any]:
         original = block.module.forward
@@ -98,6 +104,7 @@ class Recorder:
                 self._seen[point, stream][now.branch, now.step] = _some_rows(self._guided(states))
 
     def _guided(self, states: torch.Tensor) -> torch.Tensor:
+        states = both_branches(states)
         if len(states) != 2 * self.samples:
             return states
         uncond, cond = states.float().chunk(2)

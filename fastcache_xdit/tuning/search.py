@@ -62,7 +62,7 @@ class Search:
         lead_blocks: always computed; a schedule needs none, since it looks at no change.
         seed: of the order in which moves are tried.
         start: a config whose mask for this number of steps is tried too, where it is within the budget.
-        refitter: refits the best mask found and the evenly spaced one, and keeps what gains by it.
+        refitter: fits the best mask's stand-ins anew.
     """
 
     runner: Runner
@@ -105,19 +105,12 @@ class Search:
         return self.tried[mask]
 
     def _refitted(self, best: Trial, report: Callable[[str], None]) -> Trial:
-        """The best of this mask and of the evenly spaced one, before and after refits.
-
-        An even mask leads far away from the uncached trajectory, where the calibration's fits lose most and refits gain
-        most.
-        """
+        """Fitted anew where that helps: most for few computed steps, which lead far from the uncached trajectory."""
         assert self.refitter is not None
-        even = self.evaluate(uniform_mask(self.steps, best.mask.count("1")))
-        trials = [best, even]
-        for trial in trials[:2]:
-            config, refits = self.refitter.refit(trial.config)
-            trials.append(trial._replace(psnr_db=self._psnr(config), refits=refits))
-            report(f"refitted {trial.mask}: {trial.psnr_db:.1f} -> {trials[-1].psnr_db:.1f} dB")
-        return max(trials, key=lambda trial: trial.psnr_db)
+        config, refits = self.refitter.refit(best.config)
+        trial = best._replace(psnr_db=self._psnr(config), refits=refits)
+        report(f"refitted: {best.psnr_db:.1f} -> {trial.psnr_db:.1f} dB")
+        return max(best, trial, key=lambda each: each.psnr_db)
 
     def _psnr(self, config: FastCacheConfig) -> float:
         each: list[float] = []
@@ -126,13 +119,13 @@ class Search:
         return sum(each) / len(each)
 
     def _planned(self, budget: float) -> list[str]:
-        """Masks of the dynamic programme, with measured and with equal weights of the steps; the given one first."""
+        """The given mask, those of the dynamic programme by measured and by equal weights of the steps, an even one."""
         computed = affordable(budget, self.steps, self.lead_blocks, self.num_blocks)
         table, gains = self._table()
         plans = [plan(table, weights, computed, c) for weights in (gains, [1.0] * self.steps) for c in COHERENCES]
         given = (self.start.schedule or {}).get(self.steps, "") if self.start else ""
         masks = [given] if given.count("1") == computed else []
-        return list(dict.fromkeys(masks + [each.mask for each in plans]))
+        return list(dict.fromkeys([*masks, *(each.mask for each in plans), uniform_mask(self.steps, computed)]))
 
     def _table(self) -> tuple[ErrorTable, list[float]]:
         if self._planner is None:

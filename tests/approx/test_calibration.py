@@ -11,7 +11,9 @@ from safetensors.torch import save_file
 from fastcache_xdit.approx.calibration import IDENTITY, Calibration
 from fastcache_xdit.approx.fitted import Halves, Refitted
 from fastcache_xdit.approx.linear import Reference
+from fastcache_xdit.approx.maps import fit_maps
 from tests.approx.test_fit import LEVELS, moments, trajectory
+from tests.approx.test_maps import seen
 
 IDENTITY_HERE = {name: f"this {name}" for name in IDENTITY} | {"weights": {"transformer_blocks.0": 10.0}}
 
@@ -128,3 +130,13 @@ def test_refits_of_another_calibration_are_refused(path):
     path.unlink()
     with pytest.raises(ValueError, match="no such calibration file: .*cal.safetensors"):
         Calibration.load(file)
+
+
+def test_maps_are_kept_and_refused_where_there_are_none(path):
+    maps = fit_maps(seen(0), seen(1))
+    replace(Calibration.load(path), maps={"a..b": {"hidden_states": maps}}).save(path)
+    kept = Calibration.load(path).maps["a..b"]["hidden_states"]
+    torch.testing.assert_close(kept.matrix.float(), maps.matrix.float(), atol=1e-3, rtol=1e-3)
+    torch.testing.assert_close(kept.diagonal, maps.diagonal.float())
+    with pytest.raises(ValueError, match="no affine maps of c..d; calibrate with --maps, or set affine_rank to 0"):
+        Calibration.load(path).affine("c..d", 4)

@@ -23,6 +23,7 @@ SERVED = {
     "u2 cfg2": {**ULYSSES, **BRANCHES},
     "pp2": {"pipefusion_parallel_degree": 2},
 }
+MEASURED = ("one", "u2", "cfg2")
 MASK = uniform_mask(STEPS, 5)
 RUNS = ("scheduled", "calibrated test")
 FREE = {"warmup_steps": 1, "cooldown_steps": 0, "max_consecutive_skips": 9, "error_budget": 1e9}
@@ -43,7 +44,7 @@ def results(folder) -> list[dict[str, dict[str, Answer]]]:
         "taylor1": {**FREE, "test": "none", "schedule": {STEPS: MASK}},
     }
     served = {name: degrees for name, degrees in SERVED.items() if name != "pp2"}
-    calibrated = {"one": {}, "u2": ULYSSES}
+    calibrated = {name: SERVED[name] for name in MEASURED}
     arguments = {"folder": str(folder), "calibrated": calibrated}
     flat = run_ranks("calibrated_worker.py", 4, **arguments, served=served, configs=configs)
     staged = {name: config for name, config in configs.items() if config.get("test") == "none"}
@@ -56,14 +57,16 @@ def latents(results, name: str, run: str) -> torch.Tensor:
     return next(result[name][run].latents for result in results if result[name][run].latents is not None)
 
 
-def test_fits_of_two_ranks_equal_those_of_one(results, folder):
-    alone, shared = (Calibration.load(folder / f"{each}.safetensors") for each in ("one", "u2"))
+# The branches of guidance round differently on two ranks, which nearly collinear features amplify.
+@pytest.mark.parametrize("name, close", [("u2", 1e-3), ("cfg2", 2e-2)])
+def test_fits_of_two_ranks_equal_those_of_one(results, folder, name, close):
+    alone, shared = (Calibration.load(folder / f"{each}.safetensors") for each in ("one", name))
     assert alone.moments.keys() == shared.moments.keys()
     places = Places(torch.tensor([4, 6, 9]), torch.tensor([[3, 1, 0], [4, 2, 0], [7, 5, 2]]))
     for segment in alone.moments:
         found = [fit(FORMS["history"], *each.moments[segment]["hidden_states"], places) for each in (alone, shared)]
         torch.testing.assert_close(found[1].relative_error, found[0].relative_error, rtol=1e-2, atol=0)
-        torch.testing.assert_close(found[1].coefficients, found[0].coefficients, rtol=1e-2, atol=1e-3)
+        torch.testing.assert_close(found[1].coefficients, found[0].coefficients, rtol=1e-2, atol=close)
     assert shared.spread.keys() == alone.spread.keys()
 
 

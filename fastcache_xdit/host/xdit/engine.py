@@ -136,6 +136,15 @@ def add_up(tensor: torch.Tensor) -> torch.Tensor:
     return torch.stack(share(tensor)).sum(dim=0) if world_size() > 1 else tensor
 
 
+def both_branches(states: torch.Tensor) -> torch.Tensor:
+    """[B, ...] -> [2B, ...], uncond then cond, where CFG parallelism gave each rank one branch; else as given."""
+    if world_size() == 1:
+        return states
+    from xfuser.core.distributed import get_cfg_group
+
+    return get_cfg_group().all_gather(states.contiguous())
+
+
 def wait() -> None:
     """Finish this rank's work on the accelerator."""
     if cpu.has_accelerator():
