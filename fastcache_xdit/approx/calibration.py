@@ -165,6 +165,7 @@ def _write(path: str | Path, kind: str, header: dict[str, Any], tensors: dict[st
     text, partial = json.dumps(header), Path(f"{path}.partial")
     partial.parent.mkdir(parents=True, exist_ok=True)
     save_file(tensors, partial, {"format": kind, "header": text, "digest": _digest(text, tensors)})
+    partial.chmod(0o644)  # safetensors leaves it to its owner alone, and ranks of other users read it too
     partial.replace(path)
 
 
