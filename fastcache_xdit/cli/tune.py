@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -47,32 +48,9 @@ def main(argv: list[str]) -> int:
     """Check the command line, then search on every rank; the first one writes the config."""
     register()
     options = pipeline_options("tune", argv, add_arguments)
-    model, call, prompts = model_folder(options["model"]), call_arguments(options), prompts_of(options)
-    for name in ("calibration", "target", "output"):
-        if not options[name]:
-            raise ValueError(f"--{name} is missing; --help lists the options")
-    target, calibration = Target.parse(options["target"]), Calibration.load(options["calibration"])
-    refit_batches = _refit_batches(options)
-    layout.check_degrees(options, engine.world_size())
-    runner = Runner(engine.Engine(model, options, options["dtype"] or engine.default_dtype()), call)
-    runner.engine.pipe.set_progress_bar_config(disable=True)
-    output = Path(options["output"])
-    start = FastCacheConfig.from_file(options["start"]) if options["start"] else None
-    batches = engine.batches(prompts, options["batch_size"], options["seed"])
-    trials, searches = [], []
-    for steps in options["steps"] or [call["num_inference_steps"]]:
-        stepped = runner.steps(steps)
-        refitter = Refitter(stepped, refit_batches, options["calibration"], _working(output)) if refit_batches else None
-        search = Search(
-            stepped,
-            batches,
-            calibration,
-            options["calibration"],
-            options["lead_blocks"],
-            options["seed"],
-            start,
-            refitter,
-        )
+    target, searches_of = _checked(options)
+    output, trials, searches = Path(options["output"]), [], []
+    for search in searches_of():
         searches.append(search)
         trials.append(find(search, target, options["evaluations"], _say))
     if is_first_rank():
@@ -80,9 +58,37 @@ def main(argv: list[str]) -> int:
         _working(output).unlink(missing_ok=True)
         _frontier(searches)
         calls = sum(len(search.tried) for search in searches)
-        print(f"fastcache: {calls} generations of {len(prompts)} prompts -> {output}")
+        print(f"fastcache: {calls} generations of {len(prompts_of(options))} prompts -> {output}")
     engine.finish()
     return 0
+
+
+def _checked(options: dict[str, Any]) -> tuple[Target, Callable[[], Iterator[Search]]]:
+    """The target, and what loads the model and gives a search for each number of steps.
+
+    Raises:
+        ValueError: before a model loads, for what cannot work.
+    """
+    model, call, prompts = model_folder(options["model"]), call_arguments(options), prompts_of(options)
+    for name in ("calibration", "target", "output"):
+        if not options[name]:
+            raise ValueError(f"--{name} is missing; --help lists the options")
+    target, calibration = Target.parse(options["target"]), Calibration.load(options["calibration"])
+    start = FastCacheConfig.from_file(options["start"]) if options["start"] else None
+    refit_batches = _refit_batches(options)
+    layout.check_degrees(options, engine.world_size())
+
+    def searches() -> Iterator[Search]:
+        runner = Runner(engine.Engine(model, options, options["dtype"] or engine.default_dtype()), call)
+        runner.engine.pipe.set_progress_bar_config(disable=True)
+        batches = engine.batches(prompts, options["batch_size"], options["seed"])
+        working, path = _working(Path(options["output"])), options["calibration"]
+        for steps in options["steps"] or [call["num_inference_steps"]]:
+            stepped = runner.steps(steps)
+            refitter = Refitter(stepped, refit_batches, path, working) if refit_batches else None
+            yield Search(stepped, batches, calibration, path, options["lead_blocks"], options["seed"], start, refitter)
+
+    return target, searches
 
 
 def _refit_batches(options: dict[str, Any]) -> list[engine.Batch]:
