@@ -30,6 +30,7 @@ class FastCacheConfig(BaseModel):
             0 it needs a calibration that was made with `--maps`.
         calibration: file that `fastcache-xdit calibrate` wrote, or the name of a shipped model; a relative path in a
             config file starts from that file's folder.
+        allow_adapters: take a calibration that was made without the LoRA that is loaded or fused now, or with another.
         schedule: for a number of steps, which of them are computed: `{20: "11101001..."}`, 1 for computed. Another
             number of steps takes the nearest mask, stretched. A step is skipped where schedule and test both allow it.
         test: when a change is insignificant: `online` compares the error predicted from this request's computed steps
@@ -63,6 +64,7 @@ class FastCacheConfig(BaseModel):
     stand_in: Literal["reuse", "history", "taylor2", "affine", "delta", "delta+history"] = "history"
     affine_rank: int = Field(0, ge=0)
     calibration: str | None = None
+    allow_adapters: bool = False
     schedule: dict[int, str] | None = None
     test: Literal["online", "calibrated", "paper", "none"] = "online"
     alpha: float = Field(0.05, gt=0, lt=1)

@@ -226,7 +226,7 @@ def _calibration(host: Host, spec: ModelSpec, config: FastCacheConfig) -> Calibr
     if config.calibration is None:
         return None
     calibration = Calibration.shared(config.calibration)
-    calibration.check(identity(host, spec))
+    calibration.check(identity(host, spec), config.allow_adapters)
     return calibration
 
 

@@ -15,6 +15,7 @@ LAYER = {
     "counters": 1,
     "decision": 2,
     "approx": 2,
+    "tokens": 2,
     "parallel": 3,
     "models": 3,
     "runtime": 4,

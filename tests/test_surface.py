@@ -15,6 +15,7 @@ from fastcache_xdit.reference.loading import SHIPPED
 PUBLIC = ["FastCacheConfig", "Handle", "enable", "fastcache", "register"]
 OPTIONS = [
     "affine_rank",
+    "allow_adapters",
     "alpha",
     "calibration",
     "cfg_agreement",
@@ -39,7 +40,18 @@ OPTIONS = [
 HANDLE = ["branch", "disable", "driver", "report", "reset"]
 FLAGS = {
     generate: ["--batch_size", "--compare", "--config", "--dtype", "--output", "--overwrite", "--prompts"],
-    calibrate: ["--batch_size", "--config", "--dtype", "--lead_blocks", "--maps", "--output", "--prompts", "--stages"],
+    calibrate: [
+        "--batch_size",
+        "--config",
+        "--dtype",
+        "--granularity",
+        "--groups",
+        "--lead_blocks",
+        "--maps",
+        "--output",
+        "--prompts",
+        "--stages",
+    ],
     tune: [
         "--batch_size",
         "--calibration",

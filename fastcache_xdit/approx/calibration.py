@@ -20,13 +20,15 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
+from fastcache_xdit.approx.fit import FREE, Floor
 from fastcache_xdit.approx.fitted import Fitted, Halves, Refitted, Solved
 from fastcache_xdit.approx.maps import Affine, Maps
 from fastcache_xdit.approx.moments import Moments
 
 FORMAT = "fastcache calibration 1"
 REFITS = "fastcache refits 1"
-IDENTITY = ("model", "model_config", "weights", "adapters", "scheduler", "scheduler_config")
+BASE_IDENTITY = ("model", "model_config", "scheduler", "scheduler_config")
+IDENTITY = (*BASE_IDENTITY, "weights", "adapters")
 
 
 @dataclass
@@ -40,6 +42,7 @@ class Calibration:
         moments: per segment (see `Segment.key`) and stream, both halves of the requests.
         gains: per segment and step, by how much a relative error there shows in the final latents, relative to them.
         spread: per segment, the calibrated test (`decision.significance.Spread.to_dict`).
+        floor: the least ridge of its fits.
         refits: coefficients [D, 2K+2] that take the place of solutions.
         maps: per segment and stream, those of `affine` beyond the diagonal, where they were asked for.
     """
@@ -50,6 +53,7 @@ class Calibration:
     moments: dict[str, dict[str, Halves]]
     gains: dict[str, list[float]] = field(default_factory=dict)
     spread: dict[str, dict[str, Any]] = field(default_factory=dict)
+    floor: Floor = FREE
     refits: dict[Refitted, torch.Tensor] = field(default_factory=dict)
     maps: dict[str, dict[str, Maps]] = field(default_factory=dict)
     _solved: dict[tuple[str, str], Solved] = field(default_factory=dict, repr=False, compare=False)
@@ -66,7 +70,7 @@ class Calibration:
                 "this granularity, these lead_blocks and this pipefusion_parallel_degree"
             )
         solved = self._solved.setdefault((segment, name), Solved())
-        return Fitted(name, self.moments[segment], solved, self.refits, segment)
+        return Fitted(name, self.moments[segment], solved, self.refits, segment, self.floor)
 
     def affine(self, segment: str, rank: int) -> Affine:
         """`affine` of a segment with a diagonal and a part of this rank.
@@ -86,17 +90,18 @@ class Calibration:
         at = np.interp(levels, self.levels[::-1], known[::-1])
         return (np.exp(at) * _widths(levels)).tolist()
 
-    def check(self, running: Mapping[str, Any]) -> None:
-        """Compare with the running model's identity.
+    def check(self, running: Mapping[str, Any], allow_adapters: bool = False) -> None:
+        """Compare with the running model's identity, or with `allow_adapters` with what no adapter changes of it.
 
         Raises:
             ValueError: names the first field that differs, with both values.
         """
-        for name in IDENTITY:
+        for name in BASE_IDENTITY if allow_adapters else IDENTITY:
             if not _same(self.identity.get(name), running.get(name)):
                 raise ValueError(
                     f"the calibration was made for another model: {name} is {_short(running.get(name))} here, and "
                     f"{_short(self.identity.get(name))} in the calibration; run fastcache-xdit calibrate on this model"
+                    f"{'' if name in BASE_IDENTITY else ', or set allow_adapters to use it all the same'}"
                 )
 
     def save(self, path: str | Path) -> None:
@@ -107,6 +112,7 @@ class Calibration:
             "levels": self.levels,
             "gains": self.gains,
             "spread": self.spread,
+            "floor": self.floor,
         }
         _write(path, FORMAT, header, self._tensors())
 
@@ -130,8 +136,8 @@ class Calibration:
         kind, header, tensors = _read(path)
         if kind == REFITS:
             return _refined(Path(path), header, tensors)
-        levels = tuple(header.pop("levels"))
-        return cls(levels=levels, moments=_moments(levels, tensors), maps=_maps(tensors), **header)
+        levels, floor = tuple(header.pop("levels")), Floor(*map(tuple, header.pop("floor")))
+        return cls(levels=levels, floor=floor, moments=_moments(levels, tensors), maps=_maps(tensors), **header)
 
     @classmethod
     def shared(cls, path: str | Path) -> Calibration:
@@ -143,7 +149,7 @@ class Calibration:
     def stamp(self) -> str:
         """A digest of what decisions depend on, for ranks to compare."""
         refits = {str(refitted): coefficients for refitted, coefficients in self.refits.items()}
-        return _digest(json.dumps([self.levels, self.gains, self.spread]), self._tensors() | refits)
+        return _digest(json.dumps([self.levels, self.gains, self.spread, self.floor]), self._tensors() | refits)
 
     def _tensors(self) -> dict[str, torch.Tensor]:
         moments = {

@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NamedTuple
 
+import numpy as np
 import torch
 
 from fastcache_xdit.approx.forms import Form
 from fastcache_xdit.approx.moments import Moments
 
 # Relative to each feature's own energy; infinity is the prior itself, which a fit has to beat to be taken.
-STRENGTHS = (1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1.0, float("inf"))
+STRENGTHS = (1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0, float("inf"))
 
 
 class Places(NamedTuple):
@@ -24,6 +25,36 @@ class Places(NamedTuple):
     def one(cls, step: int, references: Sequence[int]) -> Places:
         """A single place."""
         return cls(torch.tensor([step]), torch.tensor([list(references)]))
+
+
+class Floor(NamedTuple):
+    """The least ridge, by how far a stand-in reaches.
+
+    Held-out moments tell the error that a stand-in makes at one step. Where neighbouring steps are much alike they
+    ask for too little ridge: small errors of one kind at many steps add up in the final latents. So calibration
+    measures there which floor serves best.
+
+    Attributes:
+        reaches: noise levels from the second newest reference (the newest where it is the only one) to the replaced
+            step, rising.
+        strengths: the best floor at each, above 0.
+    """
+
+    reaches: tuple[float, ...]
+    strengths: tuple[float, ...]
+
+    def at(self, levels: Sequence[float], places: Places) -> torch.Tensor:
+        """[P]: the floor of each place of a schedule, interpolated in logarithms."""
+        return torch.from_numpy(np.exp(np.interp(reach(levels, places), self.reaches, np.log(self.strengths))))
+
+
+FREE = Floor((0.0,), STRENGTHS[:1])
+
+
+def reach(levels: Sequence[float], places: Places) -> torch.Tensor:
+    """[P]: how far each place reaches, see `Floor`."""
+    level = torch.tensor(levels, dtype=torch.float64)
+    return level[places.references[:, :2][:, -1]] - level[places.steps]
 
 
 class Fits(NamedTuple):
@@ -46,27 +77,35 @@ class Fits(NamedTuple):
 
 
 def fit(
-    form: Form, training: Moments, held_out: Moments, places: Places, strengths: Sequence[float] = STRENGTHS
+    form: Form,
+    training: Moments,
+    held_out: Moments,
+    places: Places,
+    strengths: Sequence[float] = STRENGTHS,
+    floor: Floor = FREE,
 ) -> Fits:
     """Least squares of R[t] on a form's features, for every place.
 
-    Minimises |R - F c|^2 + strength |c - prior|^2 per channel (features scaled to unit energy). For each place, prior
-    and strength are those with the least error on `held_out`; the coefficients are then solved from both together.
+    Minimises |R - F c|^2 + strength |c - prior|^2 per channel (features scaled to unit energy). For each place the
+    strength is the one, from the floor up, with the least error on `held_out`; the coefficients are then solved from
+    both together.
     """
-    mine, theirs = _local(training, places), _local(held_out, places)
-    chosen = _choose(form, mine, theirs, places, strengths)
-    coefficients = _solve(form, mine + theirs, *chosen)[:, 0]
-    error = _squared_error(_solve(form, mine, *chosen)[:, 0], theirs)
+    mine, theirs, prior = _local(training, places), _local(held_out, places), _prior(form, places)
+    tried = torch.tensor(strengths, dtype=torch.float64).expand(len(prior), -1)
+    errors = _squared_error(_solve(form, mine, prior, tried), theirs[:, None]).sum(-1)
+    if form.residuals:
+        errors = errors.masked_fill(tried < floor.at(training.levels, places)[:, None] * (1 - 1e-9), float("inf"))
+    best = tried.gather(1, errors.argmin(dim=1, keepdim=True))
+    coefficients = _solve(form, mine + theirs, prior, best)[:, 0]
+    error = _squared_error(_solve(form, mine, prior, best)[:, 0], theirs)
     return Fits(coefficients, error.sum(-1), _output_energy(theirs, places.references.shape[1]))
 
 
-def polynomial_error(order: int, held_out: Moments, places: Places) -> torch.Tensor:
-    """[P]: squared error of the unfitted polynomial of this order on the same moments."""
-    form = Form(residuals=order + 1)
+def prior_error(form: Form, held_out: Moments, places: Places) -> torch.Tensor:
+    """[P]: squared error of a form's prior, nothing fitted, on the same moments."""
     local = _local(held_out, places)
-    prior = _priors(form, places)[:, -1:]
     nothing = torch.full((len(places.steps), 1), float("inf"), dtype=torch.float64)
-    return _squared_error(_solve(form, local, prior, nothing)[:, 0], local).sum(-1)
+    return _squared_error(_solve(form, local, _prior(form, places), nothing)[:, 0], local).sum(-1)
 
 
 def _local(moments: Moments, places: Places) -> torch.Tensor:
@@ -79,28 +118,14 @@ def _local(moments: Moments, places: Places) -> torch.Tensor:
     return moments.gram[:, index[:, :, None], index[:, None, :]].transpose(0, 1)
 
 
-def _priors(form: Form, places: Places) -> torch.Tensor:
-    """[P, priors, F]."""
+def _prior(form: Form, places: Places) -> torch.Tensor:
+    """[P, F]."""
     steps, references = places.steps.tolist(), places.references.tolist()
-    return torch.stack([form.priors(known, step) for step, known in zip(steps, references, strict=True)])
+    return torch.stack([form.prior(known, step) for step, known in zip(steps, references, strict=True)])
 
 
-def _choose(
-    form: Form, mine: torch.Tensor, theirs: torch.Tensor, places: Places, strengths: Sequence[float]
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """The prior [P, 1, F] and strength [P, 1] with the least held-out error, over all pairs of them."""
-    priors = _priors(form, places)
-    count = priors.shape[1]
-    pairs_prior = priors.repeat_interleave(len(strengths), dim=1)
-    pairs_strength = torch.tensor(list(strengths) * count, dtype=torch.float64).expand(len(priors), -1)
-    tried = _solve(form, mine, pairs_prior, pairs_strength)
-    best = _squared_error(tried, theirs[:, None]).sum(-1).argmin(dim=1)
-    rows = torch.arange(len(best))
-    return pairs_prior[rows, best][:, None], pairs_strength[rows, best][:, None]
-
-
-def _solve(form: Form, local: torch.Tensor, priors: torch.Tensor, strengths: torch.Tensor) -> torch.Tensor:
-    """Coefficients [P, C, D, 2K+2] for C candidates: `priors` [P, C, F], `strengths` [P, C]."""
+def _solve(form: Form, local: torch.Tensor, prior: torch.Tensor, strengths: torch.Tensor) -> torch.Tensor:
+    """Coefficients [P, C, D, 2K+2] for C strengths [P, C] of the pull to `prior` [P, F]."""
     count = (local.shape[-1] - 3) // 2
     features, offset = form.features(count), form.offset(count)
     gram = features @ local[..., :-1, :-1] @ features.T
@@ -109,9 +134,9 @@ def _solve(form: Form, local: torch.Tensor, priors: torch.Tensor, strengths: tor
     pull = energy.clamp_min(energy.amax(-1, keepdim=True) * 1e-12).clamp_min(1e-30)
     finite = strengths.isfinite()
     ridge = torch.where(finite, strengths, 0.0)[:, :, None, None] * pull[:, None] + 1e-12 * pull[:, None]
-    wanted = moment[:, None] - (gram[:, None] @ priors[:, :, None, :, None])[..., 0]
-    step = torch.linalg.solve(gram[:, None] + torch.diag_embed(ridge), wanted[..., None])[..., 0]
-    fitted = priors[:, :, None] + torch.where(finite[:, :, None, None], step, 0.0)
+    wanted = moment - (gram @ prior[:, None, :, None])[..., 0]
+    step = torch.linalg.solve(gram[:, None] + torch.diag_embed(ridge), wanted[:, None, ..., None])[..., 0]
+    fitted = prior[:, None, None] + torch.where(finite[:, :, None, None], step, 0.0)
     return fitted @ features + offset
 
 

@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import torch
 
-from fastcache_xdit.approx.fit import Fits, Places, fit
+from fastcache_xdit.approx.fit import FREE, Fits, Floor, Places, fit
 from fastcache_xdit.approx.forms import FORMS
 from fastcache_xdit.approx.linear import Reference
 from fastcache_xdit.approx.moments import Moments
@@ -58,6 +58,7 @@ class Fitted:
         solved: what other caches have solved already.
         refits: coefficients [D, 2K+2] that take the place of a solution; those of other segments are not looked at.
         segment: its key.
+        floor: the least ridge.
     """
 
     def __init__(
@@ -67,6 +68,7 @@ class Fitted:
         solved: Solved | None = None,
         refits: Mapping[Refitted, torch.Tensor] | None = None,
         segment: str = "",
+        floor: Floor = FREE,
     ) -> None:
         self.name, self.segment = name, segment
         self.form = form = FORMS[name]
@@ -74,6 +76,7 @@ class Fitted:
         self.entered_kept = form.changes
         self._calibrated = dict(moments)
         self._refits = refits or {}
+        self._floor = floor
         self._solved = solved or Solved()
         self.begin(next(iter(moments.values())).training.levels)
 
@@ -86,7 +89,7 @@ class Fitted:
         key = (self.levels, stream)
         if key not in self._solved.by_schedule:
             self._solved.by_schedule[key] = self._calibrated[stream].at(self.levels)
-        return fit(self.form, *self._solved.by_schedule[key], places)
+        return fit(self.form, *self._solved.by_schedule[key], places, floor=self._floor)
 
     def residual(self, stream: str, entered: torch.Tensor, references: Sequence[Reference], step: int) -> torch.Tensor:
         """See `StandIn`: sum_k r_k R_k + h H + sum_k h_k H_k + b, each weight [D]; added up in at least float32."""

@@ -51,17 +51,12 @@ class Form:
         """[2 count + 2]: the part of Z that is not fitted."""
         return _unit(count, 0) if self.keeps_residual else torch.zeros(2 * count + 2, dtype=torch.float64)
 
-    def priors(self, steps: Sequence[float], step: float) -> torch.Tensor:
-        """[P, F]: what a fit is pulled towards: reuse, Taylor 1, Taylor 2 where residuals are weighed, else nothing."""
-        count = len(steps)
-        size = len(self.features(count))
-        if not self.residuals:
-            return torch.zeros(1, size, dtype=torch.float64)
-        priors = []
-        for order in range(min(3, count, self.residuals)):
-            weights = polynomial_weights(steps[: order + 1], step)
-            priors.append(torch.tensor(weights + [0.0] * (size - order - 1), dtype=torch.float64))
-        return torch.stack(priors)
+    def prior(self, steps: Sequence[float], step: float) -> torch.Tensor:
+        """[F]: what a fit is pulled towards: Taylor 1 where residuals are weighed (from one, reuse), else zero."""
+        prior = torch.zeros(len(self.features(len(steps))), dtype=torch.float64)
+        used = steps[: min(2, self.residuals)]
+        prior[: len(used)] = torch.tensor(polynomial_weights(used, step), dtype=torch.float64)
+        return prior
 
 
 FORMS = {

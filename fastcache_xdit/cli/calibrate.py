@@ -19,7 +19,7 @@ from fastcache_xdit.cli.pipeline import (
 from fastcache_xdit.host.xdit import engine, layout
 from fastcache_xdit.models.catalogue import known_models
 from fastcache_xdit.plugin import register
-from fastcache_xdit.tuning.calibrate import Calibrator, check_enough
+from fastcache_xdit.tuning.calibrate import Calibrator, Coverage, check_enough
 from fastcache_xdit.tuning.runner import Runner
 
 
@@ -29,6 +29,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_pipeline_arguments(own, batch_size=4)
     own.add_argument("--output", metavar="FILE.safetensors", help="the calibration; an interrupted one is continued")
     own.add_argument("--lead_blocks", type=int, nargs="+", default=[0, 1], help="to serve; default: 0 1")
+    own.add_argument(
+        "--granularity", choices=["step", "group", "block"], default="step", help="to serve beside step; default: step"
+    )
+    own.add_argument("--groups", type=int, default=4, help="of --granularity group; default: 4")
     own.add_argument("--maps", action="store_true", help="also fit matrices, for stand_in affine with an affine_rank")
     own.add_argument("--stages", type=int, nargs="+", default=[1], help="PipeFusion degrees to serve; default: 1")
 
@@ -43,9 +47,7 @@ def main(argv: list[str]) -> int:
     runner.engine.pipe.set_progress_bar_config(disable=True)
     batches = engine.batches(prompts, options["batch_size"], options["seed"])
     facts = {"prompts": len(prompts), "seed": options["seed"], "batch_size": options["batch_size"], "call": call}
-    calibrator = Calibrator(
-        runner, batches, Path(options["output"]), options["lead_blocks"], options["stages"], facts, options["maps"]
-    )
+    calibrator = Calibrator(runner, batches, Path(options["output"]), _coverage(options), facts)
     with tqdm(disable=not is_first_rank(), unit="part") as bar:
         calibration = calibrator.run(lambda what, done, parts: _show(bar, what, done, parts))
     if is_first_rank():
@@ -55,6 +57,11 @@ def main(argv: list[str]) -> int:
         print(f"fastcache: -> {options['output']}; next: fastcache-xdit tune --calibration {options['output']}")
     engine.finish()
     return 0
+
+
+def _coverage(options: dict[str, Any]) -> Coverage:
+    granularity, groups = options["granularity"], options["groups"]
+    return Coverage(tuple(options["lead_blocks"]), tuple(options["stages"]), granularity, groups, options["maps"])
 
 
 def _show(bar: Any, what: str, done: int, parts: int) -> None:

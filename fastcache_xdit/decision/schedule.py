@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 
 def mask_for(schedule: Mapping[int, str], num_steps: int) -> list[bool]:
@@ -22,3 +22,19 @@ def uniform_mask(num_steps: int, computed: int) -> str:
     """`computed` of `num_steps` steps as far apart as they can be, from the first one on."""
     chosen = {round(index * num_steps / computed) for index in range(computed)}
     return "".join("1" if step in chosen else "0" for step in range(num_steps))
+
+
+def skips(mask: Sequence[bool], references: int) -> list[tuple[int, tuple[int, ...]]]:
+    """Each skipped step with the computed ones before it, newest first, at most so many.
+
+    >>> skips([True, False, True, False], references=2)
+    [(1, (0,)), (3, (2, 0))]
+    """
+    computed: list[int] = []
+    found: list[tuple[int, tuple[int, ...]]] = []
+    for step, compute in enumerate(mask):
+        if compute:
+            computed.insert(0, step)
+        else:
+            found.append((step, tuple(computed[:references])))
+    return found

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import statistics
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import lru_cache
 from typing import Any, NamedTuple, Protocol
 
@@ -84,6 +84,7 @@ class Spread:
         runs: factor after 0, 1, 2, ... steps skipped in a row; longer runs take the last one.
         trajectory: b0 to b3.
         dof: effective degrees of freedom.
+        noise: relative difference of final latents that rounding alone makes; no tolerance is taken to be below it.
     """
 
     levels: tuple[float, ...]
@@ -91,6 +92,7 @@ class Spread:
     runs: tuple[float, ...]
     trajectory: tuple[float, float, float, float]
     dof: float
+    noise: float = 0.0
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, for a calibration file."""
@@ -105,7 +107,7 @@ class Spread:
     def at(self, levels: Sequence[float]) -> Spread:
         """The same for another schedule, by the noise level; logarithms are interpolated."""
         null = np.interp(levels, self.levels[::-1], np.log(self.null[::-1]))
-        return Spread(tuple(levels), tuple(np.exp(null).tolist()), self.runs, self.trajectory, self.dof)
+        return replace(self, levels=tuple(levels), null=tuple(np.exp(null).tolist()))
 
     def expected(self, step: int, change: float, motion: float, skipped: int) -> float:
         """Expected error^2 of the final latents, relative to them."""
@@ -127,7 +129,7 @@ class Calibrated:
     """The paper's test made exact (method.md 1): skip iff T = dof expected / tolerance^2 <= chi2.ppf(1-alpha, dof)."""
 
     def __init__(self, alpha: float, tolerance: float, spread: Spread) -> None:
-        self.tolerance = tolerance
+        self.tolerance = max(tolerance, spread.noise)
         self.spread = spread
         self.limit = quantile(alpha, spread.dof)
 

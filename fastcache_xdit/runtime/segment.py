@@ -59,10 +59,14 @@ def blocks_of(model: Any, spec: ModelSpec, offsets: dict[str, int], lengths: dic
 def partition(blocks: Sequence[Block], config: FastCacheConfig) -> tuple[list[Block], list[Segment]]:
     """Split into the lead blocks, which are always computed, and the segments, by `config.granularity`."""
     lead = [block for block in blocks if block.index < config.lead_blocks]
-    rest = blocks[len(lead) :]
-    counts = {"step": 1, "group": config.groups, "block": len(rest)}
-    pieces = _split(rest, min(counts[config.granularity], len(rest)))
-    return lead, [Segment(index, tuple(piece)) for index, piece in enumerate(pieces)]
+    return lead, segments_of(blocks[len(lead) :], config.granularity, config.groups)
+
+
+def segments_of(blocks: Sequence[Block], granularity: str, groups: int) -> list[Segment]:
+    """What is skipped together of some consecutive blocks: `step` all, `group` each of `groups` groups, `block` one."""
+    counts = {"step": 1, "group": groups, "block": len(blocks)}
+    pieces = _split(blocks, min(counts[granularity], len(blocks)))
+    return [Segment(index, tuple(piece)) for index, piece in enumerate(pieces)]
 
 
 def _split(blocks: Sequence[Block], count: int) -> list[Sequence[Block]]:

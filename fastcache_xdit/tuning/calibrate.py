@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import platform
 from collections.abc import Callable, Sequence
+from dataclasses import asdict, astuple, dataclass, replace
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
@@ -16,17 +17,18 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 
 from fastcache_xdit.approx.calibration import Calibration
-from fastcache_xdit.approx.fit import Places, fit
+from fastcache_xdit.approx.fit import FREE, STRENGTHS, Floor, Places, fit, reach
 from fastcache_xdit.approx.fitted import Halves
 from fastcache_xdit.approx.forms import FORMS
 from fastcache_xdit.approx.maps import Covariances, Maps, fit_maps
 from fastcache_xdit.approx.moments import Moments
 from fastcache_xdit.config import FastCacheConfig
-from fastcache_xdit.decision.schedule import uniform_mask
+from fastcache_xdit.decision.schedule import skips, uniform_mask
+from fastcache_xdit.decision.significance import Spread
 from fastcache_xdit.host.identity import identity
 from fastcache_xdit.host.xdit.engine import Batch, add_up, rank, wait_for_all
 from fastcache_xdit.models.catalogue import spec_for
-from fastcache_xdit.runtime.segment import Segment
+from fastcache_xdit.runtime.segment import Block, Segment, segments_of
 from fastcache_xdit.tuning.planner import ErrorTable, plan
 from fastcache_xdit.tuning.recorder import recorded
 from fastcache_xdit.tuning.runner import Runner, relative_error
@@ -37,6 +39,9 @@ FORM = "delta+history"
 # long gaps early in a request lead furthest away from the uncached trajectory.
 PLANNED, UNIFORM = (0.6, 0.4, 0.25), (0.3, 0.15)
 HELD_OUT_EVERY = 3  # batches: the last of each so many judges the fits of the others
+# Masks and floors of the ridge that are tried on final latents.
+TRIED_SHARES = (2 / 3, 1 / 2, 1 / 3, 1 / 5)
+TRIED_FLOORS = (STRENGTHS[0], 0.1, 1.0, 10.0)
 PROBE_EVERY = 2  # steps between single-skip probes; gains in between are interpolated
 # What lets a schedule alone decide.
 SCHEDULED = {
@@ -49,6 +54,27 @@ SCHEDULED = {
 
 Progress = Callable[[str, int, int], None]  # (what, parts done, parts in all)
 ByStream = dict[str, dict[str, Moments]]
+
+
+@dataclass(frozen=True)
+class Coverage:
+    """What a calibration shall serve: numbers of lead blocks, PipeFusion degrees, and a granularity beside `step`.
+
+    `maps` asks for whole matrices for `affine`, which takes [D, D] sums for each segment.
+    """
+
+    leads: tuple[int, ...] = (0, 1)
+    stages: tuple[int, ...] = (1,)
+    granularity: str = "step"
+    groups: int = 4
+    maps: bool = False
+
+    def segments(self, blocks: Sequence[Block]) -> list[Segment]:
+        """Every segment to calibrate, the whole stacks first."""
+        stacks = [blocks[first : last + 1] for first, last in spans(len(blocks), self.leads, self.stages)]
+        found = [Segment(0, tuple(stack)) for stack in stacks]
+        found += [segment for stack in stacks for segment in segments_of(stack, self.granularity, self.groups)]
+        return list({segment.key: segment for segment in reversed(found)}.values())[::-1]
 
 
 def spans(count: int, leads: Sequence[int], stages: Sequence[int]) -> list[tuple[int, int]]:
@@ -81,32 +107,22 @@ class Calibrator:
         runner: the model; its call has the number of steps to calibrate at.
         batches: prompts, at least `HELD_OUT_EVERY` batches.
         output: where the calibration will be written.
-        leads: numbers of lead blocks to serve.
-        stages: PipeFusion degrees to serve.
+        coverage: what it shall serve.
         facts: how it is measured, for the file; a calibration with other facts is not continued.
-        maps: also fit whole matrices for `affine`, which takes [D, D] sums for each segment.
     """
 
     def __init__(
-        self,
-        runner: Runner,
-        batches: Sequence[Batch],
-        output: Path,
-        leads: Sequence[int],
-        stages: Sequence[int],
-        facts: dict[str, Any],
-        maps: bool = False,
+        self, runner: Runner, batches: Sequence[Batch], output: Path, coverage: Coverage, facts: dict[str, Any]
     ) -> None:
         self.runner = runner
         self.batches = batches
-        self.lead = max(leads)
+        self.coverage = coverage
+        self.lead = max(coverage.leads)
         host, blocks = runner.host, runner.blocks
-        places = spans(len(blocks), leads, stages)
-        self.segments = [Segment(0, tuple(blocks[first : last + 1])) for first, last in places]
+        self.segments = coverage.segments(blocks)
         self.main = Segment(0, tuple(blocks[self.lead :])).key
         self.identity = identity(host, spec_for(host.model))
-        segments = [segment.key for segment in self.segments]
-        self.facts = {**facts, "steps": self.steps, "segments": segments, "maps": maps}
+        self.facts = {**facts, "steps": self.steps, "coverage": asdict(coverage)}
         self.working = Path(f"{output}.working")
         self.saved = Path(f"{output}.progress.{rank()}")
         self.levels: list[float] = []
@@ -114,9 +130,11 @@ class Calibrator:
         self.covariances: dict[str, dict[str, dict[str, Covariances]]] = {half: {} for half in Halves._fields}
         self.pairs: list[Pair] = []
         self.gains: dict[int, float] = {}
+        self.noise = 0.0
         self.mask = ""
         self.done = 0
-        self._truth: torch.Tensor | None = None
+        self.floored: dict[str, list[list[float]]] = {}
+        self._truths: dict[int, torch.Tensor] = {}
 
     @property
     def steps(self) -> int:
@@ -133,10 +151,10 @@ class Calibrator:
                 self.done = number
                 self._save()
             progress(what, number, len(parts))
-        calibration = self._calibration()
+        calibration = self._calibration(self._floor())
         calibration.maps = self._maps()
         calibration.gains = {segment.key: self._all_gains() for segment in self.segments}
-        calibration.spread = {self.main: fit_spread(self.pairs, self._all_gains(), self.levels).to_dict()}
+        calibration.spread = {self.main: self._spread().to_dict()}
         calibration.facts["fit_error"] = {key: _error_at_half(each) for key, each in calibration.moments.items()}
         self.saved.unlink(missing_ok=True)
         wait_for_all()
@@ -152,8 +170,12 @@ class Calibrator:
         for share, mask_of in rounds:
             what = f"refitting at {share:.0%} computed"
             parts += [(what, partial(self._on_policy, mask_of, share, index)) for index in range(count)]
+        masks = dict.fromkeys(uniform_mask(self.steps, max(2, round(share * self.steps))) for share in TRIED_SHARES)
+        judged = range(HELD_OUT_EVERY - 1, count, HELD_OUT_EVERY)
+        parts += [("choosing the ridge", partial(self._try_floors, mask, index)) for mask in masks for index in judged]
         probed = range(2, self.steps, PROBE_EVERY)
-        return parts + [("probing single skips", partial(self._probe, step)) for step in probed]
+        parts += [("probing single skips", partial(self._probe, step)) for step in probed]
+        return [*parts, ("measuring rounding", self._measure_noise)]
 
     def _on_policy(self, mask_of: Callable[[Calibration, int], str], share: float, index: int) -> None:
         """One batch on the trajectory that the fits so far lead to; the round's first batch makes its mask."""
@@ -178,38 +200,66 @@ class Calibrator:
         self.levels = self.runner.levels()
         half = "held_out" if held_out else "training"
         recorder.add_to(self.sums[half], self.levels)
-        if self.facts["maps"]:
+        if self.coverage.maps:
             recorder.add_to_covariances(self.covariances[half], self.steps)
         if held_out:
             self.pairs += pairs.collected()
 
+    def _try_floors(self, mask: str, index: int) -> None:
+        """The error of a held-out batch's final latents, under a mask, with each floor of the ridge."""
+        errors = []
+        for strength in TRIED_FLOORS:
+            self._publish(Floor((0.0,), (strength,)))
+            with self.runner.enabled(self._config(mask)) as watched:
+                latents = watched.generate(self.batches[index])
+            errors.append(relative_error(latents, self._truth(index)).log().mean().item())
+        self.floored.setdefault(mask, []).append(errors)
+
+    def _floor(self) -> Floor:
+        """The best floor of each tried mask, by how far its stand-ins reach on average."""
+        found = {}
+        for mask, errors in self.floored.items():
+            places = [Places.one(step, known) for step, known in skips([mark == "1" for mark in mask], references=2)]
+            mean_reach = torch.cat([reach(self.levels, place) for place in places]).mean().item()
+            found[mean_reach] = TRIED_FLOORS[int(np.mean(errors, axis=0).argmin())]
+        return Floor(*map(tuple, zip(*sorted(found.items()), strict=True))) if found else FREE
+
     def _probe(self, step: int) -> None:
         """Skip one step alone: by how much its relative error grows or fades until the final latents."""
         if not self.gains or not self.working.exists():
-            self._publish()
-        batch, pairs = self.batches[HELD_OUT_EVERY - 1], Pairs()
-        if self._truth is None:
-            self._truth = self.runner.uncached(batch)
+            self._publish(self._floor())
+        index, pairs = HELD_OUT_EVERY - 1, Pairs()
         mask = "".join("0" if each == step else "1" for each in range(self.steps))
         with self.runner.enabled(self._config(mask)) as watched:
             watched.handle.driver.witness = pairs
-            latents = watched.generate(batch)
+            latents = watched.generate(self.batches[index])
         local = rms([pair.error for pair in pairs.collected() if pair.step == step])
-        self.gains[step] = rms(relative_error(latents, self._truth).tolist()) / local
+        self.gains[step] = rms(relative_error(latents, self._truth(index)).tolist()) / local
+
+    def _measure_noise(self) -> None:
+        """How far the final latents of the same prompts differ at other places in the batch, by rounding alone."""
+        index = HELD_OUT_EVERY - 1
+        turned = self.runner.uncached(Batch(*(values[::-1] for values in astuple(self.batches[index]))))
+        self.noise = rms(relative_error(turned.flip(0), self._truth(index)).tolist())
+
+    def _truth(self, index: int) -> torch.Tensor:
+        if index not in self._truths:
+            self._truths[index] = self.runner.uncached(self.batches[index])
+        return self._truths[index]
 
     def _config(self, mask: str) -> FastCacheConfig:
         fitted = {"calibration": str(self.working), "stand_in": FORM} if "0" in mask else {}
         return FastCacheConfig(**SCHEDULED, **fitted, schedule={self.steps: mask}, lead_blocks=self.lead)
 
-    def _publish(self) -> Calibration:
+    def _publish(self, floor: Floor = FREE) -> Calibration:
         """What is known so far, as a file that the ranks' caches load."""
-        calibration = self._calibration()
+        calibration = self._calibration(floor)
         if rank() == 0:
             calibration.save(self.working)
         wait_for_all()
         return calibration
 
-    def _calibration(self) -> Calibration:
+    def _calibration(self, floor: Floor) -> Calibration:
         """Sums of all ranks so far."""
         moments: dict[str, dict[str, Halves]] = {}
         for segment, streams in sorted(self.sums["training"].items()):
@@ -217,7 +267,7 @@ class Calibrator:
                 halves = (self.sums[half][segment][stream].gram for half in Halves._fields)
                 summed = Halves(*(Moments(self.levels, add_up(gram)) for gram in halves))
                 moments.setdefault(segment, {})[stream] = summed
-        return Calibration(self.identity, {**self.facts, **versions()}, tuple(self.levels), moments)
+        return Calibration(self.identity, {**self.facts, **versions()}, tuple(self.levels), moments, floor=floor)
 
     def _maps(self) -> dict[str, dict[str, Maps]]:
         """Fitted from the sums of all ranks."""
@@ -228,6 +278,9 @@ class Calibrator:
                 training, held_out = (Covariances(*map(add_up, each)) for each in sums)
                 found.setdefault(segment, {})[stream] = fit_maps(training, held_out)
         return found
+
+    def _spread(self) -> Spread:
+        return replace(fit_spread(self.pairs, self._all_gains(), self.levels), noise=self.noise)
 
     def _all_gains(self) -> list[float]:
         steps = sorted(self.gains)
@@ -255,6 +308,8 @@ class Calibrator:
             "pairs": self.pairs,
             "gains": self.gains,
             "mask": self.mask,
+            "floored": self.floored,
+            "noise": self.noise,
         }
         partial = Path(f"{self.saved}.partial")
         partial.parent.mkdir(parents=True, exist_ok=True)
@@ -272,6 +327,7 @@ class Calibrator:
                 f"{self.saved} is of an interrupted calibration with other options; repeat those, or delete the file"
             )
         self.done, self.levels, self.mask = state["done"], state["levels"], state["mask"]
+        self.floored, self.noise = state["floored"], state["noise"]
         self.pairs = [Pair(*values) for values in state["pairs"]]
         self.gains = {int(step): gain for step, gain in state["gains"].items()}
         for name in tensors:

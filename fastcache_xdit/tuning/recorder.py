@@ -21,7 +21,8 @@ from fastcache_xdit.runtime.patch import Undo
 from fastcache_xdit.runtime.segment import Block, Segment
 from fastcache_xdit.tuning.runner import Runner
 
-MOST_ROWS = 4096  # token rows kept of one step: plenty for a fit of a few weights per channel
+# Token rows kept of one step, over all segments and of each: plenty for a fit of a few weights per channel.
+MOST_ROWS, ENOUGH_ROWS = 16384, 256
 
 
 class _Point(NamedTuple):
@@ -49,6 +50,7 @@ class Recorder:
         self.samples = samples
         self.guidance = guidance
         self.clock: Clock | None = None
+        self._most_rows = max(MOST_ROWS // len(segments), ENOUGH_ROWS)
         self._seen: dict[tuple[_Point, str], dict[tuple[str, int], torch.Tensor]] = defaultdict(dict)
 
     def install(self, undo: Undo) -> None:
@@ -101,7 +103,7 @@ class Recorder:
             return
         for stream, states in zip(Streams._fields, streams, strict=True):
             if states is not None:
-                self._seen[point, stream][now.branch, now.step] = _some_rows(self._guided(states))
+                self._seen[point, stream][now.branch, now.step] = _some_rows(self._guided(states), self._most_rows)
 
     def _guided(self, states: torch.Tensor) -> torch.Tensor:
         states = both_branches(states)
@@ -129,7 +131,7 @@ def _ends(segment: Segment) -> tuple[_Point, _Point]:
     return _Point(segment.blocks[0].index, False), _Point(segment.blocks[-1].index, True)
 
 
-def _some_rows(states: torch.Tensor) -> torch.Tensor:
+def _some_rows(states: torch.Tensor, most: int) -> torch.Tensor:
     """[B, N, D] -> [n, D] on the CPU: every row, or evenly spaced ones, the same at every step."""
     rows = states.detach().flatten(0, 1)
-    return rows[:: -(-len(rows) // MOST_ROWS)].float().cpu().clone()
+    return rows[:: -(-len(rows) // most)].float().cpu().clone()

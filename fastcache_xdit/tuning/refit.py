@@ -14,7 +14,7 @@ from fastcache_xdit.approx.fitted import Halves, Refitted
 from fastcache_xdit.approx.forms import FORMS
 from fastcache_xdit.approx.moments import Moments
 from fastcache_xdit.config import FastCacheConfig
-from fastcache_xdit.decision.schedule import mask_for
+from fastcache_xdit.decision.schedule import mask_for, skips
 from fastcache_xdit.host.xdit.engine import Batch, add_up, rank, wait_for_all
 from fastcache_xdit.runtime.segment import Segment
 from fastcache_xdit.tuning.calibrate import HELD_OUT_EVERY
@@ -70,11 +70,12 @@ class Refitter:
     ) -> Refits:
         base, levels = Calibration.shared(self.base).moments[key], tuple(self.runner.levels())
         found: Refits = {}
+        looks_back = max(1, FORMS[config.stand_in].references)
         for stream in sorted(training):
             known = base[stream].at(levels)
             mine = _blended(training[stream], known.training)
             theirs = _blended(held_out[stream], known.held_out)
-            for step, references in _skips(mask_for(config.schedule or {}, len(levels)), config.stand_in):
+            for step, references in skips(mask_for(config.schedule or {}, len(levels)), looks_back):
                 solved = fit(FORMS[config.stand_in], mine, theirs, Places.one(step, references))
                 name = Refitted(key, config.stand_in, levels, stream, step, references)
                 found[name] = solved.coefficients[0].float()
@@ -90,16 +91,3 @@ def _blended(new: Moments, old: Moments) -> Moments:
 
 def _energy(moments: Moments) -> torch.Tensor:
     return moments.gram.diagonal(dim1=-2, dim2=-1).sum()
-
-
-def _skips(mask: Sequence[bool], form: str) -> list[tuple[int, tuple[int, ...]]]:
-    """Each skipped step with the computed ones that its stand-in looks back to, newest first."""
-    most = max(1, FORMS[form].references)
-    computed: list[int] = []
-    found: list[tuple[int, tuple[int, ...]]] = []
-    for step, compute in enumerate(mask):
-        if compute:
-            computed.insert(0, step)
-        else:
-            found.append((step, tuple(computed[:most])))
-    return found

@@ -9,6 +9,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 
 from fastcache_xdit.approx.calibration import IDENTITY, Calibration
+from fastcache_xdit.approx.fit import Floor
 from fastcache_xdit.approx.fitted import Halves, Refitted
 from fastcache_xdit.approx.linear import Reference
 from fastcache_xdit.approx.maps import fit_maps
@@ -17,11 +18,19 @@ from tests.approx.test_maps import seen
 
 IDENTITY_HERE = {name: f"this {name}" for name in IDENTITY} | {"weights": {"transformer_blocks.0": 10.0}}
 
+FLOOR = Floor((0.1, 0.3), (10.0, 0.1))
+
 
 def made():
     halves = Halves(moments(*trajectory(0)), moments(*trajectory(1)))
     return Calibration(
-        IDENTITY_HERE, {"steps": 5}, LEVELS, {"a..b": {"hidden_states": halves}}, {"a..b": [0.5] * 5}, {"a..b": {}}
+        IDENTITY_HERE,
+        {"steps": 5},
+        LEVELS,
+        {"a..b": {"hidden_states": halves}},
+        {"a..b": [0.5] * 5},
+        {"a..b": {}},
+        FLOOR,
     )
 
 
@@ -35,7 +44,7 @@ def path(tmp_path):
 def test_round_trip(path):
     found, original = Calibration.load(path), made()
     assert (found.identity, found.facts, found.levels) == (original.identity, original.facts, original.levels)
-    assert (found.gains, found.spread) == (original.gains, original.spread)
+    assert (found.gains, found.spread, found.floor) == (original.gains, original.spread, original.floor)
     for mine, theirs in zip(
         found.moments["a..b"]["hidden_states"], original.moments["a..b"]["hidden_states"], strict=True
     ):
@@ -85,6 +94,18 @@ def test_another_model_is_refused_by_the_field_that_differs(name):
 
 def test_rounding_of_weights_is_no_difference():
     made().check(IDENTITY_HERE | {"weights": {"transformer_blocks.0": 10.001, "transformer_blocks.4": 3.0}})
+
+
+@pytest.mark.parametrize("name", IDENTITY)
+def test_adapters_may_be_allowed_and_nothing_else(name):
+    running = IDENTITY_HERE | {name: {"transformer_blocks.0": 11.0} if name == "weights" else "other"}
+    if name in ("weights", "adapters"):
+        made().check(running, allow_adapters=True)
+        with pytest.raises(ValueError, match="or set allow_adapters"):
+            made().check(running)
+    else:
+        with pytest.raises(ValueError, match=f"another model: {name}"):
+            made().check(running, allow_adapters=True)
 
 
 def test_an_unknown_segment_is_named():

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from fastcache_xdit.approx.fit import Places, fit, polynomial_error
+from fastcache_xdit.approx.fit import FREE, Floor, Places, fit, prior_error, reach
 from fastcache_xdit.approx.fitted import Fitted, Halves
 from fastcache_xdit.approx.forms import FORMS
 from fastcache_xdit.approx.linear import Reference
@@ -69,13 +69,35 @@ def test_moments_of_two_ranks_add_up_to_those_of_one():
     torch.testing.assert_close(together.gram, moments(residuals, entered).gram, rtol=1e-12, atol=1e-9)
 
 
-@pytest.mark.parametrize("order", [0, 1, 2])
-def test_a_fit_never_loses_to_a_prior_on_held_out_data(order):
-    """Noise alone: nothing can be learned, and a handful of rows would mislead plain least squares."""
-    training, held_out = moments(*trajectory(4, rows=9)), moments(*trajectory(5, rows=9))
-    place = Places.one(4, (3, 2, 1))
-    found = fit(FORMS["history"], training, held_out, place)
-    assert found.squared_error.item() <= polynomial_error(order, held_out, place).item() * (1 + 1e-9)
+def noise():
+    """Nothing can be learned, and a handful of rows would mislead plain least squares."""
+    return Halves(moments(*trajectory(4, rows=9)), moments(*trajectory(5, rows=9)))
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_a_fit_never_loses_to_its_prior_on_held_out_data(form):
+    halves, place = noise(), Places.one(4, (3, 2, 1))
+    found = fit(FORMS[form], *halves, place)
+    assert found.squared_error.item() <= prior_error(FORMS[form], halves.held_out, place).item() * (1 + 1e-9)
+
+
+@pytest.mark.parametrize("strength", [1.0, 10.0])
+def test_a_floor_pulls_at_least_so_strongly(strength):
+    """Where much can be learned, a free fit takes little ridge, and one with a floor just the floor."""
+    _, halves = planted("history")
+    floored = fit(FORMS["history"], *halves, PLACE, floor=Floor((0.0,), (strength,)))
+    exactly = fit(FORMS["history"], *halves, PLACE, strengths=(strength,))
+    torch.testing.assert_close(floored.coefficients, exactly.coefficients)
+    assert fit(FORMS["history"], *halves, PLACE, floor=FREE).squared_error < floored.squared_error
+
+
+def test_a_floor_follows_how_far_a_stand_in_reaches():
+    """From the second newest reference to the replaced step, in noise levels; between measured ones in logarithms."""
+    places = Places(torch.tensor([2, 4, 4]), torch.tensor([[1, 0], [3, 2], [3, 0]]))
+    torch.testing.assert_close(reach(LEVELS, places), torch.tensor([0.4, 0.4, 0.8], dtype=torch.float64))
+    torch.testing.assert_close(reach(LEVELS, Places.one(2, [1])), torch.tensor([0.2], dtype=torch.float64))
+    found = Floor((0.2, 0.6), (10.0, 0.1)).at(LEVELS, places)
+    torch.testing.assert_close(found, torch.tensor([1.0, 1.0, 0.1], dtype=torch.float64))
 
 
 def test_the_float64_reference_agrees():

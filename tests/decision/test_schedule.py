@@ -2,7 +2,7 @@
 
 import pytest
 
-from fastcache_xdit.decision.schedule import mask_for, uniform_mask
+from fastcache_xdit.decision.schedule import mask_for, skips, uniform_mask
 
 
 def text(mask):
@@ -21,3 +21,8 @@ def test_another_number_stretches_the_nearest():
 @pytest.mark.parametrize("steps, computed, expected", [(6, 3, "101010"), (8, 3, "10010100"), (5, 5, "11111")])
 def test_uniform_masks_spread_the_computed_steps(steps, computed, expected):
     assert uniform_mask(steps, computed) == expected
+
+
+def test_skips_look_back_to_the_newest_computed_steps():
+    assert skips([True, True, False, True, False, False], references=2) == [(2, (1, 0)), (4, (3, 1)), (5, (3, 1))]
+    assert skips([True, False], references=3) == [(1, (0,))]

@@ -1,6 +1,7 @@
 """The tests against hand-computed values and scipy's distribution."""
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -52,6 +53,13 @@ def test_a_change_is_insignificant_up_to_the_quantile(alpha):
     edge = 0.02 * math.sqrt(chi2.ppf(1 - alpha, 4) / 4 / 0.04)  # change where dof * expected / tolerance^2 meets it
     assert not ask(test, change=edge * 0.999).significant
     assert ask(test, change=edge * 1.001).significant
+
+
+def test_a_tolerance_below_rounding_is_taken_to_be_rounding():
+    noisy = replace(SPREAD, noise=0.05)
+    asked, limited = Calibrated(0.05, 0.02, noisy), Calibrated(0.05, 0.05, SPREAD)
+    changes = np.linspace(0.01, 1.0, 50)
+    assert [ask(asked, change=each) for each in changes] == [ask(limited, change=each) for each in changes]
 
 
 def test_a_smaller_alpha_skips_more():

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from fastcache_xdit.host.xdit.engine import Batch, rank
-from fastcache_xdit.tuning.calibrate import Calibrator
+from fastcache_xdit.tuning.calibrate import Calibrator, Coverage
 from fastcache_xdit.tuning.runner import Runner
 from tests.parallel.cached import STEPS, Answer, cached, uncached
 from tests.parallel.ranks import generate, layout, report
@@ -44,7 +44,7 @@ def main(
 def _calibrate(pipe: Any, path: Path) -> None:
     runner = Runner(SeededEngine(pipe), {"num_inference_steps": STEPS, "guidance_scale": GUIDANCE})
     batches = [Batch((index,), ("",), (20 + index,)) for index in range(3)]
-    calibrator = Calibrator(runner, batches, path, leads=[1], stages=[1, 2], facts={"prompts": len(batches)})
+    calibrator = Calibrator(runner, batches, path, Coverage((1,), (1, 2)), facts={"prompts": len(batches)})
     calibration = calibrator.run(lambda *_: None)
     if rank() == 0:
         calibration.save(path)

@@ -1,8 +1,11 @@
 """What users ask for."""
 
 import pytest
+from torch import nn
 
-from fastcache_xdit.tuning.calibrate import spans
+from fastcache_xdit.models.spec import BlockSpec
+from fastcache_xdit.runtime.segment import Block
+from fastcache_xdit.tuning.calibrate import Coverage, spans
 from fastcache_xdit.tuning.search import affordable, compute_ratio
 from fastcache_xdit.tuning.targets import Target
 
@@ -31,3 +34,17 @@ def test_budgets_count_lead_blocks():
 def test_segments_of_lead_blocks_and_stages():
     assert spans(12, [0, 1], [1, 2]) == [(0, 5), (0, 11), (1, 5), (1, 11), (6, 11)]
     assert spans(7, [1], [2]) == [(1, 3), (4, 6)], "xDiT gives the first stage the larger half"
+
+
+@pytest.mark.parametrize(
+    "granularity, expected",
+    [
+        ("step", ["b.0..b.3", "b.1..b.3"]),
+        ("group", ["b.0..b.3", "b.1..b.3", "b.0..b.1", "b.2..b.3", "b.1..b.2", "b.3..b.3"]),
+        ("block", ["b.0..b.3", "b.1..b.3", *(f"b.{i}..b.{i}" for i in range(4))]),
+    ],
+)
+def test_a_calibration_covers_pieces_beside_the_whole(granularity, expected):
+    blocks = [Block(f"b.{index}", index, nn.Identity(), BlockSpec()) for index in range(4)]
+    found = Coverage((0, 1), (1,), granularity, groups=2).segments(blocks)
+    assert sorted(segment.key for segment in found) == sorted(expected)
