@@ -18,6 +18,7 @@ OPTIONS = [
     "allow_adapters",
     "alpha",
     "calibration",
+    "carry_errors",
     "cfg_agreement",
     "cooldown_steps",
     "error_budget",

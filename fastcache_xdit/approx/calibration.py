@@ -20,8 +20,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
-from fastcache_xdit.approx.fit import FREE, Floor
-from fastcache_xdit.approx.fitted import Fitted, Halves, Refitted, Solved
+from fastcache_xdit.approx.fitted import ALONE, Coherence, Fitted, Halves, Refitted, Solved
 from fastcache_xdit.approx.maps import Affine, Maps
 from fastcache_xdit.approx.moments import Moments
 
@@ -42,7 +41,7 @@ class Calibration:
         moments: per segment (see `Segment.key`) and stream, both halves of the requests.
         gains: per segment and step, by how much a relative error there shows in the final latents, relative to them.
         spread: per segment, the calibrated test (`decision.significance.Spread.to_dict`).
-        floor: the least ridge of its fits.
+        coherence: how errors of one request add up.
         refits: coefficients [D, 2K+2] that take the place of solutions.
         maps: per segment and stream, those of `affine` beyond the diagonal, where they were asked for.
     """
@@ -53,13 +52,13 @@ class Calibration:
     moments: dict[str, dict[str, Halves]]
     gains: dict[str, list[float]] = field(default_factory=dict)
     spread: dict[str, dict[str, Any]] = field(default_factory=dict)
-    floor: Floor = FREE
+    coherence: Coherence = ALONE
     refits: dict[Refitted, torch.Tensor] = field(default_factory=dict)
     maps: dict[str, dict[str, Maps]] = field(default_factory=dict)
-    _solved: dict[tuple[str, str], Solved] = field(default_factory=dict, repr=False, compare=False)
+    _solved: dict[tuple[str, str, bool], Solved] = field(default_factory=dict, repr=False, compare=False)
 
-    def stand_in(self, segment: str, name: str) -> Fitted:
-        """The fitted stand-in `name` of a segment.
+    def stand_in(self, segment: str, name: str, carry_errors: bool) -> Fitted:
+        """The fitted stand-in `name` of a segment; with `carry_errors` it makes good what those before it missed.
 
         Raises:
             ValueError: the file has no such segment.
@@ -69,8 +68,9 @@ class Calibration:
                 f"the calibration has no segment {segment}; it has {', '.join(self.moments)}. Calibrate again with "
                 "this granularity, these lead_blocks and this pipefusion_parallel_degree"
             )
-        solved = self._solved.setdefault((segment, name), Solved())
-        return Fitted(name, self.moments[segment], solved, self.refits, segment, self.floor)
+        solved = self._solved.setdefault((segment, name, carry_errors), Solved())
+        coherence = self.coherence if carry_errors else ALONE
+        return Fitted(name, self.moments[segment], solved, self.refits, segment, coherence)
 
     def affine(self, segment: str, rank: int) -> Affine:
         """`affine` of a segment with a diagonal and a part of this rank.
@@ -112,7 +112,7 @@ class Calibration:
             "levels": self.levels,
             "gains": self.gains,
             "spread": self.spread,
-            "floor": self.floor,
+            "coherence": self.coherence,
         }
         _write(path, FORMAT, header, self._tensors())
 
@@ -136,8 +136,8 @@ class Calibration:
         kind, header, tensors = _read(path)
         if kind == REFITS:
             return _refined(Path(path), header, tensors)
-        levels, floor = tuple(header.pop("levels")), Floor(*map(tuple, header.pop("floor")))
-        return cls(levels=levels, floor=floor, moments=_moments(levels, tensors), maps=_maps(tensors), **header)
+        levels, coherence = tuple(header.pop("levels")), Coherence(*header.pop("coherence"))
+        return cls(levels=levels, coherence=coherence, moments=_moments(levels, tensors), maps=_maps(tensors), **header)
 
     @classmethod
     def shared(cls, path: str | Path) -> Calibration:
@@ -149,7 +149,7 @@ class Calibration:
     def stamp(self) -> str:
         """A digest of what decisions depend on, for ranks to compare."""
         refits = {str(refitted): coefficients for refitted, coefficients in self.refits.items()}
-        return _digest(json.dumps([self.levels, self.gains, self.spread, self.floor]), self._tensors() | refits)
+        return _digest(json.dumps([self.levels, self.gains, self.spread, self.coherence]), self._tensors() | refits)
 
     def _tensors(self) -> dict[str, torch.Tensor]:
         moments = {

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NamedTuple
 
-import numpy as np
 import torch
 
 from fastcache_xdit.approx.forms import Form
@@ -25,36 +24,6 @@ class Places(NamedTuple):
     def one(cls, step: int, references: Sequence[int]) -> Places:
         """A single place."""
         return cls(torch.tensor([step]), torch.tensor([list(references)]))
-
-
-class Floor(NamedTuple):
-    """The least ridge, by how far a stand-in reaches.
-
-    Held-out moments tell the error that a stand-in makes at one step. Where neighbouring steps are much alike they
-    ask for too little ridge: small errors of one kind at many steps add up in the final latents. So calibration
-    measures there which floor serves best.
-
-    Attributes:
-        reaches: noise levels from the second newest reference (the newest where it is the only one) to the replaced
-            step, rising.
-        strengths: the best floor at each, above 0.
-    """
-
-    reaches: tuple[float, ...]
-    strengths: tuple[float, ...]
-
-    def at(self, levels: Sequence[float], places: Places) -> torch.Tensor:
-        """[P]: the floor of each place of a schedule, interpolated in logarithms."""
-        return torch.from_numpy(np.exp(np.interp(reach(levels, places), self.reaches, np.log(self.strengths))))
-
-
-FREE = Floor((0.0,), STRENGTHS[:1])
-
-
-def reach(levels: Sequence[float], places: Places) -> torch.Tensor:
-    """[P]: how far each place reaches, see `Floor`."""
-    level = torch.tensor(levels, dtype=torch.float64)
-    return level[places.references[:, :2][:, -1]] - level[places.steps]
 
 
 class Fits(NamedTuple):
@@ -82,23 +51,36 @@ def fit(
     held_out: Moments,
     places: Places,
     strengths: Sequence[float] = STRENGTHS,
-    floor: Floor = FREE,
+    carried: torch.Tensor | None = None,
 ) -> Fits:
     """Least squares of R[t] on a form's features, for every place.
 
-    Minimises |R - F c|^2 + strength |c - prior|^2 per channel (features scaled to unit energy). For each place the
-    strength is the one, from the floor up, with the least error on `held_out`; the coefficients are then solved from
-    both together.
+    Minimises |R + carried - F c|^2 + strength |c - prior|^2 per channel (features scaled to unit energy). For each
+    place the strength is the one with the least error on `held_out`; the coefficients are then solved from both
+    together. `carried` [P, D, 2T+1] is an error of earlier steps, in the states that the moments are of, which this
+    step shall make good. Places closer together than the calibrated steps keep their prior: the moments do not tell
+    how states curve there.
     """
     mine, theirs, prior = _local(training, places), _local(held_out, places), _prior(form, places)
+    energy = _output_energy(theirs, places.references.shape[1])
+    if carried is not None:
+        mine, theirs = _aimed(mine, training, places, carried), _aimed(theirs, held_out, places, carried)
     tried = torch.tensor(strengths, dtype=torch.float64).expand(len(prior), -1)
     errors = _squared_error(_solve(form, mine, prior, tried), theirs[:, None]).sum(-1)
     if form.residuals:
-        errors = errors.masked_fill(tried < floor.at(training.levels, places)[:, None] * (1 - 1e-9), float("inf"))
+        errors = errors.masked_fill(_unresolved(training, places)[:, None] & tried.isfinite(), float("inf"))
     best = tried.gather(1, errors.argmin(dim=1, keepdim=True))
     coefficients = _solve(form, mine + theirs, prior, best)[:, 0]
     error = _squared_error(_solve(form, mine, prior, best)[:, 0], theirs)
-    return Fits(coefficients, error.sum(-1), _output_energy(theirs, places.references.shape[1]))
+    return Fits(coefficients, error.sum(-1), energy)
+
+
+def error_made(coefficients: torch.Tensor, steps: int, place: Places) -> torch.Tensor:
+    """[D, 2T+1]: R[t] - z . Z of one place, in the states that moments of `steps` steps are of."""
+    index = _states(steps, place)[0]
+    error = torch.zeros(coefficients.shape[0], 2 * steps + 1, dtype=torch.float64)
+    error[:, index] = torch.cat([-coefficients, torch.ones_like(coefficients[:, :1])], dim=1)
+    return error
 
 
 def prior_error(form: Form, held_out: Moments, places: Places) -> torch.Tensor:
@@ -108,14 +90,36 @@ def prior_error(form: Form, held_out: Moments, places: Places) -> torch.Tensor:
     return _squared_error(_solve(form, local, _prior(form, places), nothing)[:, 0], local).sum(-1)
 
 
-def _local(moments: Moments, places: Places) -> torch.Tensor:
-    """[P, D, 2K+3, 2K+3]: moments of Z and, last, of the target R[t]."""
+def _states(total: int, places: Places) -> torch.Tensor:
+    """[P, 2K+3]: where Z = [R1..RK, H, H1..HK, 1] and, last, the target R[t] are among the 2T+1 states of moments."""
     steps, references = places
-    total = moments.steps
     bias = torch.full((len(steps), 1), 2 * total)
     target = steps[:, None]
-    index = torch.cat([references, total + target, total + references, bias, target], dim=1)
+    return torch.cat([references, total + target, total + references, bias, target], dim=1)
+
+
+def _unresolved(moments: Moments, places: Places) -> torch.Tensor:
+    """[P] bool: no calibrated step apart, the replaced step and the references of its prior."""
+    used = places.references[:, :2]
+    return moments.ticks[places.steps] - moments.ticks[used[:, -1]] < used.shape[1] - 1e-6
+
+
+def _local(moments: Moments, places: Places) -> torch.Tensor:
+    """[P, D, 2K+3, 2K+3]: moments of Z and, last, of the target R[t]."""
+    index = _states(moments.steps, places)
     return moments.gram[:, index[:, :, None], index[:, None, :]].transpose(0, 1)
+
+
+def _aimed(local: torch.Tensor, moments: Moments, places: Places, carried: torch.Tensor) -> torch.Tensor:
+    """`local` with R[t] + carried for its target."""
+    moved = (moments.gram @ carried[..., None])[..., 0]
+    index = _states(moments.steps, places)[:, None].expand(-1, moved.shape[1], -1)
+    shift = moved.gather(-1, index)
+    aimed = local.clone()
+    aimed[..., -1, :] += shift
+    aimed[..., :, -1] += shift
+    aimed[..., -1, -1] += (carried * moved).sum(-1)
+    return aimed
 
 
 def _prior(form: Form, places: Places) -> torch.Tensor:

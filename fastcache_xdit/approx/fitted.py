@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import torch
 
-from fastcache_xdit.approx.fit import FREE, Fits, Floor, Places, fit
+from fastcache_xdit.approx.fit import STRENGTHS, Places, error_made, fit
 from fastcache_xdit.approx.forms import FORMS
 from fastcache_xdit.approx.linear import Reference
 from fastcache_xdit.approx.moments import Moments
@@ -23,6 +24,24 @@ class Refitted(NamedTuple):
     stream: str
     step: int
     known: tuple[int, ...]
+
+
+class Coherence(NamedTuple):
+    """How errors of one request add up, measured by calibration on final latents.
+
+    Errors of neighbouring steps are much alike, so that what counts is less the error of each step than their sum: a
+    stand-in aims to make good what the ones before it missed.
+
+    Attributes:
+        length: noise levels over which an error fades to 1/e of itself; 0: every step for itself.
+        floor: the least ridge. The moments alone ask for too little where neighbouring steps are much alike.
+    """
+
+    length: float
+    floor: float
+
+
+ALONE = Coherence(length=0.0, floor=0.0)
 
 
 class Halves(NamedTuple):
@@ -42,10 +61,14 @@ class Solved:
 
     Attributes:
         by_schedule: moments at the noise levels of each schedule that came up, by these and the stream.
-        weights: by schedule, stream, step, its references and device.
+        coefficients: [D, 2K+2] float64 by schedule, stream, step, and computed steps before.
+        missed: of each stream the newest step's [D, 2T+1], what all skipped steps up to it missed, after its key.
+        weights: as coefficients, and by device.
     """
 
     by_schedule: dict[tuple[tuple[float, ...], str], Halves] = field(default_factory=dict)
+    coefficients: dict[tuple, torch.Tensor] = field(default_factory=dict)
+    missed: dict[str, tuple[tuple, torch.Tensor]] = field(default_factory=dict)
     weights: dict[tuple, list[torch.Tensor | None]] = field(default_factory=dict)
 
 
@@ -58,7 +81,7 @@ class Fitted:
         solved: what other caches have solved already.
         refits: coefficients [D, 2K+2] that take the place of a solution; those of other segments are not looked at.
         segment: its key.
-        floor: the least ridge.
+        coherence: how errors add up.
     """
 
     def __init__(
@@ -68,15 +91,16 @@ class Fitted:
         solved: Solved | None = None,
         refits: Mapping[Refitted, torch.Tensor] | None = None,
         segment: str = "",
-        floor: Floor = FREE,
+        coherence: Coherence = ALONE,
     ) -> None:
         self.name, self.segment = name, segment
         self.form = form = FORMS[name]
         self.references = max(1, form.references)
         self.entered_kept = form.changes
+        self.coherence = coherence
+        self._strengths = [strength for strength in STRENGTHS if strength >= coherence.floor]
         self._calibrated = dict(moments)
         self._refits = refits or {}
-        self._floor = floor
         self._solved = solved or Solved()
         self.begin(next(iter(moments.values())).training.levels)
 
@@ -84,17 +108,18 @@ class Fitted:
         """A request begins whose steps have these noise levels."""
         self.levels = tuple(levels)
 
-    def fits(self, stream: str, places: Places) -> Fits:
-        """The fits of a stream at these places of the current request's schedule."""
-        key = (self.levels, stream)
-        if key not in self._solved.by_schedule:
-            self._solved.by_schedule[key] = self._calibrated[stream].at(self.levels)
-        return fit(self.form, *self._solved.by_schedule[key], places, floor=self._floor)
-
-    def residual(self, stream: str, entered: torch.Tensor, references: Sequence[Reference], step: int) -> torch.Tensor:
+    def residual(
+        self,
+        stream: str,
+        entered: torch.Tensor,
+        references: Sequence[Reference],
+        step: int,
+        computed: Sequence[int],
+    ) -> torch.Tensor:
         """See `StandIn`: sum_k r_k R_k + h H + sum_k h_k H_k + b, each weight [D]; added up in at least float32."""
         used = references[: self.references]
-        weights = self._weights_for(stream, step, tuple(reference.step for reference in used), entered.device)
+        path = computed if self.coherence.length else computed[: self.references]
+        weights = self._weights_for(stream, step, tuple(path), entered.device)
         states = [each.residual for each in used] + [entered] + [each.entered for each in used]
         total = weights[-1]
         for weight, state in zip(weights[:-1], states, strict=True):
@@ -103,15 +128,52 @@ class Fitted:
         assert total is not None
         return total.to(entered.dtype)
 
+    def coefficients(self, stream: str, step: int, computed: tuple[int, ...]) -> torch.Tensor:
+        """[D, 2K+2] float64 of one step, given the computed steps before it, newest first."""
+        key = (self.levels, stream, step, computed)
+        if key not in self._solved.coefficients:
+            known = computed[: self.references]
+            refit = self._refits.get(Refitted(self.segment, self.name, self.levels, stream, step, known))
+            solved = self._solve(stream, step, computed) if refit is None else refit.double()
+            self._solved.coefficients[key] = solved
+        return self._solved.coefficients[key]
+
+    def _solve(self, stream: str, step: int, computed: tuple[int, ...]) -> torch.Tensor:
+        place = Places.one(step, computed[: self.references])
+        carried = self._carried(stream, step, computed)
+        carried = carried if carried is None else carried[None]
+        return fit(self.form, *self._halves(stream), place, self._strengths, carried).coefficients[0]
+
+    def _halves(self, stream: str) -> Halves:
+        key = (self.levels, stream)
+        if key not in self._solved.by_schedule:
+            self._solved.by_schedule[key] = self._calibrated[stream].at(self.levels)
+        return self._solved.by_schedule[key]
+
+    def _carried(self, stream: str, step: int, computed: tuple[int, ...]) -> torch.Tensor | None:
+        """What is left at this step of all that the skipped steps before it missed; None where there is none."""
+        last = max(set(range(computed[-1], step)) - set(computed), default=None)
+        if last is None or not self.coherence.length:
+            return None
+        fading = math.exp((self.levels[step] - self.levels[last]) / self.coherence.length)
+        return fading * self._missed(stream, last, tuple(each for each in computed if each < last))
+
+    def _missed(self, stream: str, step: int, computed: tuple[int, ...]) -> torch.Tensor:
+        """[D, 2T+1]: what all skipped steps up to this one missed, faded."""
+        key = (self.levels, step, computed)
+        if self._solved.missed.get(stream, (None,))[0] != key:
+            place = Places.one(step, computed[: self.references])
+            own = error_made(self.coefficients(stream, step, computed), len(self.levels), place)
+            carried = self._carried(stream, step, computed)
+            self._solved.missed[stream] = key, own if carried is None else own + carried
+        return self._solved.missed[stream][1]
+
     def _weights_for(
-        self, stream: str, step: int, known: tuple[int, ...], device: torch.device
+        self, stream: str, step: int, computed: tuple[int, ...], device: torch.device
     ) -> list[torch.Tensor | None]:
         """One [D] float32 tensor for each of R1..RK, H, H1..HK, 1; None where the form does not use it."""
-        key = (self.levels, stream, step, known, device)
+        key = (self.levels, stream, step, computed, device)
         if key not in self._solved.weights:
-            coefficients = self._refits.get(Refitted(self.segment, self.name, self.levels, stream, step, known))
-            if coefficients is None:
-                coefficients = self.fits(stream, Places.one(step, known)).coefficients[0]
-            columns = coefficients.float().to(device).unbind(-1)
+            columns = self.coefficients(stream, step, computed).float().to(device).unbind(-1)
             self._solved.weights[key] = [column.contiguous() if column.any() else None for column in columns]
         return self._solved.weights[key]

@@ -32,8 +32,18 @@ class StandIn(Protocol):
     references: int
     entered_kept: int
 
-    def residual(self, stream: str, entered: torch.Tensor, references: Sequence[Reference], step: int) -> torch.Tensor:
-        """R[t] at `step` for one stream, given what enters now [B, N, D] and the references, newest first."""
+    def residual(
+        self,
+        stream: str,
+        entered: torch.Tensor,
+        references: Sequence[Reference],
+        step: int,
+        computed: Sequence[int],
+    ) -> torch.Tensor:
+        """R[t] at `step` for one stream, given what enters now [B, N, D] and the references, newest first.
+
+        `computed` are all computed steps of the request so far, newest first.
+        """
 
 
 class Polynomial:
@@ -48,7 +58,14 @@ class Polynomial:
     def __init__(self, order: int) -> None:
         self.references = order + 1
 
-    def residual(self, stream: str, entered: torch.Tensor, references: Sequence[Reference], step: int) -> torch.Tensor:
+    def residual(
+        self,
+        stream: str,
+        entered: torch.Tensor,
+        references: Sequence[Reference],
+        step: int,
+        computed: Sequence[int],
+    ) -> torch.Tensor:
         """See `StandIn`."""
         used = references[: self.references]
         weights = polynomial_weights([reference.step for reference in used], step)

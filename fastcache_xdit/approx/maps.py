@@ -128,7 +128,14 @@ class Affine:
         """A request begins whose steps have these noise levels."""
         self._steps = len(levels)
 
-    def residual(self, stream: str, entered: torch.Tensor, references: Sequence[Reference], step: int) -> torch.Tensor:
+    def residual(
+        self,
+        stream: str,
+        entered: torch.Tensor,
+        references: Sequence[Reference],
+        step: int,
+        computed: Sequence[int],
+    ) -> torch.Tensor:
         """See `StandIn`; references are not looked at."""
         diagonal, bias, *factors = self._factors_for(stream, step * BUCKETS // self._steps, entered)
         total = torch.addcmul(bias, diagonal, entered)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 from scipy.interpolate import CubicSpline
 
@@ -17,11 +18,13 @@ class Moments:
     Attributes:
         levels: noise level of each step, falling.
         gram: [D, 2T+1, 2T+1] float64.
+        ticks: [T] float64, where each step lies among the calibrated ones: their own are 0, 1, 2, ...
     """
 
-    def __init__(self, levels: Sequence[float], gram: torch.Tensor) -> None:
+    def __init__(self, levels: Sequence[float], gram: torch.Tensor, ticks: torch.Tensor | None = None) -> None:
         self.levels = tuple(levels)
         self.gram = gram
+        self.ticks = torch.arange(len(levels)).double() if ticks is None else ticks
 
     @classmethod
     def empty(cls, levels: Sequence[float], channels: int) -> Moments:
@@ -42,7 +45,7 @@ class Moments:
 
     def plus(self, other: Moments) -> Moments:
         """Both together."""
-        return Moments(self.levels, self.gram + other.gram)
+        return Moments(self.levels, self.gram + other.gram, self.ticks)
 
     def at(self, levels: Sequence[float]) -> Moments:
         """These moments for another schedule: states between calibrated noise levels by cubic interpolation.
@@ -53,7 +56,8 @@ class Moments:
             return self
         weights = _interpolation(self.levels, levels)
         both = torch.block_diag(weights, weights, torch.ones(1, 1, dtype=torch.float64))
-        return Moments(levels, both @ self.gram @ both.T)
+        ticks = np.interp(levels, self.levels[::-1], self.ticks.flip(0))
+        return Moments(levels, both @ self.gram @ both.T, torch.from_numpy(ticks))
 
     def packed(self) -> torch.Tensor:
         """The upper triangles, [D, (2T+1)(T+1)] float32, for a file."""

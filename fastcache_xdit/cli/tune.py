@@ -49,8 +49,11 @@ def main(argv: list[str]) -> int:
     register()
     options = pipeline_options("tune", argv, add_arguments)
     target, searches_of = _checked(options)
-    output, trials, searches = Path(options["output"]), [], []
+    output, trials = Path(options["output"]), []
+    searches: list[Search] = []
     for search in searches_of():
+        if searches:  # one config holds all numbers of steps
+            search.carry_errors = searches[0].carry_errors
         searches.append(search)
         trials.append(find(search, target, options["evaluations"], _say))
     if is_first_rank():

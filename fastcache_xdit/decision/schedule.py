@@ -24,17 +24,17 @@ def uniform_mask(num_steps: int, computed: int) -> str:
     return "".join("1" if step in chosen else "0" for step in range(num_steps))
 
 
-def skips(mask: Sequence[bool], references: int) -> list[tuple[int, tuple[int, ...]]]:
-    """Each skipped step with the computed ones before it, newest first, at most so many.
+def skips(mask: Sequence[bool]) -> list[tuple[int, tuple[int, ...]]]:
+    """Each skipped step with all computed ones before it, newest first.
 
-    >>> skips([True, False, True, False], references=2)
+    >>> skips([True, False, True, False])
     [(1, (0,)), (3, (2, 0))]
     """
-    computed: list[int] = []
-    found: list[tuple[int, tuple[int, ...]]] = []
+    computed: tuple[int, ...] = ()
+    found = []
     for step, compute in enumerate(mask):
         if compute:
-            computed.insert(0, step)
+            computed = (step, *computed)
         else:
-            found.append((step, tuple(computed[:references])))
+            found.append((step, computed))
     return found

@@ -21,12 +21,14 @@ class SegmentState:
     Attributes:
         references: per stream, newest first, the last computed steps; entry states are copies, because a PipeFusion
             stage receives its input in a buffer that the next step overwrites.
+        computed: all computed steps, newest first.
         error: [B, 2] float64 sums (squared error that the stand-in would have made, squared output) of the last
             computed step, not yet exchanged; None where there is none.
     """
 
     track: Track
     references: dict[str, list[Reference]] = field(default_factory=dict)
+    computed: tuple[int, ...] = ()
     error: torch.Tensor | None = None
 
     @property
@@ -78,6 +80,8 @@ class SegmentState:
         """Take a computed step as the newest reference of each stream; another size forgets the old ones."""
         if not self.holds(entered):
             self.references.clear()
+            self.computed = ()
+        self.computed = (step, *self.computed)
         for stream in Streams._fields:
             into, out = getattr(entered, stream), getattr(left, stream)
             if into is None or out is None:  # the last joint block of some models returns no text
@@ -95,7 +99,7 @@ class SegmentState:
         """
         image = [_rows(reference, start, stop) for reference in self.references.get(HIDDEN, ())]
         references = {stream: list(kept) for stream, kept in self.references.items()} | {HIDDEN: image}
-        return SegmentState(self.track.copy(), references if image else {})
+        return SegmentState(self.track.copy(), references if image else {}, self.computed)
 
     def bytes_held(self) -> int:
         """Bytes of the cached tensors."""
@@ -104,7 +108,7 @@ class SegmentState:
         return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
 
     def _guess(self, stand_in: StandIn, stream: str, entered: torch.Tensor, step: int) -> torch.Tensor:
-        return entered + stand_in.residual(stream, entered, self.references[stream], step)
+        return entered + stand_in.residual(stream, entered, self.references[stream], step, self.computed)
 
 
 def energy(values: torch.Tensor) -> torch.Tensor:

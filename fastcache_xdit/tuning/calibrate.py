@@ -15,15 +15,16 @@ import numpy as np
 import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
+from scipy.stats import trim_mean
 
 from fastcache_xdit.approx.calibration import Calibration
-from fastcache_xdit.approx.fit import FREE, STRENGTHS, Floor, Places, fit, reach
-from fastcache_xdit.approx.fitted import Halves
+from fastcache_xdit.approx.fit import Places, fit
+from fastcache_xdit.approx.fitted import Coherence, Halves
 from fastcache_xdit.approx.forms import FORMS
 from fastcache_xdit.approx.maps import Covariances, Maps, fit_maps
 from fastcache_xdit.approx.moments import Moments
 from fastcache_xdit.config import FastCacheConfig
-from fastcache_xdit.decision.schedule import skips, uniform_mask
+from fastcache_xdit.decision.schedule import uniform_mask
 from fastcache_xdit.decision.significance import Spread
 from fastcache_xdit.host.identity import identity
 from fastcache_xdit.host.xdit.engine import Batch, add_up, rank, wait_for_all
@@ -39,9 +40,10 @@ FORM = "delta+history"
 # long gaps early in a request lead furthest away from the uncached trajectory.
 PLANNED, UNIFORM = (0.6, 0.4, 0.25), (0.3, 0.15)
 HELD_OUT_EVERY = 3  # batches: the last of each so many judges the fits of the others
-# Masks and floors of the ridge that are tried on final latents.
-TRIED_SHARES = (2 / 3, 1 / 2, 1 / 3, 1 / 5)
-TRIED_FLOORS = (STRENGTHS[0], 0.1, 1.0, 10.0)
+# What is tried on final latents, under even masks with these shares of computed steps.
+TRIED_SHARES = (1 / 2, 1 / 3, 1 / 5)
+TRIED = tuple(Coherence(length, floor) for length in (0.3, 1.0) for floor in (1e-3, 1e-2, 1e-1))
+TRIMMED = 0.125  # share of images left out at either end: a few tip over into another picture
 PROBE_EVERY = 2  # steps between single-skip probes; gains in between are interpolated
 # What lets a schedule alone decide.
 SCHEDULED = {
@@ -133,7 +135,7 @@ class Calibrator:
         self.noise = 0.0
         self.mask = ""
         self.done = 0
-        self.floored: dict[str, list[list[float]]] = {}
+        self.tried: list[list[float]] = []
         self._truths: dict[int, torch.Tensor] = {}
 
     @property
@@ -151,7 +153,7 @@ class Calibrator:
                 self.done = number
                 self._save()
             progress(what, number, len(parts))
-        calibration = self._calibration(self._floor())
+        calibration = self._calibration(self._coherence())
         calibration.maps = self._maps()
         calibration.gains = {segment.key: self._all_gains() for segment in self.segments}
         calibration.spread = {self.main: self._spread().to_dict()}
@@ -172,7 +174,7 @@ class Calibrator:
             parts += [(what, partial(self._on_policy, mask_of, share, index)) for index in range(count)]
         masks = dict.fromkeys(uniform_mask(self.steps, max(2, round(share * self.steps))) for share in TRIED_SHARES)
         judged = range(HELD_OUT_EVERY - 1, count, HELD_OUT_EVERY)
-        parts += [("choosing the ridge", partial(self._try_floors, mask, index)) for mask in masks for index in judged]
+        parts += [("adding up errors", partial(self._try_coherence, mask, index)) for mask in masks for index in judged]
         probed = range(2, self.steps, PROBE_EVERY)
         parts += [("probing single skips", partial(self._probe, step)) for step in probed]
         return [*parts, ("measuring rounding", self._measure_noise)]
@@ -205,29 +207,27 @@ class Calibrator:
         if held_out:
             self.pairs += pairs.collected()
 
-    def _try_floors(self, mask: str, index: int) -> None:
-        """The error of a held-out batch's final latents, under a mask, with each floor of the ridge."""
+    def _try_coherence(self, mask: str, index: int) -> None:
+        """Errors of a held-out batch's final latents, under a mask, for each way to add up errors."""
         errors = []
-        for strength in TRIED_FLOORS:
-            self._publish(Floor((0.0,), (strength,)))
+        for coherence in TRIED:
+            self._publish(coherence)
             with self.runner.enabled(self._config(mask)) as watched:
                 latents = watched.generate(self.batches[index])
-            errors.append(relative_error(latents, self._truth(index)).log().mean().item())
-        self.floored.setdefault(mask, []).append(errors)
+            errors.append(relative_error(latents, self._truth(index)).log().tolist())
+        self.tried += np.array(errors).T.tolist()
 
-    def _floor(self) -> Floor:
-        """The best floor of each tried mask, by how far its stand-ins reach on average."""
-        found = {}
-        for mask, errors in self.floored.items():
-            places = [Places.one(step, known) for step, known in skips([mark == "1" for mark in mask], references=2)]
-            mean_reach = torch.cat([reach(self.levels, place) for place in places]).mean().item()
-            found[mean_reach] = TRIED_FLOORS[int(np.mean(errors, axis=0).argmin())]
-        return Floor(*map(tuple, zip(*sorted(found.items()), strict=True))) if found else FREE
+    def _coherence(self) -> Coherence:
+        """The one with the least error over all images that were tried, each compared with itself; at first a guess."""
+        if not self.tried:
+            return TRIED[1]
+        errors = np.array(self.tried)
+        return TRIED[int(trim_mean(errors - errors.mean(axis=1, keepdims=True), TRIMMED).argmin())]
 
     def _probe(self, step: int) -> None:
         """Skip one step alone: by how much its relative error grows or fades until the final latents."""
         if not self.gains or not self.working.exists():
-            self._publish(self._floor())
+            self._publish()
         index, pairs = HELD_OUT_EVERY - 1, Pairs()
         mask = "".join("0" if each == step else "1" for each in range(self.steps))
         with self.runner.enabled(self._config(mask)) as watched:
@@ -251,15 +251,15 @@ class Calibrator:
         fitted = {"calibration": str(self.working), "stand_in": FORM} if "0" in mask else {}
         return FastCacheConfig(**SCHEDULED, **fitted, schedule={self.steps: mask}, lead_blocks=self.lead)
 
-    def _publish(self, floor: Floor = FREE) -> Calibration:
+    def _publish(self, coherence: Coherence | None = None) -> Calibration:
         """What is known so far, as a file that the ranks' caches load."""
-        calibration = self._calibration(floor)
+        calibration = self._calibration(coherence or self._coherence())
         if rank() == 0:
             calibration.save(self.working)
         wait_for_all()
         return calibration
 
-    def _calibration(self, floor: Floor) -> Calibration:
+    def _calibration(self, coherence: Coherence) -> Calibration:
         """Sums of all ranks so far."""
         moments: dict[str, dict[str, Halves]] = {}
         for segment, streams in sorted(self.sums["training"].items()):
@@ -267,7 +267,9 @@ class Calibrator:
                 halves = (self.sums[half][segment][stream].gram for half in Halves._fields)
                 summed = Halves(*(Moments(self.levels, add_up(gram)) for gram in halves))
                 moments.setdefault(segment, {})[stream] = summed
-        return Calibration(self.identity, {**self.facts, **versions()}, tuple(self.levels), moments, floor=floor)
+        return Calibration(
+            self.identity, {**self.facts, **versions()}, tuple(self.levels), moments, coherence=coherence
+        )
 
     def _maps(self) -> dict[str, dict[str, Maps]]:
         """Fitted from the sums of all ranks."""
@@ -308,7 +310,7 @@ class Calibrator:
             "pairs": self.pairs,
             "gains": self.gains,
             "mask": self.mask,
-            "floored": self.floored,
+            "tried": self.tried,
             "noise": self.noise,
         }
         partial = Path(f"{self.saved}.partial")
@@ -327,7 +329,7 @@ class Calibrator:
                 f"{self.saved} is of an interrupted calibration with other options; repeat those, or delete the file"
             )
         self.done, self.levels, self.mask = state["done"], state["levels"], state["mask"]
-        self.floored, self.noise = state["floored"], state["noise"]
+        self.tried, self.noise = state["tried"], state["noise"]
         self.pairs = [Pair(*values) for values in state["pairs"]]
         self.gains = {int(step): gain for step, gain in state["gains"].items()}
         for name in tensors:

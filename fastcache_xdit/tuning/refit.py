@@ -9,9 +9,7 @@ from pathlib import Path
 import torch
 
 from fastcache_xdit.approx.calibration import Calibration
-from fastcache_xdit.approx.fit import Places, fit
-from fastcache_xdit.approx.fitted import Halves, Refitted
-from fastcache_xdit.approx.forms import FORMS
+from fastcache_xdit.approx.fitted import ALONE, Fitted, Halves, Refitted
 from fastcache_xdit.approx.moments import Moments
 from fastcache_xdit.config import FastCacheConfig
 from fastcache_xdit.decision.schedule import mask_for, skips
@@ -68,17 +66,21 @@ class Refitter:
     def _fitted(
         self, key: str, config: FastCacheConfig, training: dict[str, Moments], held_out: dict[str, Moments]
     ) -> Refits:
-        base, levels = Calibration.shared(self.base).moments[key], tuple(self.runner.levels())
+        base, levels = Calibration.shared(self.base), tuple(self.runner.levels())
+        known = {stream: halves.at(levels) for stream, halves in base.moments[key].items()}
+        halves = {
+            stream: Halves(
+                _blended(training[stream], known[stream].training), _blended(held_out[stream], known[stream].held_out)
+            )
+            for stream in sorted(training)
+        }
+        coherence = base.coherence if config.carry_errors else ALONE
+        fitted = Fitted(config.stand_in, halves, coherence=coherence)
         found: Refits = {}
-        looks_back = max(1, FORMS[config.stand_in].references)
-        for stream in sorted(training):
-            known = base[stream].at(levels)
-            mine = _blended(training[stream], known.training)
-            theirs = _blended(held_out[stream], known.held_out)
-            for step, references in skips(mask_for(config.schedule or {}, len(levels)), looks_back):
-                solved = fit(FORMS[config.stand_in], mine, theirs, Places.one(step, references))
-                name = Refitted(key, config.stand_in, levels, stream, step, references)
-                found[name] = solved.coefficients[0].float()
+        for step, computed in skips(mask_for(config.schedule or {}, len(levels))):
+            for stream in halves:
+                name = Refitted(key, config.stand_in, levels, stream, step, computed[: fitted.references])
+                found[name] = fitted.coefficients(stream, step, computed).float()
         return found
 
 

@@ -9,8 +9,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 
 from fastcache_xdit.approx.calibration import IDENTITY, Calibration
-from fastcache_xdit.approx.fit import Floor
-from fastcache_xdit.approx.fitted import Halves, Refitted
+from fastcache_xdit.approx.fitted import Coherence, Halves, Refitted
 from fastcache_xdit.approx.linear import Reference
 from fastcache_xdit.approx.maps import fit_maps
 from tests.approx.test_fit import LEVELS, moments, trajectory
@@ -18,20 +17,11 @@ from tests.approx.test_maps import seen
 
 IDENTITY_HERE = {name: f"this {name}" for name in IDENTITY} | {"weights": {"transformer_blocks.0": 10.0}}
 
-FLOOR = Floor((0.1, 0.3), (10.0, 0.1))
-
 
 def made():
     halves = Halves(moments(*trajectory(0)), moments(*trajectory(1)))
-    return Calibration(
-        IDENTITY_HERE,
-        {"steps": 5},
-        LEVELS,
-        {"a..b": {"hidden_states": halves}},
-        {"a..b": [0.5] * 5},
-        {"a..b": {}},
-        FLOOR,
-    )
+    by_segment, coherence = {"a..b": {"hidden_states": halves}}, Coherence(0.3, 0.1)
+    return Calibration(IDENTITY_HERE, {"steps": 5}, LEVELS, by_segment, {"a..b": [0.5] * 5}, {"a..b": {}}, coherence)
 
 
 @pytest.fixture
@@ -44,7 +34,7 @@ def path(tmp_path):
 def test_round_trip(path):
     found, original = Calibration.load(path), made()
     assert (found.identity, found.facts, found.levels) == (original.identity, original.facts, original.levels)
-    assert (found.gains, found.spread, found.floor) == (original.gains, original.spread, original.floor)
+    assert (found.gains, found.spread, found.coherence) == (original.gains, original.spread, original.coherence)
     for mine, theirs in zip(
         found.moments["a..b"]["hidden_states"], original.moments["a..b"]["hidden_states"], strict=True
     ):
@@ -110,7 +100,7 @@ def test_adapters_may_be_allowed_and_nothing_else(name):
 
 def test_an_unknown_segment_is_named():
     with pytest.raises(ValueError, match="no segment c..d; it has a..b"):
-        made().stand_in("c..d", "history")
+        made().stand_in("c..d", "history", True)
 
 
 def refined(path):
@@ -132,13 +122,13 @@ def test_a_refit_takes_the_place_of_the_solution_at_its_step_only(path):
     file, _ = refined(path)
     entered = torch.full((1, 2, 1), 3.0)
     reference = Reference(2, torch.full((1, 2, 1), 1.0), torch.full((1, 2, 1), 10.0))
-    stand_ins = [Calibration.load(each).stand_in("a..b", "delta") for each in (file, path)]
-    for step, same in ((3, False), (4, True)):
-        mine, plain = (each.residual("hidden_states", entered, [reference], step) for each in stand_ins)
-        assert torch.equal(mine, plain) is same
-    torch.testing.assert_close(
-        stand_ins[0].residual("hidden_states", entered, [reference], 3), torch.full((1, 2, 1), 10 + 0.5 * 3 - 0.5 * 1)
-    )
+    stand_ins = [Calibration.load(each).stand_in("a..b", "delta", carry_errors=False) for each in (file, path)]
+    found = {
+        step: [each.residual("hidden_states", entered, [reference], step, (2,)) for each in stand_ins]
+        for step in (3, 4)
+    }
+    assert torch.equal(*found[4]) and not torch.equal(*found[3])
+    torch.testing.assert_close(found[3][0], torch.full((1, 2, 1), 10 + 0.5 * 3 - 0.5 * 1))
 
 
 def test_refits_of_another_calibration_are_refused(path):

@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from fastcache_xdit.approx.fit import FREE, Floor, Places, fit, prior_error, reach
-from fastcache_xdit.approx.fitted import Fitted, Halves
+from fastcache_xdit.approx.fit import Places, error_made, fit, prior_error
+from fastcache_xdit.approx.fitted import Coherence, Fitted, Halves
 from fastcache_xdit.approx.forms import FORMS
 from fastcache_xdit.approx.linear import Reference
 from fastcache_xdit.approx.moments import Moments
@@ -74,6 +74,19 @@ def noise():
     return Halves(moments(*trajectory(4, rows=9)), moments(*trajectory(5, rows=9)))
 
 
+def late_news():
+    """What step 3 adds beyond step 2 is known from no state before step 4, whose entry state it changes."""
+
+    def half(seed):
+        residuals, entered = trajectory(seed)
+        news = residuals[3]
+        residuals[3], residuals[4] = residuals[2] + news, residuals[2] + 0.1 * residuals[4]
+        entered[4] = entered[2] + news
+        return moments(residuals, entered)
+
+    return Halves(half(8), half(9))
+
+
 @pytest.mark.parametrize("form", FORMS)
 def test_a_fit_never_loses_to_its_prior_on_held_out_data(form):
     halves, place = noise(), Places.one(4, (3, 2, 1))
@@ -81,23 +94,48 @@ def test_a_fit_never_loses_to_its_prior_on_held_out_data(form):
     assert found.squared_error.item() <= prior_error(FORMS[form], halves.held_out, place).item() * (1 + 1e-9)
 
 
-@pytest.mark.parametrize("strength", [1.0, 10.0])
-def test_a_floor_pulls_at_least_so_strongly(strength):
-    """Where much can be learned, a free fit takes little ridge, and one with a floor just the floor."""
-    _, halves = planted("history")
-    floored = fit(FORMS["history"], *halves, PLACE, floor=Floor((0.0,), (strength,)))
-    exactly = fit(FORMS["history"], *halves, PLACE, strengths=(strength,))
-    torch.testing.assert_close(floored.coefficients, exactly.coefficients)
-    assert fit(FORMS["history"], *halves, PLACE, floor=FREE).squared_error < floored.squared_error
+def test_the_error_made_is_what_a_fit_misses():
+    """A quadratic form in the same moments gives back the fit's own held-out error, from training data alone."""
+    halves, strengths = noise(), (0.1,)
+    found = fit(FORMS["delta+history"], *halves, PLACE, strengths)
+    both = halves.training.plus(halves.held_out).gram
+    error = error_made(found.coefficients[0], len(LEVELS), PLACE)
+    residuals, entered = trajectory(4, rows=9)
+    others = trajectory(5, rows=9)
+    rows = [torch.cat(pair) for pair in zip([*residuals, *entered], [*others[0], *others[1]], strict=True)]
+    states = torch.stack([*rows, torch.ones_like(rows[0])]).double()
+    missed = torch.einsum("dz,znd->nd", error, states)
+    torch.testing.assert_close(
+        torch.einsum("dz,dzy,dy->d", error, both, error), missed.square().sum(0), rtol=1e-4, atol=0
+    )
 
 
-def test_a_floor_follows_how_far_a_stand_in_reaches():
-    """From the second newest reference to the replaced step, in noise levels; between measured ones in logarithms."""
-    places = Places(torch.tensor([2, 4, 4]), torch.tensor([[1, 0], [3, 2], [3, 0]]))
-    torch.testing.assert_close(reach(LEVELS, places), torch.tensor([0.4, 0.4, 0.8], dtype=torch.float64))
-    torch.testing.assert_close(reach(LEVELS, Places.one(2, [1])), torch.tensor([0.2], dtype=torch.float64))
-    found = Floor((0.2, 0.6), (10.0, 0.1)).at(LEVELS, places)
-    torch.testing.assert_close(found, torch.tensor([1.0, 1.0, 0.1], dtype=torch.float64))
+def test_an_error_of_earlier_steps_is_made_good():
+    """With a carried error of R[3], the best guess of a planted R[4] is what was planted, plus all of R[3]."""
+    weights, halves = planted("history")
+    carried = torch.zeros(1, CHANNELS, 2 * len(LEVELS) + 1, dtype=torch.float64)
+    carried[..., 3] = 1
+    found = fit(FORMS["history"], *halves, PLACE, carried=carried)
+    weights[:, 0] += 1
+    torch.testing.assert_close(found.coefficients[0].float(), weights, atol=2e-4, rtol=2e-3)
+    assert found.relative_error.item() < 1e-3
+
+
+def test_a_planned_request_makes_good_what_it_missed():
+    """Two skips in a row: fits that each look at their own step miss what the second one could still add."""
+    halves = late_news()
+    alone, together = (
+        Fitted("delta+history", {STREAM: halves}, coherence=Coherence(length, 0)) for length in (0.0, 100.0)
+    )
+    computed = (2, 1, 0)
+    first = [each.coefficients(STREAM, 3, computed) for each in (alone, together)]
+    torch.testing.assert_close(first[0], first[1], msg="nothing was missed before the first skip")
+    second = [each.coefficients(STREAM, 4, computed) for each in (alone, together)]
+    gram = halves.training.plus(halves.held_out).gram
+    missed = [error_made(each, len(LEVELS), Places.one(3, computed)) for each in first]
+    sums = [a + error_made(b, len(LEVELS), Places.one(4, computed)) for a, b in zip(missed, second, strict=True)]
+    energy = [torch.einsum("dz,dzy,dy->", each, gram, each).item() for each in sums]
+    assert energy[1] < 0.05 * energy[0]
 
 
 def test_the_float64_reference_agrees():
@@ -120,12 +158,12 @@ def test_applying_equals_the_sum_by_hand():
     stand_in = Fitted("delta+history", {STREAM: halves})
     residuals, entered = trajectory(7, rows=6)
     kept = [Reference(step, entered[step][None], residuals[step][None]) for step in (3, 1, 0)]
-    guess = stand_in.residual(STREAM, entered[4][None], kept, 4)
+    guess = stand_in.residual(STREAM, entered[4][None], kept, 4, (3, 1, 0))
     states = [residuals[3], residuals[1], residuals[0], entered[4], entered[3], entered[1], entered[0]]
     by_hand = sum(w * state for w, state in zip(weights.T[:7], states, strict=True)) + weights.T[7]
     torch.testing.assert_close(guess[0], by_hand, atol=2e-3, rtol=2e-3)
     half = [each._replace(entered=each.entered.bfloat16(), residual=each.residual.bfloat16()) for each in kept]
-    assert stand_in.residual(STREAM, entered[4][None].bfloat16(), half, 4).dtype == torch.bfloat16
+    assert stand_in.residual(STREAM, entered[4][None].bfloat16(), half, 4, (3, 1, 0)).dtype == torch.bfloat16
 
 
 def smooth(levels):
@@ -146,3 +184,12 @@ def test_other_schedules_are_interpolated_in_the_noise_level():
 def test_packing_keeps_the_matrix():
     made = moments(*trajectory(0))
     torch.testing.assert_close(Moments.unpacked(LEVELS, made.packed()).gram, made.gram, rtol=1e-6, atol=1e-4)
+
+
+def test_places_between_calibrated_steps_keep_their_prior():
+    """A cubic says nothing of how states curve between the steps that it goes through."""
+    halves = Halves(moments(*trajectory(0)), moments(*trajectory(1))).at((0.9, 0.8, 0.7, 0.6, 0.5))
+    form, prior = FORMS["history"], torch.tensor([2.0, -1.0, 0, 0, 0, 0])
+    near, far = (fit(form, *halves, Places.one(step, known)) for step, known in ((2, (1, 0)), (4, (2, 0))))
+    torch.testing.assert_close(near.coefficients[0, 0], prior.double(), rtol=0, atol=1e-12)
+    assert not torch.allclose(far.coefficients[0, 0], prior.double(), atol=1e-3)

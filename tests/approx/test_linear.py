@@ -11,7 +11,7 @@ ENTERED = torch.zeros(1, 1, 2)
 
 
 def residual(order, references, step):
-    return Polynomial(order).residual("hidden_states", ENTERED, references, step)
+    return Polynomial(order).residual("hidden_states", ENTERED, references, step, [each.step for each in references])
 
 
 def test_reuse_takes_the_last_residual():

@@ -25,7 +25,7 @@ def seen(seed, noise=0.0):
 def stood_in(maps, rank, entered):
     stand_in = Affine({STREAM: maps}, rank)
     stand_in.begin([0.0] * 2 * BUCKETS)
-    return stand_in.residual(STREAM, entered, [], 5)
+    return stand_in.residual(STREAM, entered, [], 5, ())
 
 
 @pytest.fixture(scope="module")

@@ -23,6 +23,6 @@ def test_uniform_masks_spread_the_computed_steps(steps, computed, expected):
     assert uniform_mask(steps, computed) == expected
 
 
-def test_skips_look_back_to_the_newest_computed_steps():
-    assert skips([True, True, False, True, False, False], references=2) == [(2, (1, 0)), (4, (3, 1)), (5, (3, 1))]
-    assert skips([True, False], references=3) == [(1, (0,))]
+def test_skips_look_back_to_all_computed_steps():
+    assert skips([True, True, False, True, False, False]) == [(2, (1, 0)), (4, (3, 1, 0)), (5, (3, 1, 0))]
+    assert skips([True, True]) == []

@@ -11,7 +11,7 @@ from fastcache_xdit.approx.calibration import Calibration
 from fastcache_xdit.approx.fit import Places, fit
 from fastcache_xdit.approx.forms import FORMS
 from fastcache_xdit.decision.schedule import uniform_mask
-from fastcache_xdit.tuning.calibrate import TRIED_FLOORS, TRIED_SHARES
+from fastcache_xdit.tuning.calibrate import TRIED
 from tests.parallel.cached import STEPS, Answer, psnr, relative
 from tests.parallel.launch import run_ranks
 
@@ -69,8 +69,7 @@ def test_fits_of_two_ranks_equal_those_of_one(results, folder, name, close):
         torch.testing.assert_close(found[1].relative_error, found[0].relative_error, rtol=1e-2, atol=0)
         torch.testing.assert_close(found[1].coefficients, found[0].coefficients, rtol=1e-2, atol=close)
     assert shared.spread.keys() == alone.spread.keys()
-    assert shared.floor.reaches == alone.floor.reaches and len(alone.floor.reaches) == len(TRIED_SHARES)
-    assert set(alone.floor.strengths) <= set(TRIED_FLOORS)
+    assert {alone.coherence, shared.coherence} <= set(TRIED)
 
 
 @pytest.mark.parametrize("run", RUNS)
