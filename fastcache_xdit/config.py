@@ -31,7 +31,7 @@ class FastCacheConfig(BaseModel):
         calibration: file that `fastcache-xdit calibrate` wrote, or the name of a shipped model; a relative path in a
             config file starts from that file's folder.
         carry_errors: where a schedule alone decides (`test: none`), each calibrated stand-in makes good what those
-            before it missed: better where computed steps are evenly spread, worse after long gaps early on; `tune` finds out.
+            before it missed: better where computed steps are evenly spread, worse after long gaps early on.
         allow_adapters: take a calibration that was made without the LoRA that is loaded or fused now, or with another.
         schedule: for a number of steps, which of them are computed: `{20: "11101001..."}`, 1 for computed. Another
             number of steps takes the nearest mask, stretched. A step is skipped where schedule and test both allow it.
