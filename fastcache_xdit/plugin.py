@@ -29,6 +29,7 @@ from fastcache_xdit.parallel.ledger import Entry, Ledger
 from fastcache_xdit.parallel.topology import Topology
 from fastcache_xdit.runtime.driver import Driver
 from fastcache_xdit.runtime.judge import AgreeingJudge, FirstPatchJudge, Judge, LeaderJudge, Rules, ScheduledJudge
+from fastcache_xdit.runtime.partial import PartialSteps, check_tokens
 from fastcache_xdit.runtime.patch import Undo
 from fastcache_xdit.runtime.segment import Block, Segment, blocks_of, partition
 from fastcache_xdit.runtime.session import Session
@@ -91,7 +92,7 @@ class Handle:
     def report(self) -> Report:
         """Counts and decisions of this rank; communicates nothing."""
         driver = self._session.driver
-        held = sum(state.bytes_held() for state in driver.states.values()) + self._bytes_beside()
+        held = driver.bytes_held() + self._bytes_beside()
         ledger = tuple(self._session.ledger.entries)
         return Report(driver.counters, ledger, self._session.ledgers_agree, held, self._fixes)
 
@@ -117,6 +118,8 @@ def enable(target: Any, config: FastCacheConfig | None = None) -> Handle:
             "a calibration or a schedule needs a scheduler to know the steps by; enable FastCache on the pipeline"
         )
     lead, segments = _segments(host, spec, config)
+    if config.tokens:
+        check_tokens(config.tokens, spec, segments, host.topology)
     with contextlib.ExitStack() as on_error:
         undo = on_error.enter_context(Undo())
         fixes = host.fixes(undo)
@@ -203,7 +206,8 @@ def _attach(
     agreeing = AgreeingJudge(config, rules, consensus, ledger, counters, _share(host, config, lead, segments))
     judge = ScheduledJudge(config, rules, ledger) if config.test == "none" else _judge(agreeing, spec, host.topology)
     listeners = [rules.begin, *(each.begin for each in stand_ins if isinstance(each, Fitted | Affine))]
-    driver = Driver(config, segments, stand_ins, judge, clock, counters, listeners)
+    partial = PartialSteps(config.tokens, consensus, ledger) if config.tokens else None
+    driver = Driver(config, segments, stand_ins, judge, clock, counters, listeners, partial)
     session = Session(spec, driver, ledger, consensus, _levels(host.scheduler), host.patch)
     undo.set(host.transformer, "forward", session.wrapped(host.transformer.forward))
     for block in lead:
@@ -211,6 +215,8 @@ def _attach(
     for segment in segments:
         for block in segment.blocks:
             undo.set(block.module, "forward", driver.decided(segment, block))
+    if partial:
+        partial.attach(segments, undo)
     _listen(host, session, undo)
     return session
 

@@ -6,7 +6,7 @@ from typing import Any
 
 from fastcache_xdit.models.spec import ENCODER, HIDDEN, BlockSpec, ModelSpec
 
-_IMAGE = BlockSpec(returns=(HIDDEN,))
+_IMAGE = BlockSpec(returns=(HIDDEN,), attentions=("attn1",))
 _JOINT = BlockSpec(returns=(ENCODER, HIDDEN))
 _CONTROLNET = ("controlnet_block_samples", "controlnet_single_block_samples", "block_controlnet_hidden_states")
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -19,13 +20,24 @@ class Streams(NamedTuple):
 
 @dataclass(frozen=True)
 class BlockSpec:
-    """How one kind of block is called: `returns` names its outputs in order (one name: a bare tensor)."""
+    """How one kind of block is called.
+
+    Attributes:
+        returns: names of its outputs in order (one name: a bare tensor).
+        attentions: its attention modules whose `to_k` and `to_v` see the image tokens; with them, some tokens alone can
+            go through it, because it mixes tokens nowhere else. Empty where that is not so, or not known.
+    """
 
     returns: tuple[str, ...] = (HIDDEN,)
+    attentions: tuple[str, ...] = ()
 
     def read(self, arguments: dict[str, Any]) -> Streams:
         """The streams among a call's bound arguments."""
         return Streams(arguments[HIDDEN], arguments.get(ENCODER) if ENCODER in self.returns else None)
+
+    def with_hidden(self, call: inspect.BoundArguments, hidden_states: torch.Tensor) -> inspect.BoundArguments:
+        """The same call with other image tokens [B, K, D]."""
+        return inspect.BoundArguments(call.signature, call.arguments | {HIDDEN: hidden_states})  # type: ignore[arg-type]
 
     def unpack(self, output: Any) -> Streams:
         """A block's output as streams."""

@@ -30,9 +30,9 @@ class Trial(NamedTuple):
     refits: Refits = {}  # noqa: RUF012 (never changed)
 
 
-def compute_ratio(mask: str, lead_blocks: int, num_blocks: int) -> float:
-    """Block calls executed / all, for a mask with so many lead blocks."""
-    computed = mask.count("1")
+def compute_ratio(mask: str, lead_blocks: int, num_blocks: int, partial: float = 0.0) -> float:
+    """Block calls executed / all, for a mask with so many lead blocks; a step marked p counts as `partial`."""
+    computed = mask.count("1") + partial * mask.count("p")
     return (computed * num_blocks + (len(mask) - computed) * lead_blocks) / (len(mask) * num_blocks)
 
 

@@ -1,0 +1,124 @@
+"""Partial steps: which tokens of a segment are computed, and what they see of the others."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any, NamedTuple
+
+import torch
+
+from fastcache_xdit.clock import Tick
+from fastcache_xdit.models.spec import ModelSpec, Streams
+from fastcache_xdit.options import TokensConfig
+from fastcache_xdit.parallel.balance import Kept, Shares, share_out
+from fastcache_xdit.parallel.consensus import Consensus
+from fastcache_xdit.parallel.ledger import Ledger
+from fastcache_xdit.parallel.topology import Topology
+from fastcache_xdit.runtime.context import Context
+from fastcache_xdit.runtime.patch import Undo
+from fastcache_xdit.runtime.segment import Block, Segment
+from fastcache_xdit.runtime.state import SegmentState
+from fastcache_xdit.tokens.saliency import token_change
+from fastcache_xdit.tokens.selection import share_pairs
+
+
+class Part(NamedTuple):
+    """A segment during a partial step: the tokens that are computed, and the stand-in's output for the others."""
+
+    kept: Kept
+    guess: Streams
+
+    def finish(self, left: Streams) -> Streams:
+        """The segment's output, given what its last block made of the kept tokens; text is computed whole."""
+        return left._replace(hidden_states=self.kept.put(left.hidden_states, self.guess.hidden_states))
+
+
+class PartialSteps:
+    """Chooses tokens, by scores that all ranks of a sequence exchange."""
+
+    def __init__(self, options: TokensConfig, consensus: Consensus, ledger: Ledger) -> None:
+        self.options = options
+        self.consensus = consensus
+        self.ledger = ledger
+        self.context = Context() if options.static_kv == "reuse" else None
+        self._twins: torch.Tensor | None = None
+
+    def attach(self, segments: Iterable[Segment], undo: Undo) -> None:
+        """Stand behind the projections to keys and values, for as long as the undo log lives."""
+        if self.context is None:
+            return
+        for name, attention in _attentions(segments):
+            for layer, kind in ((attention.to_k, "keys"), (attention.to_v, "values")):
+                undo.set(layer, "forward", self.context.wrapped(f"{name} {kind}", layer.forward))
+
+    def look(self, latents: torch.Tensor) -> None:
+        """See what a step begins with: under guidance in one batch the halves are the same, and so are their tokens.
+
+        Found out on the device, at no host read. A later PipeFusion stage sees no latents, and its halves go apart.
+        """
+        halves = latents.chunk(2) if len(latents) % 2 == 0 else ()
+        self._twins = (halves[0] == halves[1]).all() if halves else None
+
+    def choose(self, tick: Tick, state: SegmentState, entered: Streams, guess: Streams) -> Part | None:
+        """What to compute of a step that was decided to be partial; None: whole, because too many tokens move.
+
+        Args:
+            entered: what enters the segment, [B, N, D].
+            guess: the stand-in's output.
+        """
+        before = self._before(state)
+        now = guess if self.options.score == "predicted_change" else entered
+        kept = share_out(self._shares(now.hidden_states, before, tick), self.options, self.consensus)
+        if kept is None:
+            self.ledger.amend(partial=False, reason="most tokens move")
+            return None
+        self.ledger.amend(tokens=kept.count)
+        return Part(kept, guess)
+
+    def _before(self, state: SegmentState) -> torch.Tensor:
+        reference = state.output if self.options.score == "predicted_change" else state.reference
+        assert reference is not None
+        return reference
+
+    def _shares(self, now: torch.Tensor, before: torch.Tensor, tick: Tick) -> Shares:
+        """Every shard's scores and energy, in one message."""
+        energy = before.float().square().sum(dim=(1, 2))
+        local = torch.cat([token_change(now, before), energy[:, None]], dim=1)
+        if self._twins is not None:
+            local = torch.where(self._twins, share_pairs(local), local)
+        gathered = self.consensus.shards(local, self.ledger.stamp, f"step {tick.step}, tokens")
+        scores, energies = gathered[..., :-1], gathered[..., -1]
+        return Shares(scores, energies.sum(dim=0) / (scores.shape[0] * scores.shape[2]))
+
+
+def check_tokens(options: TokensConfig, spec: ModelSpec, segments: Sequence[Segment], topology: Topology | None) -> None:
+    """Raise ValueError where partial steps cannot work with this model, or in this layout."""
+    if not all(block.attentions for block in spec.blocks.values()):
+        raise ValueError(
+            f"tokens with {spec.name} is not supported: it is not known how some of its tokens alone go through its "
+            "blocks; leave tokens out"
+        )
+    if topology and topology.pipefusion_parallel_degree > 1 and options.static_kv == "drop":
+        raise ValueError(
+            "tokens.static_kv=drop is not supported under PipeFusion, which keeps keys and values of all tokens; set "
+            "tokens.static_kv=reuse"
+        )
+    if any(hasattr(block.module, "_orig_mod") for segment in segments for block in segment.blocks):
+        raise ValueError("tokens with compiled blocks is not supported; leave torch.compile out")
+    for name, attention in _attentions(segments):
+        if getattr(attention, "fused_projections", False):
+            raise ValueError(f"tokens needs keys of their own in {name}; call pipe.unfuse_qkv_projections() first")
+
+
+def _attentions(segments: Iterable[Segment]) -> Iterator[tuple[str, Any]]:
+    """The attention modules that see image tokens, by name."""
+    for segment in segments:
+        for block in segment.blocks:
+            yield from _attentions_of(block)
+
+
+def _attentions_of(block: Block) -> Iterator[tuple[str, Any]]:
+    for name in block.spec.attentions:
+        attention = getattr(block.module, name, None)
+        if attention is not None:  # the second one of SD3 exists in some blocks only
+            yield f"{block.name}.{name}", attention
