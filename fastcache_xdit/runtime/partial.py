@@ -91,7 +91,9 @@ class PartialSteps:
         return Shares(scores, energies.sum(dim=0) / (scores.shape[0] * scores.shape[2]))
 
 
-def check_tokens(options: TokensConfig, spec: ModelSpec, segments: Sequence[Segment], topology: Topology | None) -> None:
+def check_tokens(
+    options: TokensConfig, spec: ModelSpec, segments: Sequence[Segment], topology: Topology | None
+) -> None:
     """Raise ValueError where partial steps cannot work with this model, or in this layout."""
     if not all(block.attentions for block in spec.blocks.values()):
         raise ValueError(

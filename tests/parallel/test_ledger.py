@@ -18,7 +18,12 @@ def test_equal_pages_have_equal_stamps_that_a_float_can_carry():
 
 
 def test_any_difference_shows():
-    others = [ENTRY._replace(skip=False), ENTRY._replace(change=0.1 + 1e-17 + 1e-16), ENTRY._replace(patch=0), ENTRY._replace(tokens=4)]
+    others = [
+        ENTRY._replace(skip=False),
+        ENTRY._replace(change=0.1 + 1e-17 + 1e-16),
+        ENTRY._replace(patch=0),
+        ENTRY._replace(tokens=4),
+    ]
     stamps = {stamp(ENTRY), stamp(ENTRY, premise="other"), stamp(), stamp(ENTRY, ENTRY), *map(stamp, others)}
     assert len(stamps) == 8
 

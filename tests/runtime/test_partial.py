@@ -202,7 +202,9 @@ def test_a_threshold_keeps_what_moves():
         config = FastCacheConfig(**LONE, tokens={"threshold": threshold, "bucket": 4, "min_static_ratio": 0})
         with fastcache(pipe, config) as handle:
             generate(pipe, "pixart")
-        return [64 if entry.tokens is None else entry.tokens for entry in handle.report().ledger if entry.step in (3, 4)]
+        return [
+            64 if entry.tokens is None else entry.tokens for entry in handle.report().ledger if entry.step in (3, 4)
+        ]
 
     found = [tokens(threshold) for threshold in (0.0, 3e-7, 1.0)]
     assert found[0] == [64, 64] and found[2] == [0, 0]
