@@ -81,9 +81,9 @@ class GroupConsensus:
         """See `Consensus`."""
         self.counters.collectives += 1
         ranks = self.topology.sequence_ranks()
-        everyone = rows.new_empty(len(ranks), *rows.shape)
+        everyone = rows.new_empty(len(ranks) * len(rows), *rows.shape[1:])
         dist.all_gather_into_tensor(everyone, rows.contiguous(), group=group_of(ranks))
-        return everyone
+        return everyone.view(len(ranks), *rows.shape)
 
     def _gather(self, values: torch.Tensor) -> torch.Tensor:
         return self._everyone(values).cpu()

@@ -1,0 +1,69 @@
+"""One request with partial steps, on one rank, and what they left behind."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+from fastcache_xdit import FastCacheConfig, Handle, fastcache
+from tests.parallel.cached import Answer, asked
+
+HEADS = 4
+
+
+@dataclass
+class TokenAnswer(Answer):
+    """An answer, and what partial steps left behind.
+
+    `kept` are the indices [B, K] of each partial step, by (step, patch); `rows` the keys and values [B, N, D] of one
+    branch by (patch, name); `store` the largest difference between them and what xDiT's own store holds, by name.
+    """
+
+    kept: dict[tuple[int, int | None], torch.Tensor] = field(default_factory=dict)
+    rows: dict[tuple[int | None, str], torch.Tensor] = field(default_factory=dict)
+    store: dict[str, float] = field(default_factory=dict)
+
+
+def partly(pipe: Any, family: str, config: dict, **request: Any) -> TokenAnswer:
+    """Run a request with a cache of its own, whose config has tokens."""
+    with fastcache(pipe, FastCacheConfig(**config)) as handle:
+        kept = _watch(handle)
+        answer = asked(handle, pipe, family, **request)
+        context = handle.driver.context
+        rows = {key[1:]: rows for key, rows in context._stored.items()} if context else {}
+        return TokenAnswer(**vars(answer), kept=kept, rows=rows, store=_in_store(handle, rows))
+
+
+def _watch(handle: Handle) -> dict[tuple[int, int | None], torch.Tensor]:
+    steps, found = handle.driver.partial, {}
+    choose = steps.choose
+
+    def choosing(tick, *rest):
+        part = choose(tick, *rest)
+        if part and hasattr(part.kept, "selection"):
+            found[tick.step, tick.patch] = part.kept.selection.index
+        return part
+
+    steps.choose = choosing
+    return found
+
+
+def _in_store(handle: Handle, rows: dict[tuple[int | None, str], torch.Tensor]) -> dict[str, float]:
+    """How far xDiT's store is from ours, where patches have keys of their own and none are exchanged before."""
+    from xfuser.core.cache_manager.cache_manager import get_cache_manager
+    from xfuser.core.distributed import get_runtime_state, get_sequence_parallel_world_size
+
+    if get_sequence_parallel_world_size() > 1:
+        return {}
+    stores, found = get_cache_manager().cache, {}
+    for block in handle.driver.segments[0].blocks:
+        name = f"{block.name}.attn1 keys"
+        patches = [rows[patch, name] for patch in range(8) if (patch, name) in rows]
+        if patches:
+            assert get_runtime_state().num_pipeline_patch == len(patches)
+            theirs = stores["attn", block.module.attn1].tensors[0].chunk(2, dim=-1)[0]
+            ours = torch.cat(patches, dim=1).unflatten(-1, (HEADS, -1)).transpose(1, 2)
+            found[name] = (theirs - ours).abs().max().item()
+    return found
