@@ -26,10 +26,13 @@ class BlockSpec:
         returns: names of its outputs in order (one name: a bare tensor).
         attentions: its attention modules whose `to_k` and `to_v` see the image tokens; with them, some tokens alone can
             go through it, because it mixes tokens nowhere else. Empty where that is not so, or not known.
+        rotary: they turn queries and keys by tables [M + N, d] of text and image tokens, by the `apply_rotary_emb` that
+            their processors' module has imported.
     """
 
     returns: tuple[str, ...] = (HIDDEN,)
     attentions: tuple[str, ...] = ()
+    rotary: bool = False
 
     def read(self, arguments: dict[str, Any]) -> Streams:
         """The streams among a call's bound arguments."""
@@ -62,9 +65,11 @@ class ModelSpec:
         bypass: forward arguments that change what happens between blocks; a call that sets one is computed in full.
         patches_follow_first: under PipeFusion all patches of a step take the first patch's decision, because the model
             hands the first patch's text states to the others block by block.
+        patches_in_part: PipeFusion patches may be computed in part: attention takes keys of more tokens than queries.
     """
 
     name: str
     blocks: dict[str, BlockSpec] = field(default_factory=dict)
     bypass: tuple[str, ...] = ()
     patches_follow_first: bool = False
+    patches_in_part: bool = True

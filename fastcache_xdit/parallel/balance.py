@@ -24,6 +24,9 @@ class Kept(Protocol):
     def put(self, rows: torch.Tensor, rest: torch.Tensor) -> torch.Tensor:
         """A copy of this rank's `rest` [B, N, D] with what became of the kept tokens, rows [B, count, D], in place."""
 
+    def look_up(self, table: torch.Tensor) -> torch.Tensor:
+        """What a table [N, d] of this rank's own tokens has for the kept ones, [B, count, d]."""
+
 
 class Own:
     """Every rank computes tokens of its own shard."""
@@ -39,6 +42,10 @@ class Own:
     def put(self, rows: torch.Tensor, rest: torch.Tensor) -> torch.Tensor:
         """See `Kept`."""
         return self.selection.put(rows, rest)
+
+    def look_up(self, table: torch.Tensor) -> torch.Tensor:
+        """See `Kept`."""
+        return self.selection.take_shared(table)
 
 
 class Moved:
@@ -72,6 +79,10 @@ class Moved:
         """See `Kept`: one exchange of what became of them."""
         everyone = self.consensus.exchange(rows).transpose(0, 1).flatten(1, 2)
         return torch.where(self._is_kept[..., None], everyone.take_along_dim(self._place, dim=1), rest)
+
+    def look_up(self, table: torch.Tensor) -> torch.Tensor:
+        """Not possible: tables of other shards are not here."""
+        raise NotImplementedError("tokens.balance=reshard with rotary tables")
 
     def _pack(self, kept: Selection, length: int, largest: int) -> torch.Tensor:
         """[B, largest, 1]: this rank's kept tokens, in ascending order, then others that nobody asks for."""

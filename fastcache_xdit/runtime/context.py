@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -48,6 +49,19 @@ class Context:
 
         return forward
 
+    def rotating(self, rotate: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:
+        """What takes the place of `apply_rotary_emb`: queries of kept tokens are turned by their rows of the tables."""
+
+        @functools.wraps(rotate)
+        def rotated(x: torch.Tensor, tables: Any, *args: Any, **kwargs: Any) -> torch.Tensor:
+            kept = self._now and self._now[1]
+            if kept is None or kwargs.get("sequence_dim") != 1 or x.shape[1] == len(tables[0]):
+                return rotate(x, tables, *args, **kwargs)
+            mine = tuple(_rows_of(kept, table, x.shape[1]).flatten(0, 1) for table in tables)
+            return rotate(x.flatten(0, 1)[None], mine, *args, **kwargs).view_as(x)
+
+        return rotated
+
     def _whole(self, name: str, fresh: torch.Tensor, tick: Tick, kept: Kept | None) -> torch.Tensor:
         rows = fresh if kept is None else _update(kept, fresh, self._last(name, tick))
         self._stored[tick.branch, tick.patch, name] = rows
@@ -60,6 +74,13 @@ class Context:
             return mine
         assert tick.rows is not None
         return self._stored[tick.branch, None, name][:, slice(*tick.rows)]
+
+
+def _rows_of(kept: Kept, table: torch.Tensor, count: int) -> torch.Tensor:
+    """[M + N, d] -> [B, count, d]: the rows of M text tokens, and those of the kept image tokens."""
+    text = count - kept.count
+    found = kept.look_up(table[text:])
+    return torch.cat([table[:text].expand(len(found), -1, -1), found], dim=1)
 
 
 def _update(kept: Kept, fresh: torch.Tensor, last: torch.Tensor) -> torch.Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
@@ -40,16 +41,16 @@ class PartialSteps:
         self.options = options
         self.consensus = consensus
         self.ledger = ledger
-        self.context = Context() if options.static_kv == "reuse" else None
+        self.context = Context()
         self._twins: torch.Tensor | None = None
 
     def attach(self, segments: Iterable[Segment], undo: Undo) -> None:
         """Stand behind the projections to keys and values, for as long as the undo log lives."""
-        if self.context is None:
-            return
-        for name, attention in _attentions(segments):
+        for name, attention in _attentions(segments) if self.options.static_kv == "reuse" else ():
             for layer, kind in ((attention.to_k, "keys"), (attention.to_v, "values")):
                 undo.set(layer, "forward", self.context.wrapped(f"{name} {kind}", layer.forward))
+        for module in _rotary_modules(segments):
+            undo.set(module, "apply_rotary_emb", self.context.rotating(module.apply_rotary_emb))
 
     def look(self, latents: torch.Tensor) -> None:
         """See what a step begins with: under guidance in one batch the halves are the same, and so are their tokens.
@@ -105,11 +106,31 @@ def check_tokens(
             "tokens.static_kv=drop is not supported under PipeFusion, which keeps keys and values of all tokens; set "
             "tokens.static_kv=reuse"
         )
+    _check_rows(options, spec, topology)
     if any(hasattr(block.module, "_orig_mod") for segment in segments for block in segment.blocks):
         raise ValueError("tokens with compiled blocks is not supported; leave torch.compile out")
     for name, attention in _attentions(segments):
         if getattr(attention, "fused_projections", False):
             raise ValueError(f"tokens needs keys of their own in {name}; call pipe.unfuse_qkv_projections() first")
+
+
+def _check_rows(options: TokensConfig, spec: ModelSpec, topology: Topology | None) -> None:
+    """Raise ValueError where queries and keys cannot be told apart, or tables lie on other ranks."""
+    rotary = any(block.rotary for block in spec.blocks.values())
+    if topology and topology.pipefusion_parallel_degree > 1 and not spec.patches_in_part:
+        raise ValueError(f"tokens with {spec.name} under PipeFusion is not supported; leave tokens out")
+    if rotary and options.balance == "reshard":
+        raise ValueError(
+            f"tokens.balance=reshard is not supported for {spec.name}, whose rotary tables stay on their ranks; set "
+            "tokens.balance=pad"
+        )
+
+
+def _rotary_modules(segments: Iterable[Segment]) -> list[Any]:
+    """The Python modules in which attention processors look `apply_rotary_emb` up, each once."""
+    blocks = [block for segment in segments for block in segment.blocks if block.spec.rotary]
+    names = {type(attention.processor).__module__ for block in blocks for _, attention in _attentions_of(block)}
+    return [sys.modules[name] for name in sorted(names)]
 
 
 def _attentions(segments: Iterable[Segment]) -> Iterator[tuple[str, Any]]:

@@ -22,7 +22,7 @@ def run(config: dict) -> dict:
 PAD = {"pad": run({**MASK, "tokens": PART})}
 EVEN = {"reshard": run({**MASK, "tokens": {**PART, "balance": "reshard"}})}
 MORE = {
-    "threshold": run({**MASK, "tokens": {"threshold": 2e-7, "bucket": 2, "min_static_ratio": 0}}),
+    "threshold": run({**MASK, "tokens": {"threshold": 3e-4, "bucket": 2, "min_static_ratio": 0}}),
     "significant": run({"threshold": 0, "error_budget": 1e9, "warmup_steps": 2, "tokens": PART}),
     "drop": run({**MASK, "tokens": {**PART, "static_kv": "drop"}}),
 }
@@ -106,7 +106,7 @@ def test_padding_computes_a_superset_of_the_tokens_of_one_process(results, case,
 def test_the_latents_are_those_of_one_process(results, case, name):
     alone = latents(results, "one", "pad" if name == "reshard" else name)
     assert relative(latents(results, case, name), alone) < 1e-5
-    assert relative(alone, latents(results, "one", "uncached")) > 1e-4, "partial steps are no whole ones"
+    assert relative(alone, latents(results, "one", "uncached")) > 5e-5, "partial steps are no whole ones"
 
 
 @pytest.mark.parametrize("case", ["u2", "ring2"])

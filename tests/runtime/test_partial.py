@@ -4,14 +4,21 @@ from __future__ import annotations
 
 import pytest
 import torch
+from torch.nn.functional import pad
 
 from fastcache_xdit import FastCacheConfig, enable, fastcache
+from fastcache_xdit.models.catalogue import SPECS, spec_for
+from fastcache_xdit.models.spec import BlockSpec, ModelSpec
+from fastcache_xdit.options import TokensConfig
+from fastcache_xdit.parallel.topology import Topology
+from fastcache_xdit.runtime.partial import check_tokens
+from fastcache_xdit.runtime.segment import blocks_of
 from tests import tiny
 
 STEPS = 8
 MASK = {STEPS: "111pp10p"}
 LONE = {"test": "none", "max_consecutive_skips": STEPS, "warmup_steps": 1, "cooldown_steps": 0, "schedule": MASK}
-FAMILIES = ["pixart", "dit"]
+FAMILIES = ["pixart", "dit", "sd3", "flux"]
 PART = {"keep_ratio": 0.25, "bucket": 4}
 
 
@@ -141,12 +148,14 @@ class ByHand:
     def __init__(self, model, family, score, keep):
         self.model, self.family, self.score, self.keep = model, family, score, keep
         self.projected, self.whole, self.mask = {}, [], None
-        blocks = model.transformer_blocks
-        for number, block in list(enumerate(blocks))[1:]:
-            for layer, kind in ((block.attn1.to_k, "keys"), (block.attn1.to_v, "values")):
-                layer.register_forward_hook(self._projecting(f"transformer_blocks.{number}.attn1 {kind}"))
-        blocks[1].register_forward_pre_hook(self._entering, with_kwargs=True)
-        blocks[-1].register_forward_hook(self._leaving)
+        blocks = blocks_of(model, spec_for(model), {}, {})[1:]
+        for block in blocks:
+            attention = getattr(block.module, block.spec.attentions[0])
+            for layer, kind in ((attention.to_k, "keys"), (attention.to_v, "values")):
+                layer.register_forward_hook(self._projecting(f"{block.name}.{block.spec.attentions[0]} {kind}"))
+        blocks[0].module.register_forward_pre_hook(self._entering, with_kwargs=True)
+        blocks[-1].module.register_forward_hook(self._leaving)
+        self.spec = blocks[-1].spec
 
     def step(self, timestep, partial):
         self.partial = partial
@@ -155,7 +164,8 @@ class ByHand:
     def _projecting(self, name):
         def hook(module, args, output):
             if self.partial:
-                output = torch.where(self.mask, output, self.projected[name])
+                text = output.shape[1] - self.mask.shape[1]  # FLUX's single blocks see text rows first, all of them new
+                output = torch.where(pad(self.mask, (0, 0, text, 0), value=True), output, self.projected[name])
             self.projected[name] = output
             return output
 
@@ -177,9 +187,11 @@ class ByHand:
         return self.since
 
     def _leaving(self, module, args, output):
+        streams = self.spec.unpack(output)
         if self.partial:
-            return torch.where(self.mask, output, self.guess)
-        self.whole.append((self.entered, output))
+            rows = torch.where(self.mask, streams.hidden_states, self.guess)
+            return self.spec.pack(streams._replace(hidden_states=rows))
+        self.whole.append((self.entered, streams.hidden_states))
 
 
 def test_the_test_makes_a_significant_step_partial_and_hard_limits_make_it_whole():
@@ -206,15 +218,15 @@ def test_a_threshold_keeps_what_moves():
             64 if entry.tokens is None else entry.tokens for entry in handle.report().ledger if entry.step in (3, 4)
         ]
 
-    found = [tokens(threshold) for threshold in (0.0, 3e-7, 1.0)]
-    assert found[0] == [64, 64] and found[2] == [0, 0]
+    found = [tokens(threshold) for threshold in (0.0, 3e-4, 1.0)]
+    assert found[0] == [64, 64] and found[2] == [0, 0] and 0 < found[1][0] < 64
     assert all(count % 4 == 0 for counts in found for count in counts)
 
 
 @pytest.mark.parametrize(
     "target, tokens, words",
     [
-        (lambda: tiny.transformer("flux"), PART, "tokens with FluxTransformer2DModel is not supported"),
+        (lambda: tiny.transformer("flux"), {**PART, "balance": "reshard"}, "balance=reshard is not supported for Flux"),
         (lambda: fused(tiny.transformer("pixart")), PART, "unfuse_qkv_projections"),
         (lambda: compiled(tiny.transformer("pixart")), PART, "compiled blocks"),
     ],
@@ -222,6 +234,25 @@ def test_a_threshold_keeps_what_moves():
 def test_what_cannot_work_is_refused_by_name(target, tokens, words):
     with pytest.raises(ValueError, match=words):
         enable(target(), FastCacheConfig(tokens=tokens))
+
+
+def test_a_model_whose_spec_does_not_say_how_is_refused_by_name():
+    spec = ModelSpec("Strange", {"blocks": BlockSpec()})
+    with pytest.raises(ValueError, match="tokens with Strange is not supported"):
+        check_tokens(TokensConfig(keep_ratio=0.5), spec, [], None)
+
+
+@pytest.mark.parametrize(
+    "family, tokens, words",
+    [
+        ("PixArtTransformer2DModel", {**PART, "static_kv": "drop"}, "static_kv=drop is not supported under PipeFusion"),
+        ("FluxTransformer2DModel", PART, "FluxTransformer2DModel under PipeFusion is not supported"),
+    ],
+)
+def test_what_cannot_work_under_pipefusion_is_refused_by_name(family, tokens, words):
+    spec = next(spec for spec in SPECS if spec.name == family)
+    with pytest.raises(ValueError, match=words):
+        check_tokens(TokensConfig(**tokens), spec, [], Topology(pipefusion_parallel_degree=2))
 
 
 def fused(model):
