@@ -10,8 +10,6 @@ import torch
 from fastcache_xdit import FastCacheConfig, Handle, fastcache
 from tests.parallel.cached import Answer, asked
 
-HEADS = 4
-
 
 @dataclass
 class TokenAnswer(Answer):
@@ -59,11 +57,12 @@ def _in_store(handle: Handle, rows: dict[tuple[int | None, str], torch.Tensor]) 
         return {}
     stores, found = get_cache_manager().cache, {}
     for block in handle.driver.segments[0].blocks:
-        name = f"{block.name}.attn1 keys"
+        attention = block.spec.attentions[0]
+        name = f"{block.name}.{attention} keys"
         patches = [rows[patch, name] for patch in range(8) if (patch, name) in rows]
         if patches:
             assert get_runtime_state().num_pipeline_patch == len(patches)
-            theirs = stores["attn", block.module.attn1].tensors[0].chunk(2, dim=-1)[0]
-            ours = torch.cat(patches, dim=1).unflatten(-1, (HEADS, -1)).transpose(1, 2)
-            found[name] = (theirs - ours).abs().max().item()
+            theirs = stores["attn", getattr(block.module, attention)].tensors[0].chunk(2, dim=-1)[0]
+            theirs = theirs.transpose(1, 2).flatten(2) if theirs.ndim == 4 else theirs  # heads apart before the store
+            found[name] = (theirs - torch.cat(patches, dim=1)).abs().max().item()
     return found
