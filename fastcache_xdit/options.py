@@ -30,7 +30,9 @@ def unknown_option(name: str, known: Any) -> str:
 
 
 class TokensConfig(Options):
-    """Partial steps: only the tokens that move go through the blocks, the others take the stand-in.
+    """Partial steps: only the tokens that move go through the blocks, the others take the stand-in; or all do, merged.
+
+    Exactly one of `keep_ratio`, `threshold` and `merge_ratio` says how many.
 
     Attributes:
         when: a step is partial where the schedule marks it `p` (`scheduled`), and with `significant` also where nothing
@@ -40,8 +42,13 @@ class TokensConfig(Options):
         keep_ratio: share of the image tokens that a partial step computes.
         threshold: instead of `keep_ratio`: tokens are computed whose score, a squared distance, is at least this share
             of the mean squared norm of the tokens. At 0 every token is computed.
+        merge_ratio: instead of either: similar tokens of a window are merged to this share of them before the blocks
+            and unmerged behind; none is static, and keys and values are those of the merged ones.
+        merge_window: consecutive tokens of one rank among which some are merged.
+        merge_neighbours: nearest others of a window by which a token's density is measured.
+        merge_temporal_weight: how much a token's change since the last whole step adds to its importance in a merge.
         bucket: counts of computed tokens are rounded up to a multiple of this.
-        min_static_ratio: with a smaller share of static tokens a step is computed whole.
+        min_static_ratio: where a smaller share of tokens would be saved, a step is computed whole.
         static_kv: static tokens stay in sight of the others by their last keys and values (`reuse`), or do not
             (`drop`, the paper's).
         balance: sequence-parallel ranks must compute equally many tokens. `pad`: each computes as many of its own as
@@ -53,6 +60,10 @@ class TokensConfig(Options):
     score: Literal["predicted_change", "input_change"] = "predicted_change"
     keep_ratio: float | None = Field(None, gt=0, le=1)
     threshold: float | None = Field(None, ge=0, allow_inf_nan=False)
+    merge_ratio: float | None = Field(None, gt=0, le=1)
+    merge_window: int = Field(64, ge=1)
+    merge_neighbours: int = Field(5, ge=1)
+    merge_temporal_weight: float = Field(1.0, ge=0, allow_inf_nan=False)
     bucket: int = Field(16, ge=1)
     min_static_ratio: float = Field(0.1, ge=0, lt=1)
     static_kv: Literal["reuse", "drop"] = "reuse"
@@ -60,6 +71,9 @@ class TokensConfig(Options):
 
     @model_validator(mode="after")
     def _one_measure(self) -> TokensConfig:
-        if (self.keep_ratio is None) == (self.threshold is None):
-            raise ValueError("give exactly one of keep_ratio and threshold")
+        measures = {name: getattr(self, name) for name in ("keep_ratio", "threshold", "merge_ratio")}
+        given = [name for name, value in measures.items() if value is not None]
+        if len(given) != 1:
+            found = f"not {' and '.join(given)}" if given else "none is given"
+            raise ValueError(f"give exactly one of {', '.join(measures)}; {found}")
         return self

@@ -27,9 +27,10 @@ from fastcache_xdit.models.spec import ModelSpec
 from fastcache_xdit.parallel.consensus import Consensus, Solo
 from fastcache_xdit.parallel.ledger import Entry, Ledger
 from fastcache_xdit.parallel.topology import Topology
+from fastcache_xdit.runtime.allowed import check_tokens
 from fastcache_xdit.runtime.driver import Driver
 from fastcache_xdit.runtime.judge import AgreeingJudge, FirstPatchJudge, Judge, LeaderJudge, Rules, ScheduledJudge
-from fastcache_xdit.runtime.partial import PartialSteps, check_tokens
+from fastcache_xdit.runtime.partial import PartialSteps
 from fastcache_xdit.runtime.patch import Undo
 from fastcache_xdit.runtime.segment import Block, Segment, blocks_of, partition
 from fastcache_xdit.runtime.session import Session

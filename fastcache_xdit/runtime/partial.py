@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from typing import Any, NamedTuple
 
 import torch
 
 from fastcache_xdit.clock import Tick
-from fastcache_xdit.models.spec import ModelSpec, Streams
+from fastcache_xdit.models.spec import Streams
 from fastcache_xdit.options import TokensConfig
 from fastcache_xdit.parallel.balance import Kept, Shares, share_out
 from fastcache_xdit.parallel.consensus import Consensus
 from fastcache_xdit.parallel.ledger import Ledger
-from fastcache_xdit.parallel.topology import Topology
 from fastcache_xdit.runtime.context import Context
+from fastcache_xdit.runtime.merged import merge
 from fastcache_xdit.runtime.patch import Undo
 from fastcache_xdit.runtime.segment import Block, Segment
 from fastcache_xdit.runtime.state import SegmentState
@@ -46,7 +46,8 @@ class PartialSteps:
 
     def attach(self, segments: Iterable[Segment], undo: Undo) -> None:
         """Stand behind the projections to keys and values, for as long as the undo log lives."""
-        for name, attention in _attentions(segments) if self.options.static_kv == "reuse" else ():
+        apart = self.options.static_kv == "drop" or self.options.merge_ratio is not None
+        for name, attention in () if apart else attentions(segments):
             for layer, kind in ((attention.to_k, "keys"), (attention.to_v, "values")):
                 undo.set(layer, "forward", self.context.wrapped(f"{name} {kind}", layer.forward))
         for module in _rotary_modules(segments):
@@ -67,19 +68,21 @@ class PartialSteps:
             entered: what enters the segment, [B, N, D].
             guess: the stand-in's output.
         """
-        before = self._before(state)
-        now = guess if self.options.score == "predicted_change" else entered
-        kept = share_out(self._shares(now.hidden_states, before, tick), self.options, self.consensus)
+        kept = self._kept(tick, state, entered.hidden_states, guess.hidden_states)
         if kept is None:
             self.ledger.amend(partial=False, reason="most tokens move")
             return None
         self.ledger.amend(tokens=kept.count)
         return Part(kept, guess)
 
-    def _before(self, state: SegmentState) -> torch.Tensor:
-        reference = state.output if self.options.score == "predicted_change" else state.reference
+    def _kept(self, tick: Tick, state: SegmentState, entered: torch.Tensor, guess: torch.Tensor) -> Kept | None:
+        reference = state.reference
         assert reference is not None
-        return reference
+        if self.options.merge_ratio is not None:
+            return merge(self.options, entered, reference)
+        by_input = self.options.score == "input_change"
+        shares = self._shares(entered, reference, tick) if by_input else self._shares(guess, state.output, tick)
+        return share_out(shares, self.options, self.consensus)
 
     def _shares(self, now: torch.Tensor, before: torch.Tensor, tick: Tick) -> Shares:
         """Every shard's scores and energy, in one message."""
@@ -92,40 +95,6 @@ class PartialSteps:
         return Shares(scores, energies.sum(dim=0) / (scores.shape[0] * scores.shape[2]))
 
 
-def check_tokens(
-    options: TokensConfig, spec: ModelSpec, segments: Sequence[Segment], topology: Topology | None
-) -> None:
-    """Raise ValueError where partial steps cannot work with this model, or in this layout."""
-    if not all(block.attentions for block in spec.blocks.values()):
-        raise ValueError(
-            f"tokens with {spec.name} is not supported: it is not known how some of its tokens alone go through its "
-            "blocks; leave tokens out"
-        )
-    if topology and topology.pipefusion_parallel_degree > 1 and options.static_kv == "drop":
-        raise ValueError(
-            "tokens.static_kv=drop is not supported under PipeFusion, which keeps keys and values of all tokens; set "
-            "tokens.static_kv=reuse"
-        )
-    _check_rows(options, spec, topology)
-    if any(hasattr(block.module, "_orig_mod") for segment in segments for block in segment.blocks):
-        raise ValueError("tokens with compiled blocks is not supported; leave torch.compile out")
-    for name, attention in _attentions(segments):
-        if getattr(attention, "fused_projections", False):
-            raise ValueError(f"tokens needs keys of their own in {name}; call pipe.unfuse_qkv_projections() first")
-
-
-def _check_rows(options: TokensConfig, spec: ModelSpec, topology: Topology | None) -> None:
-    """Raise ValueError where queries and keys cannot be told apart, or tables lie on other ranks."""
-    rotary = any(block.rotary for block in spec.blocks.values())
-    if topology and topology.pipefusion_parallel_degree > 1 and not spec.patches_in_part:
-        raise ValueError(f"tokens with {spec.name} under PipeFusion is not supported; leave tokens out")
-    if rotary and options.balance == "reshard":
-        raise ValueError(
-            f"tokens.balance=reshard is not supported for {spec.name}, whose rotary tables stay on their ranks; set "
-            "tokens.balance=pad"
-        )
-
-
 def _rotary_modules(segments: Iterable[Segment]) -> list[Any]:
     """The Python modules in which attention processors look `apply_rotary_emb` up, each once."""
     blocks = [block for segment in segments for block in segment.blocks if block.spec.rotary]
@@ -133,7 +102,7 @@ def _rotary_modules(segments: Iterable[Segment]) -> list[Any]:
     return [sys.modules[name] for name in sorted(names)]
 
 
-def _attentions(segments: Iterable[Segment]) -> Iterator[tuple[str, Any]]:
+def attentions(segments: Iterable[Segment]) -> Iterator[tuple[str, Any]]:
     """The attention modules that see image tokens, by name."""
     for segment in segments:
         for block in segment.blocks:

@@ -11,8 +11,9 @@ from fastcache_xdit.models.catalogue import SPECS, spec_for
 from fastcache_xdit.models.spec import BlockSpec, ModelSpec
 from fastcache_xdit.options import TokensConfig
 from fastcache_xdit.parallel.topology import Topology
-from fastcache_xdit.runtime.partial import check_tokens
+from fastcache_xdit.runtime.allowed import check_tokens
 from fastcache_xdit.runtime.segment import blocks_of
+from fastcache_xdit.tokens.merging import merging
 from tests import tiny
 
 STEPS = 8
@@ -31,7 +32,9 @@ def traces(pipe):
     return {name: dict(vars(module)) for name, module in pipe.transformer.named_modules()}
 
 
-@pytest.mark.parametrize("tokens", [{"keep_ratio": 1.0}, {"threshold": 0.0}, {**PART, "min_static_ratio": 0.8}])
+@pytest.mark.parametrize(
+    "tokens", [{"keep_ratio": 1.0}, {"threshold": 0.0}, {"merge_ratio": 1.0}, {**PART, "min_static_ratio": 0.8}]
+)
 @pytest.mark.parametrize("family", FAMILIES)
 def test_keeping_everything_is_bit_identical(family, tokens):
     pipe = tiny.pipeline(family)
@@ -64,6 +67,43 @@ def test_partial_steps_are_counted_close_and_undone(family, static_kv):
     assert held > 0 and handle.report().bytes_held == 0
     assert traces(pipe) == before
     assert torch.equal(generate(pipe, family), plain)
+
+
+MERGED = {"merge_ratio": 0.75, "merge_window": 16}
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_merged_steps_are_counted_close_and_undone(family):
+    pipe = tiny.pipeline(family)
+    plain, before = generate(pipe, family), traces(pipe)
+    with fastcache(pipe, FastCacheConfig(**LONE, tokens=MERGED)) as handle:
+        cached = generate(pipe, family)
+        assert torch.equal(cached, generate(pipe, family)), "nothing of the first request is left"
+    assert 0 < (cached - plain).norm() / plain.norm() < 0.02
+    assert [entry.tokens for entry in handle.report().ledger] == [None, None, None, 48, 48, None, None, 48]
+    assert traces(pipe) == before
+
+
+def test_a_merged_step_by_hand():
+    """Blocks see each cluster once; each token gets what its cluster gained."""
+    model, plain = tiny.transformer("dit"), tiny.transformer("dit")
+    seen = []
+    plain.transformer_blocks[1].register_forward_pre_hook(lambda _, args, kw: seen.append((args, kw)), with_kwargs=True)
+    last = plain.transformer_blocks[-1]
+    with fastcache(model, FastCacheConfig(**LOOP, tokens={**MERGED, "min_static_ratio": 0})) as handle:
+        outputs = [step(model, "dit", timestep) for timestep in (600, 590)]
+        merged, found = step(model, "dit", 580), handle.report().ledger[-1]
+    assert torch.equal(outputs[1], step(plain, "dit", 590)) and found.tokens == 48
+    step(plain, "dit", 580)
+    (before, _), (args, kwargs) = seen
+    x, rest = args[0], args[1:]
+    clusters = merging(x, before[0], 0.75, 16, 5, 1.0)
+    y = means = clusters.merge(x)
+    for block in plain.transformer_blocks[1:]:
+        y = type(block).forward(block, y, *rest, **kwargs)
+    expected = clusters.unmerge(y, x, means)
+    last.register_forward_hook(lambda *_: expected)
+    torch.testing.assert_close(merged, step(plain, "dit", 580), rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -246,6 +286,7 @@ def test_a_model_whose_spec_does_not_say_how_is_refused_by_name():
     "family, tokens, words",
     [
         ("PixArtTransformer2DModel", {**PART, "static_kv": "drop"}, "static_kv=drop is not supported under PipeFusion"),
+        ("PixArtTransformer2DModel", {"merge_ratio": 0.5}, "merge_ratio is not supported under PipeFusion"),
         ("FluxTransformer2DModel", PART, "FluxTransformer2DModel under PipeFusion is not supported"),
     ],
 )
