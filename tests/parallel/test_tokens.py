@@ -26,6 +26,8 @@ MORE = {
     "significant": run({"threshold": 0, "error_budget": 1e9, "warmup_steps": 2, "tokens": PART}),
     "drop": run({**MASK, "tokens": {**PART, "static_kv": "drop"}}),
 }
+MERGE = {"merge": run({**MASK, "tokens": {"merge_ratio": 0.75, "merge_window": 16}})}
+DROP = {"drop, reshard": run({**MASK, "tokens": {**PART, "static_kv": "drop", "balance": "reshard"}})}
 WHOLE = {"uncached": {"steps": STEPS}, "all": run({**MASK, "tokens": {"keep_ratio": 1.0}})}
 ULYSSES, RING, TWO = {"ulysses_degree": 2}, {"ring_degree": 2}, {"pipefusion_parallel_degree": 2}
 BRANCHES = {"use_cfg_parallel": True}
@@ -37,9 +39,9 @@ FLAT_RUNS = ["pad", "threshold", "significant"]
 
 @pytest.fixture(scope="module")
 def results() -> list[dict]:
-    cases = {"one": {"family": "pixart", "runs": {**WHOLE, **PAD, **MORE}}}
+    cases = {"one": {"family": "pixart", "runs": {**WHOLE, **PAD, **MORE, **MERGE}}}
     for name, degrees in FLAT.items():
-        cases[name] = {"family": "pixart", "degrees": degrees, "runs": {**WHOLE, **PAD, **EVEN, **MORE}}
+        cases[name] = {"family": "pixart", "degrees": degrees, "runs": {**WHOLE, **PAD, **EVEN, **MORE, **MERGE, **DROP}}
     staged = {**WHOLE, **PAD, **EVEN, "significant": MORE["significant"]}
     for name, degrees in STAGES.items():
         cases[name] = {"family": "pixart", "degrees": degrees, "runs": staged}
@@ -102,11 +104,21 @@ def test_padding_computes_a_superset_of_the_tokens_of_one_process(results, case,
     assert len({kept[first].shape for kept in found}) == 1
 
 
-@pytest.mark.parametrize("case, name", [(case, "reshard") for case in FLAT] + [("cfg2", "pad"), ("cfg2", "threshold")])
-def test_the_latents_are_those_of_one_process(results, case, name):
-    alone = latents(results, "one", "pad" if name == "reshard" else name)
+@pytest.mark.parametrize("case", FLAT)
+@pytest.mark.parametrize("name, same", [("reshard", "pad"), ("merge", "merge"), ("drop, reshard", "drop")])
+def test_the_latents_are_those_of_one_process(results, case, name, same):
+    alone = latents(results, "one", same)
     assert relative(latents(results, case, name), alone) < 1e-5
     assert relative(alone, latents(results, "one", "uncached")) > 5e-5, "partial steps are no whole ones"
+
+
+@pytest.mark.parametrize("name", ["pad", "threshold"])
+def test_branches_on_ranks_of_their_own_keep_the_same_tokens_as_one_process(results, name):
+    assert relative(latents(results, "cfg2", name), latents(results, "one", name)) < 1e-5
+    alone = answers(results, "one", name)[0].kept
+    for answer in answers(results, "cfg2", name):
+        assert {key: len(index) for key, index in answer.kept.items()} == dict.fromkeys(alone, 1)
+        assert all(torch.equal(index, alone[key][:1]) for key, index in answer.kept.items())
 
 
 @pytest.mark.parametrize("case", ["u2", "ring2"])

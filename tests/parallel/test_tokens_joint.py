@@ -7,7 +7,7 @@ import torch
 
 from tests.parallel.cached import psnr, relative
 from tests.parallel.launch import run_ranks
-from tests.parallel.test_tokens import BRANCHES, EVEN, PAD, RING, TWO, ULYSSES, WHOLE, agreeing, answers, latents
+from tests.parallel.test_tokens import BRANCHES, EVEN, MERGE, PAD, RING, TWO, ULYSSES, WHOLE, agreeing, answers, latents
 
 LAYOUTS = {
     "sd3": {"u2": ULYSSES, "ring2": RING, "u2 cfg2": {**ULYSSES, **BRANCHES}, "pp2": TWO, "u2 pp2": {**ULYSSES, **TWO}},
@@ -16,14 +16,17 @@ LAYOUTS = {
 PLACES = [(family, name) for family, layouts in LAYOUTS.items() for name in layouts]
 RUNS = {"sd3": ["pad", "reshard"], "flux": ["pad"]}
 TRIPLES = [(family, name, run) for family, name in PLACES for run in RUNS[family]]
+MERGED = [("sd3", "u2"), ("sd3", "ring2"), ("flux", "u2"), ("flux", "ring2")]
 
 
 @pytest.fixture(scope="module")
 def results() -> list[dict]:
-    cases = {f"{family} one": {"family": family, "runs": {**WHOLE, **PAD}} for family in LAYOUTS}
+    cases = {f"{family} one": {"family": family, "runs": {**WHOLE, **PAD, **MERGE}} for family in LAYOUTS}
     runs = {"sd3": {**WHOLE, **PAD, **EVEN}, "flux": {**WHOLE, **PAD}}
     for family, name in PLACES:
         cases[f"{family} {name}"] = {"family": family, "degrees": LAYOUTS[family][name], "runs": runs[family]}
+        if (family, name) in MERGED:
+            cases[f"{family} {name}"]["runs"] = {**runs[family], **MERGE}
     return run_ranks("tokens_worker.py", 4, cases=cases)
 
 
@@ -44,11 +47,12 @@ def test_ranks_that_agree_keep_equal_ledgers_with_equal_counts(results, family, 
 
 
 SAME = [("sd3", "u2", "reshard"), ("sd3", "ring2", "reshard"), ("sd3", "u2 cfg2", "reshard"), ("flux", "tp2", "pad")]
+SAME += [(*place, "merge") for place in MERGED]
 
 
 @pytest.mark.parametrize("family, name, run", SAME)
 def test_the_latents_are_those_of_one_process(results, family, name, run):
-    alone = latents(results, f"{family} one", "pad")
+    alone = latents(results, f"{family} one", "merge" if run == "merge" else "pad")
     assert relative(latents(results, f"{family} {name}", run), alone) < 1e-5
     assert relative(alone, latents(results, f"{family} one", "uncached")) > 5e-5, "partial steps are no whole ones"
 
