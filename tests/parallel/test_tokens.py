@@ -32,7 +32,8 @@ WHOLE = {"uncached": {"steps": STEPS}, "all": run({**MASK, "tokens": {"keep_rati
 ULYSSES, RING, TWO = {"ulysses_degree": 2}, {"ring_degree": 2}, {"pipefusion_parallel_degree": 2}
 BRANCHES = {"use_cfg_parallel": True}
 FLAT = {"u2": ULYSSES, "ring2": RING, "cfg2": BRANCHES, "u2 cfg2": {**ULYSSES, **BRANCHES}}
-STAGES = {"pp2": TWO, "u2 pp2": {**ULYSSES, **TWO}}
+STAGES = {"pp2": TWO, "u2 pp2": {**ULYSSES, **TWO}, "ring2 pp2, late": {**RING, **TWO, "warmup_steps": 4}}
+STAGES["pp2, never"] = {**TWO, "warmup_steps": STEPS}  # "late" and "never": when patches take over from whole sequences
 SHARDS = ["u2", "ring2", "u2 cfg2"]
 FLAT_RUNS = ["pad", "threshold", "significant"]
 
@@ -41,7 +42,11 @@ FLAT_RUNS = ["pad", "threshold", "significant"]
 def results() -> list[dict]:
     cases = {"one": {"family": "pixart", "runs": {**WHOLE, **PAD, **MORE, **MERGE}}}
     for name, degrees in FLAT.items():
-        cases[name] = {"family": "pixart", "degrees": degrees, "runs": {**WHOLE, **PAD, **EVEN, **MORE, **MERGE, **DROP}}
+        cases[name] = {
+            "family": "pixart",
+            "degrees": degrees,
+            "runs": {**WHOLE, **PAD, **EVEN, **MORE, **MERGE, **DROP},
+        }
     staged = {**WHOLE, **PAD, **EVEN, "significant": MORE["significant"]}
     for name, degrees in STAGES.items():
         cases[name] = {"family": "pixart", "degrees": degrees, "runs": staged}
@@ -58,7 +63,7 @@ def latents(results: list[dict], case: str, name: str) -> torch.Tensor:
 
 def agreeing(case: str) -> list[list[int]]:
     """Ranks of one stage and replica."""
-    pairs = {"pp2": [], "u2 cfg2": [[0, 1, 2, 3]]}
+    pairs = {"pp2": [], "pp2, never": [], "u2 cfg2": [[0, 1, 2, 3]]}
     return pairs.get(case, [[0, 1], [2, 3]])
 
 
