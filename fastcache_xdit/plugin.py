@@ -120,7 +120,7 @@ def enable(target: Any, config: FastCacheConfig | None = None) -> Handle:
         )
     lead, segments = _segments(host, spec, config)
     if config.tokens:
-        check_tokens(config.tokens, spec, segments, host.topology)
+        check_tokens(config.tokens, spec, segments, host.topology, host.whole_only)
     with contextlib.ExitStack() as on_error:
         undo = on_error.enter_context(Undo())
         fixes = host.fixes(undo)

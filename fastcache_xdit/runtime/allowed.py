@@ -12,9 +12,15 @@ from fastcache_xdit.runtime.segment import Segment
 
 
 def check_tokens(
-    options: TokensConfig, spec: ModelSpec, segments: Sequence[Segment], topology: Topology | None
+    options: TokensConfig,
+    spec: ModelSpec,
+    segments: Sequence[Segment],
+    topology: Topology | None,
+    whole_only: str = "",
 ) -> None:
-    """Raise ValueError where partial steps cannot work with this model, or in this layout."""
+    """Raise ValueError where partial steps cannot work with this model, in this layout, or with what else is on."""
+    if whole_only:
+        raise ValueError(f"tokens with {whole_only} is not supported; leave one of them out")
     if not all(block.attentions for block in spec.blocks.values()):
         raise ValueError(
             f"tokens with {spec.name} is not supported: it is not known how some of its tokens alone go through its "

@@ -282,6 +282,11 @@ def test_a_model_whose_spec_does_not_say_how_is_refused_by_name():
         check_tokens(TokensConfig(keep_ratio=0.5), spec, [], None)
 
 
+def test_what_the_host_cannot_do_with_a_part_is_refused_by_name():
+    with pytest.raises(ValueError, match="tokens with FP8 is not supported; leave one of them out"):
+        check_tokens(TokensConfig(keep_ratio=0.5), SPECS[0], [], None, "FP8")
+
+
 @pytest.mark.parametrize(
     "family, tokens, words",
     [
