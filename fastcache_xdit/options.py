@@ -77,3 +77,12 @@ class TokensConfig(Options):
             found = f"not {' and '.join(given)}" if given else "none is given"
             raise ValueError(f"give exactly one of {', '.join(measures)}; {found}")
         return self
+
+    @model_validator(mode="after")
+    def _merged_alone(self) -> TokensConfig:
+        for name in ("score", "static_kv", "balance"):
+            if self.merge_ratio is not None and getattr(self, name) != type(self).model_fields[name].default:
+                raise ValueError(
+                    f"{name}={getattr(self, name)} has no meaning with merge_ratio, which keeps no token static"
+                )
+        return self

@@ -39,6 +39,7 @@ def test_it_is_frozen():
         ({"tokens": {"keep_ratio": 0}}, ["'tokens.keep_ratio'", "greater than 0"]),
         ({"tokens": {}}, ["exactly one of keep_ratio, threshold, merge_ratio"]),
         ({"tokens": {"keep_ratio": 0.5, "threshold": 0.1}}, ["exactly one of keep_ratio, threshold, merge_ratio"]),
+        ({"tokens": {"merge_ratio": 0.5, "balance": "reshard"}}, ["balance=reshard has no meaning with merge_ratio"]),
         ({"tokens": {"keep_ratio": 0.5}, "granularity": "block"}, ["tokens with granularity=block", "step"]),
         ({"tokens": {"keep_ratio": 0.5, "when": "scheduled"}}, ["no step to be used at", "mark"]),
         ({"schedule": {4: "1p10"}}, ["partial steps (p)", "give tokens"]),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, NamedTuple
 
 import torch
@@ -21,6 +21,9 @@ from fastcache_xdit.runtime.segment import Block, Segment
 from fastcache_xdit.runtime.state import SegmentState
 from fastcache_xdit.tokens.saliency import token_change
 from fastcache_xdit.tokens.selection import share_pairs
+
+# Called with the tokens that a partial step keeps: `kept.put(ones, zeros)` draws them.
+Watch = Callable[[Tick, Kept], None]
 
 
 class Part(NamedTuple):
@@ -42,6 +45,7 @@ class PartialSteps:
         self.consensus = consensus
         self.ledger = ledger
         self.context = Context()
+        self.watch: Watch | None = None
         self._twins: torch.Tensor | None = None
 
     def attach(self, segments: Iterable[Segment], undo: Undo) -> None:
@@ -73,6 +77,8 @@ class PartialSteps:
             self.ledger.amend(partial=False, reason="most tokens move")
             return None
         self.ledger.amend(tokens=kept.count)
+        if self.watch:
+            self.watch(tick, kept)
         return Part(kept, guess)
 
     def _kept(self, tick: Tick, state: SegmentState, entered: torch.Tensor, guess: torch.Tensor) -> Kept | None:

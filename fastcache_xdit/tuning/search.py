@@ -124,7 +124,7 @@ class Search:
         table, gains = self._table()
         plans = [plan(table, weights, computed, c) for weights in (gains, [1.0] * self.steps) for c in COHERENCES]
         given = (self.start.schedule or {}).get(self.steps, "") if self.start else ""
-        masks = [given] if given.count("1") == computed else []
+        masks = [given] if given.count("1") == computed and "p" not in given else []
         return list(dict.fromkeys([*masks, *(each.mask for each in plans), uniform_mask(self.steps, computed)]))
 
     def _table(self) -> tuple[ErrorTable, list[float]]:

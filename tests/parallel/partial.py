@@ -8,6 +8,8 @@ from typing import Any
 import torch
 
 from fastcache_xdit import FastCacheConfig, Handle, fastcache
+from fastcache_xdit.clock import Tick
+from fastcache_xdit.parallel.balance import Own
 from tests.parallel.cached import Answer, asked
 
 
@@ -15,36 +17,35 @@ from tests.parallel.cached import Answer, asked
 class TokenAnswer(Answer):
     """An answer, and what partial steps left behind.
 
-    `kept` are the indices [B, K] of each partial step, by (step, patch); `rows` the keys and values [B, N, D] of one
-    branch by (patch, name); `store` the largest difference between them and what xDiT's own store holds, by name.
+    `again` are the latents of the same request behind it. `kept` are the indices [B, K] of each partial step, by
+    (step, patch); `rows` the keys and values [B, N, D] by (patch, name); `store` the largest difference between them
+    and what xDiT's own store holds, by name.
     """
 
+    again: torch.Tensor | None = None
     kept: dict[tuple[int, int | None], torch.Tensor] = field(default_factory=dict)
     rows: dict[tuple[int | None, str], torch.Tensor] = field(default_factory=dict)
     store: dict[str, float] = field(default_factory=dict)
 
 
-def partly(pipe: Any, family: str, config: dict, **request: Any) -> TokenAnswer:
-    """Run a request with a cache of its own, whose config has tokens."""
+def partly(pipe: Any, family: str, config: dict, twice: bool = False, **request: Any) -> TokenAnswer:
+    """Run a request, or two, with a cache of its own, whose config has tokens."""
     with fastcache(pipe, FastCacheConfig(**config)) as handle:
         kept = _watch(handle)
         answer = asked(handle, pipe, family, **request)
-        context = handle.driver.context
-        rows = {key[1:]: rows for key, rows in context._stored.items()} if context else {}
-        return TokenAnswer(**vars(answer), kept=kept, rows=rows, store=_in_store(handle, rows))
+        rows = {key[1:]: rows for key, rows in handle.driver.context._stored.items()}
+        again = asked(handle, pipe, family, **request).latents if twice else None
+        return TokenAnswer(**vars(answer), again=again, kept=kept, rows=rows, store=_in_store(handle, rows))
 
 
 def _watch(handle: Handle) -> dict[tuple[int, int | None], torch.Tensor]:
-    steps, found = handle.driver.partial, {}
-    choose = steps.choose
+    found = {}
 
-    def choosing(tick, *rest):
-        part = choose(tick, *rest)
-        if part and hasattr(part.kept, "selection"):
-            found[tick.step, tick.patch] = part.kept.selection.index
-        return part
+    def watch(tick: Tick, kept: Any) -> None:
+        if isinstance(kept, Own):
+            found[tick.step, tick.patch] = kept.selection.index
 
-    steps.choose = choosing
+    handle.driver.partial.watch = watch
     return found
 
 

@@ -19,7 +19,7 @@ def run(config: dict) -> dict:
     return {"config": config, "steps": STEPS}
 
 
-PAD = {"pad": run({**MASK, "tokens": PART})}
+PAD = {"pad": {**run({**MASK, "tokens": PART}), "twice": True}}
 EVEN = {"reshard": run({**MASK, "tokens": {**PART, "balance": "reshard"}})}
 MORE = {
     "threshold": run({**MASK, "tokens": {"threshold": 3e-4, "bucket": 2, "min_static_ratio": 0}}),
@@ -140,6 +140,12 @@ def test_resharded_keys_and_values_are_those_of_one_process(results, case):
 def test_patches_keep_xdits_own_store_whole(results, name):
     stores = [answer.store for answer in answers(results, "pp2", name)]
     assert all(stores) and max(max(store.values()) for store in stores) == 0
+
+
+@pytest.mark.parametrize("case", ["one", *FLAT, *STAGES])
+def test_a_request_leaves_nothing_for_the_next_one(results, case):
+    for answer in answers(results, case, "pad"):
+        assert answer.latents is None or torch.equal(answer.latents, answer.again)
 
 
 @pytest.mark.parametrize("name", ["pad", "reshard", "significant"])

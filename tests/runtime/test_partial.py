@@ -142,15 +142,8 @@ def test_both_halves_of_guidance_keep_the_same_tokens():
 
 def watched(handle):
     """Collect the indices of what partial steps keep."""
-    steps, found = handle.driver.partial, []
-    choose = steps.choose
-
-    def choosing(*args):
-        part = choose(*args)
-        found.append(part.kept.selection.index)
-        return part
-
-    steps.choose = choosing
+    found = []
+    handle.driver.partial.watch = lambda tick, kept: found.append(kept.selection.index)
     return found
 
 
