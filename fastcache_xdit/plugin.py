@@ -119,8 +119,6 @@ def enable(target: Any, config: FastCacheConfig | None = None) -> Handle:
             "a calibration or a schedule needs a scheduler to know the steps by; enable FastCache on the pipeline"
         )
     lead, segments = _segments(host, spec, config)
-    if config.tokens:
-        check_tokens(config.tokens, spec, segments, host.topology, host.whole_only)
     with contextlib.ExitStack() as on_error:
         undo = on_error.enter_context(Undo())
         fixes = host.fixes(undo)
@@ -192,7 +190,10 @@ def _segments(host: Host, spec: ModelSpec, config: FastCacheConfig) -> tuple[lis
             f"lead_blocks={config.lead_blocks} leaves the first PipeFusion stage, which decides for all, nothing to "
             f"skip: it has {first_stage} blocks; set lead_blocks to at most {first_stage - 1}, or pp_decision=stage"
         )
-    return partition(blocks, config)
+    lead, segments = partition(blocks, config)
+    if config.tokens:
+        check_tokens(config.tokens, spec, segments, host.topology, host.whole_only)
+    return lead, segments
 
 
 def _attach(
