@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-import difflib
 import json
 from pathlib import Path
 from typing import Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import Field, ValidationError, field_validator, model_validator
+
+from fastcache_xdit.options import Options, TokensConfig
 
 
-class FastCacheConfig(BaseModel):
+class FastCacheConfig(Options):
     """How FastCache decides and what stands in for a skipped block (arXiv 2505.20353).
 
     All options are keyword-only; an unknown one is an error that names the nearest known option.
@@ -33,8 +34,9 @@ class FastCacheConfig(BaseModel):
         carry_errors: where a schedule alone decides (`test: none`), each calibrated stand-in makes good what those
             before it missed: better where computed steps are evenly spread, worse after long gaps early on.
         allow_adapters: take a calibration that was made without the LoRA that is loaded or fused now, or with another.
-        schedule: for a number of steps, which of them are computed: `{20: "11101001..."}`, 1 for computed. Another
-            number of steps takes the nearest mask, stretched. A step is skipped where schedule and test both allow it.
+        schedule: for a number of steps, which of them are computed: `{20: "1110p001..."}`, 1 for computed, p for a
+            partial step (`tokens`). Another number of steps takes the nearest mask, stretched. A step is skipped where
+            schedule and test both allow it.
         test: when a change is insignificant: `online` compares the error predicted from this request's computed steps
             with `threshold`; `calibrated` is the chi-squared test of the calibration, with `alpha` and `tolerance`;
             `paper` is the literal rule of arXiv 2505.20353, vacuous, because it passes every change below 100 %;
@@ -56,9 +58,8 @@ class FastCacheConfig(BaseModel):
             decides for itself, which lets keys and values grow stale at different steps.
         verify_every: every so many steps ranks confirm their decisions with one more message before they act
             (0: never; digests still travel with every decision, at no extra message).
+        tokens: partial steps, in which only some tokens are computed; see `TokensConfig`.
     """
-
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=False)
 
     granularity: Literal["step", "group", "block"] = "step"
     groups: int = Field(4, ge=1)
@@ -83,22 +84,15 @@ class FastCacheConfig(BaseModel):
     cfg_agreement: bool = True
     pp_decision: Literal["leader", "stage"] = "leader"
     verify_every: int = Field(0, ge=0)
-
-    @model_validator(mode="before")
-    @classmethod
-    def _known_options(cls, values: Any) -> Any:
-        for name in values if isinstance(values, dict) else ():
-            if name not in cls.model_fields:
-                raise ValueError(unknown_option(name, cls.model_fields))
-        return values
+    tokens: TokensConfig | None = None
 
     @field_validator("schedule")
     @classmethod
     def _whole_masks(cls, schedule: dict[int, str] | None) -> dict[int, str] | None:
         for steps, mask in (schedule or {}).items():
-            if len(mask) != steps or set(mask) - {"0", "1"} or not mask.startswith("1"):
+            if len(mask) != steps or set(mask) - {"0", "1", "p"} or not mask.startswith("1"):
                 raise ValueError(
-                    f"the mask for {steps} steps must be {steps} characters 0 or 1, the first one 1, not {mask!r}"
+                    f"the mask for {steps} steps must be {steps} characters 0, 1 or p, the first one 1, not {mask!r}"
                 )
         return schedule or None
 
@@ -111,6 +105,19 @@ class FastCacheConfig(BaseModel):
             raise ValueError(f"{what} needs a calibration file; make one with fastcache-xdit calibrate")
         if self.calibration is not None and self.stand_in in ("reuse", "taylor2"):
             raise ValueError(f"stand_in {self.stand_in!r} is never fitted; leave calibration away, or use history")
+        return self
+
+    @model_validator(mode="after")
+    def _partial_steps(self) -> FastCacheConfig:
+        marked = any("p" in mask for mask in (self.schedule or {}).values())
+        if marked and self.tokens is None:
+            raise ValueError("the schedule has partial steps (p); give tokens, such as tokens: {keep_ratio: 0.25}")
+        if self.tokens is None:
+            return self
+        if not marked and (self.test == "none" or self.tokens.when == "scheduled"):
+            raise ValueError("tokens have no step to be used at; mark steps of the schedule p, or use a test")
+        if self.granularity != "step":
+            raise ValueError(f"tokens with granularity={self.granularity} is not supported; set granularity: step")
         return self
 
     @classmethod
@@ -177,13 +184,6 @@ def _beside(folder: Path, values: dict[str, Any]) -> dict[str, Any]:
     if isinstance(name, str) and (folder / name).is_file():
         return values | {"calibration": str(folder / name)}
     return values
-
-
-def unknown_option(name: str, known: Any) -> str:
-    """The sentence for an option that does not exist, with the nearest one that does."""
-    near = difflib.get_close_matches(name, list(known), n=1)
-    hint = f"did you mean {near[0]!r}?" if near else f"known options: {', '.join(known)}"
-    return f"unknown option {name!r}; {hint}"
 
 
 def _one_line(error: ValidationError) -> str:

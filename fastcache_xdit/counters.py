@@ -12,12 +12,13 @@ from typing import Any
 class Counters:
     """Totals since the cache was enabled or reset.
 
-    `computed` and `approximated` count block calls by block name; `*_tokens` weigh them by the tokens that they cover,
-    so that a PipeFusion patch counts as its share of a full step.
+    `computed`, `approximated` and `partial` count block calls by block name; `*_tokens` count the tokens that they
+    computed or spared, so that a PipeFusion patch counts as its share of a full step.
     """
 
     computed: Counter[str] = field(default_factory=Counter)
     approximated: Counter[str] = field(default_factory=Counter)
+    partial: Counter[str] = field(default_factory=Counter)
     computed_tokens: Counter[str] = field(default_factory=Counter)
     approximated_tokens: Counter[str] = field(default_factory=Counter)
     transformer_calls: int = 0
@@ -34,6 +35,12 @@ class Counters:
         )
         calls[block] += 1
         weights[block] += tokens
+
+    def note_partial(self, block: str, kept: int, tokens: int) -> None:
+        """Count one block call that computed `kept` of `tokens` tokens."""
+        self.partial[block] += 1
+        self.computed_tokens[block] += kept
+        self.approximated_tokens[block] += tokens - kept
 
     def add(self, other: Counters) -> None:
         """Add another run's or another rank's counts to these."""
@@ -57,11 +64,13 @@ class Counters:
             **asdict(self),
             "computed_total": self.computed.total(),
             "approximated_total": self.approximated.total(),
+            "partial_total": self.partial.total(),
             "collectives_per_step": self.collectives / max(self.transformer_calls, 1),
         }
 
     def __str__(self) -> str:
-        done, spared = self.computed.total(), self.approximated.total()
-        line = f"computed {done}, approximated {spared} of {done + spared} block calls"
+        done, spared, partial = self.computed.total(), self.approximated.total(), self.partial.total()
+        parts = f", partial {partial}" if partial else ""
+        line = f"computed {done}, approximated {spared}{parts} of {done + spared + partial} block calls"
         steps = f"{self.transformer_calls} transformer calls, {self.collectives} collectives"
-        return f"{line} ({steps})" if spared else f"nothing was skipped: {line} ({steps})"
+        return f"{line} ({steps})" if spared or partial else f"nothing was skipped: {line} ({steps})"

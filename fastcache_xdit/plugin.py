@@ -27,8 +27,10 @@ from fastcache_xdit.models.spec import ModelSpec
 from fastcache_xdit.parallel.consensus import Consensus, Solo
 from fastcache_xdit.parallel.ledger import Entry, Ledger
 from fastcache_xdit.parallel.topology import Topology
+from fastcache_xdit.runtime.allowed import check_tokens
 from fastcache_xdit.runtime.driver import Driver
 from fastcache_xdit.runtime.judge import AgreeingJudge, FirstPatchJudge, Judge, LeaderJudge, Rules, ScheduledJudge
+from fastcache_xdit.runtime.partial import PartialSteps
 from fastcache_xdit.runtime.patch import Undo
 from fastcache_xdit.runtime.segment import Block, Segment, blocks_of, partition
 from fastcache_xdit.runtime.session import Session
@@ -91,7 +93,7 @@ class Handle:
     def report(self) -> Report:
         """Counts and decisions of this rank; communicates nothing."""
         driver = self._session.driver
-        held = sum(state.bytes_held() for state in driver.states.values()) + self._bytes_beside()
+        held = driver.bytes_held() + self._bytes_beside()
         ledger = tuple(self._session.ledger.entries)
         return Report(driver.counters, ledger, self._session.ledgers_agree, held, self._fixes)
 
@@ -188,7 +190,10 @@ def _segments(host: Host, spec: ModelSpec, config: FastCacheConfig) -> tuple[lis
             f"lead_blocks={config.lead_blocks} leaves the first PipeFusion stage, which decides for all, nothing to "
             f"skip: it has {first_stage} blocks; set lead_blocks to at most {first_stage - 1}, or pp_decision=stage"
         )
-    return partition(blocks, config)
+    lead, segments = partition(blocks, config)
+    if config.tokens:
+        check_tokens(config.tokens, spec, segments, host.topology, host.whole_only)
+    return lead, segments
 
 
 def _attach(
@@ -203,7 +208,8 @@ def _attach(
     agreeing = AgreeingJudge(config, rules, consensus, ledger, counters, _share(host, config, lead, segments))
     judge = ScheduledJudge(config, rules, ledger) if config.test == "none" else _judge(agreeing, spec, host.topology)
     listeners = [rules.begin, *(each.begin for each in stand_ins if isinstance(each, Fitted | Affine))]
-    driver = Driver(config, segments, stand_ins, judge, clock, counters, listeners)
+    partial = PartialSteps(config.tokens, consensus, ledger) if config.tokens else None
+    driver = Driver(config, segments, stand_ins, judge, clock, counters, listeners, partial)
     session = Session(spec, driver, ledger, consensus, _levels(host.scheduler), host.patch)
     undo.set(host.transformer, "forward", session.wrapped(host.transformer.forward))
     for block in lead:
@@ -211,6 +217,8 @@ def _attach(
     for segment in segments:
         for block in segment.blocks:
             undo.set(block.module, "forward", driver.decided(segment, block))
+    if partial:
+        partial.attach(segments, undo)
     _listen(host, session, undo)
     return session
 

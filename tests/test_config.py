@@ -10,7 +10,7 @@ from fastcache_xdit.config import FastCacheConfig
 
 
 def test_round_trip_through_every_form(tmp_path):
-    config = FastCacheConfig(threshold=0.05, granularity="group", groups=3)
+    config = FastCacheConfig(threshold=0.05, tokens={"keep_ratio": 0.25, "static_kv": "drop"}, schedule={4: "1p10"})
     file = tmp_path / "cache.yaml"
     file.write_text(yaml.safe_dump(config.to_dict()))
     assert FastCacheConfig.from_dict(config.to_dict()) == config
@@ -35,6 +35,14 @@ def test_it_is_frozen():
         ({"threshold": float("nan")}, ["'threshold'"]),
         ({"granularity": "token"}, ["'granularity'", "'step', 'group' or 'block'", "token"]),
         ({"warmup_steps": 0}, ["'warmup_steps'", "greater than or equal to 1"]),
+        ({"tokens": {"keep_ration": 0.5}}, ["unknown option 'keep_ration'", "did you mean 'keep_ratio'?"]),
+        ({"tokens": {"keep_ratio": 0}}, ["'tokens.keep_ratio'", "greater than 0"]),
+        ({"tokens": {}}, ["exactly one of keep_ratio, threshold, merge_ratio"]),
+        ({"tokens": {"keep_ratio": 0.5, "threshold": 0.1}}, ["exactly one of keep_ratio, threshold, merge_ratio"]),
+        ({"tokens": {"merge_ratio": 0.5, "balance": "reshard"}}, ["balance=reshard has no meaning with merge_ratio"]),
+        ({"tokens": {"keep_ratio": 0.5}, "granularity": "block"}, ["tokens with granularity=block", "step"]),
+        ({"tokens": {"keep_ratio": 0.5, "when": "scheduled"}}, ["no step to be used at", "mark"]),
+        ({"schedule": {4: "1p10"}}, ["partial steps (p)", "give tokens"]),
         ({"pp_decision": "all"}, ["'pp_decision'", "'leader' or 'stage'"]),
     ],
 )

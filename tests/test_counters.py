@@ -20,6 +20,14 @@ def test_ratio_weighs_blocks_by_their_flops():
     assert Counters().compute_ratio() == 1.0
 
 
+def test_a_partial_call_counts_by_its_tokens():
+    counters = counted()
+    counters.note_partial("a.1", 2, 8)
+    assert counters.compute_ratio() == pytest.approx((24 + 2) / 40)
+    assert str(counters).startswith("computed 3, approximated 1, partial 1 of 5 block calls")
+    assert counters.to_dict()["partial_total"] == 1
+
+
 def test_report_line():
     assert str(counted()) == "computed 3, approximated 1 of 4 block calls (4 transformer calls, 4 collectives)"
     idle = Counters()

@@ -10,6 +10,7 @@ import pytest
 
 ROOT = Path(__file__).parents[1] / "fastcache_xdit"
 LAYER = {
+    "options": 0,
     "config": 1,
     "clock": 1,
     "counters": 1,

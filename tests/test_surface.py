@@ -10,6 +10,7 @@ import fastcache_xdit
 from fastcache_xdit.cli import bench, calibrate, generate, main, tune
 from fastcache_xdit.config import FastCacheConfig
 from fastcache_xdit.models.catalogue import known_models
+from fastcache_xdit.options import TokensConfig
 from fastcache_xdit.reference.loading import SHIPPED
 
 PUBLIC = ["FastCacheConfig", "Handle", "enable", "fastcache", "register"]
@@ -33,10 +34,25 @@ OPTIONS = [
     "sync",
     "test",
     "threshold",
+    "tokens",
     "tolerance",
     "verify_every",
     "warmup_steps",
     "window",
+]
+TOKENS = [
+    "balance",
+    "bucket",
+    "keep_ratio",
+    "merge_neighbours",
+    "merge_ratio",
+    "merge_temporal_weight",
+    "merge_window",
+    "min_static_ratio",
+    "score",
+    "static_kv",
+    "threshold",
+    "when",
 ]
 HANDLE = ["branch", "disable", "driver", "report", "reset"]
 FLAGS = {
@@ -90,6 +106,11 @@ def test_public_names():
 def test_config_options():
     assert sorted(FastCacheConfig.model_fields) == OPTIONS
     assert all(f"{name}:" in FastCacheConfig.__doc__ for name in OPTIONS), "every option is documented"
+
+
+def test_token_options():
+    assert sorted(TokensConfig.model_fields) == TOKENS
+    assert all(f"{name}:" in TokensConfig.__doc__ for name in TOKENS), "every option is documented"
 
 
 def test_handle_methods():

@@ -9,7 +9,8 @@ import os
 from typing import Any, NoReturn
 
 from fastcache_xdit.approx.calibration import Calibration
-from fastcache_xdit.config import FastCacheConfig, read_yaml, unknown_option
+from fastcache_xdit.config import FastCacheConfig, read_yaml
+from fastcache_xdit.options import unknown_option
 
 
 def is_first_rank() -> bool:

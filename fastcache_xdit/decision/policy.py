@@ -14,12 +14,13 @@ from fastcache_xdit.decision.significance import Finding, SignificanceTest
 
 
 class Decision(NamedTuple):
-    """What to do with one segment at one tick, and why."""
+    """What to do with one segment at one tick, and why: skip it, compute a part of its tokens, or compute it whole."""
 
     skip: bool
     reason: str
     change: float = math.inf
     predicted_error: float = math.inf
+    partial: bool = False
 
 
 @dataclass
@@ -50,10 +51,19 @@ class Track:
             self.observed.append((self.last_change, error))
 
     def note(self, decision: Decision, decay: float) -> None:
-        """Remember a decision: a computed step clears the run of skips and the error bound e <- rho e + error."""
+        """Remember a decision: a computed step clears the run of skips and the error bound e <- rho e + error.
+
+        A partial step counts as a skipped one: most of its tokens are.
+        """
+        spared = decision.skip or decision.partial
         self.last_change = decision.change
-        self.skipped = self.skipped + 1 if decision.skip else 0
-        self.accumulated = decay * self.accumulated + decision.predicted_error if decision.skip else 0.0
+        self.skipped = self.skipped + 1 if spared else 0
+        self.accumulated = decay * self.accumulated + decision.predicted_error if spared else 0.0
+
+    def correct(self, decision: Decision) -> None:
+        """A step noted as partial was computed whole, unless `decision` still says that it was partial."""
+        if not decision.partial:
+            self.note(decision, 0.0)
 
 
 @dataclass(frozen=True)
@@ -61,7 +71,7 @@ class Evidence:
     """What is known when a segment is entered.
 
     `change` is relative, `motion` the relative variance of the tokens' saliencies, `order` counts the stand-in's
-    references, `scheduled` says that the schedule wants this step computed.
+    references, `scheduled` says that the schedule wants this step computed, `scheduled_part` that it wants a part.
     """
 
     change: float
@@ -69,16 +79,29 @@ class Evidence:
     track: Track = field(repr=False)
     motion: float = 0.0
     scheduled: bool = False
+    scheduled_part: bool = False
 
 
 def decide(evidence: Evidence, tick: Tick, config: FastCacheConfig, test: SignificanceTest) -> Decision:
-    """Skip iff schedule, every hard limit, the test and the remaining error budget allow it."""
+    """Skip iff schedule, every hard limit, the test and the remaining error budget allow it.
+
+    Where only a scheduled part or, with `tokens.when: significant`, the test objects, some tokens are computed.
+    """
     change, track = evidence.change, evidence.track
     if not math.isfinite(change):
         return Decision(False, "no reference" if math.isinf(change) else "not finite", change)
     finding = test.ask(tick.step, change, evidence.motion, evidence.order, track.observed, track.skipped)
-    reason = next(_objections(evidence, finding, tick, config), None)
-    return Decision(reason is None, reason or "insignificant", change, finding.predicted_error)
+    objections = list(_objections(evidence, finding, tick, config))
+    partial = bool(objections) and set(objections) <= _met_by_a_part(config)
+    reason = objections[0] if objections else "insignificant"
+    return Decision(not objections, reason, change, finding.predicted_error, partial)
+
+
+def _met_by_a_part(config: FastCacheConfig) -> set[str]:
+    """The objections that computing some of the tokens meets."""
+    if config.tokens is None:
+        return set()
+    return {"schedule, part", "significant"} if config.tokens.when == "significant" else {"schedule, part"}
 
 
 def _objections(evidence: Evidence, finding: Finding, tick: Tick, config: FastCacheConfig) -> Iterator[str]:
@@ -89,6 +112,8 @@ def _objections(evidence: Evidence, finding: Finding, tick: Tick, config: FastCa
         yield "cool-down"
     if evidence.scheduled:
         yield "schedule"
+    if evidence.scheduled_part:
+        yield "schedule, part"
     if track.skipped >= config.max_consecutive_skips:
         yield "longest run"
     if finding.significant:

@@ -5,17 +5,23 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 
-def mask_for(schedule: Mapping[int, str], num_steps: int) -> list[bool]:
-    """Which of `num_steps` steps are computed: the mask of that length, or the nearest one stretched.
+def marks_for(schedule: Mapping[int, str], num_steps: int) -> str:
+    """The mark of each of `num_steps` steps: the mask of that length, or the nearest one stretched.
 
-    Stretching keeps each computed step's place in the request, and the share of computed steps as far as they stay
-    apart. The first step is always computed.
+    1 is a computed step, p a partial one, 0 none. Stretching keeps each mark's place in the request, and the share of
+    computed and partial steps as far as they stay apart; where they meet, the step is computed. The first step always
+    is.
     """
     if num_steps in schedule:
-        return [mark == "1" for mark in schedule[num_steps]]
+        return schedule[num_steps]
     nearest = min(schedule, key=lambda steps: (abs(steps - num_steps), steps))
-    computed = [round(step * num_steps / nearest) for step, mark in enumerate(schedule[nearest]) if mark == "1"]
-    return [step in computed for step in range(num_steps)]
+    places = [(mark, round(step * num_steps / nearest)) for step, mark in enumerate(schedule[nearest])]
+    return "".join(next((mark for mark in "1p" if (mark, step) in places), "0") for step in range(num_steps))
+
+
+def mask_for(schedule: Mapping[int, str], num_steps: int) -> list[bool]:
+    """Which of `num_steps` steps are computed whole, and so are references of stand-ins; see `marks_for`."""
+    return [mark == "1" for mark in marks_for(schedule, num_steps)]
 
 
 def uniform_mask(num_steps: int, computed: int) -> str:

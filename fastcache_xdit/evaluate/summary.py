@@ -41,6 +41,7 @@ def cache_figures(views: Sequence[View], steps: int) -> dict[str, Any]:
         "compute_ratio": total.compute_ratio(flops),
         "computed": total.computed.total(),
         "approximated": total.approximated.total(),
+        "partial": total.partial.total(),
         "collectives_per_step": first.collectives / (first.requests * steps),
         "ledgers_agree": ledgers_agree(views),
         "fixes": list(views[0].comparison.cached.fixes),

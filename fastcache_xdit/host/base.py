@@ -44,6 +44,7 @@ class Host:
         topology: None where a single process decides alone.
         patch: the PipeFusion patch of the current call, or None.
         offsets, lengths: per block list, first global index on this rank and length of the whole list.
+        whole_only: what is on that takes all tokens of a rank to be computed, as words; empty where nothing does.
         fixes: repairs upstream defects for as long as the undo log lives and returns their names.
         forecast: extends the keys and values of skipped layers for as long as the undo log lives; gives the function
             that counts the bytes which that takes.
@@ -56,5 +57,6 @@ class Host:
     patch: Callable[[], PatchView | None] = _no_patch
     offsets: dict[str, int] = field(default_factory=dict)
     lengths: dict[str, int] = field(default_factory=dict)
+    whole_only: str = ""
     fixes: Callable[[Undo], list[str]] = _no_fixes
     forecast: Callable[[Undo, Clock, Iterable[nn.Module]], Callable[[], int]] = _no_forecast

@@ -51,6 +51,8 @@ class GroupConsensus:
         self.ranks = topology.agreeing_ranks(cfg_agreement)
         self.branches = [topology.branch_of(rank) for rank in self.ranks]
         self.group = group_of(self.ranks)
+        self.topology = topology
+        self.shard = topology.shard
         self.device = device
         self.counters = counters
 
@@ -66,11 +68,32 @@ class GroupConsensus:
         gathered = self._gather(torch.tensor([float(stamp)], dtype=torch.float64, device=self.device))
         check_stamps(gathered[:, 0].tolist(), self.ranks, place)
 
+    def shards(self, values: torch.Tensor, stamp: int, place: str) -> torch.Tensor:
+        """See `Consensus`: one all-gather; only the stamps are copied to the host."""
+        message = torch.cat([values.new_tensor([float(stamp)], dtype=torch.float64), values.double().flatten()])
+        gathered = self._everyone(message)
+        check_stamps(gathered[:, 0].tolist(), self.ranks, place)
+        topology = self.topology
+        degrees = (-1, topology.sequence_parallel_degree, topology.tensor_parallel_degree)
+        return gathered[:, 1:].reshape(*degrees, *values.shape)[:, :, 0].amax(dim=0).to(values.dtype)
+
+    def exchange(self, rows: torch.Tensor) -> torch.Tensor:
+        """See `Consensus`."""
+        self.counters.collectives += 1
+        ranks = self.topology.sequence_ranks()
+        everyone = rows.new_empty(len(ranks) * len(rows), *rows.shape[1:])
+        dist.all_gather_into_tensor(everyone, rows.contiguous(), group=group_of(ranks))
+        return everyone.view(len(ranks), *rows.shape)
+
     def _gather(self, values: torch.Tensor) -> torch.Tensor:
+        return self._everyone(values).cpu()
+
+    def _everyone(self, values: torch.Tensor) -> torch.Tensor:
+        """[K] -> [ranks, K], where the values are."""
         self.counters.collectives += 1
         everyone = values.new_empty(len(self.ranks) * values.numel())
         dist.all_gather_into_tensor(everyone, values, group=self.group)
-        return everyone.cpu().view(len(self.ranks), -1)
+        return everyone.view(len(self.ranks), -1)
 
 
 class StageRelay:

@@ -6,15 +6,19 @@ from typing import Any
 
 from fastcache_xdit.models.spec import ENCODER, HIDDEN, BlockSpec, ModelSpec
 
-_IMAGE = BlockSpec(returns=(HIDDEN,))
-_JOINT = BlockSpec(returns=(ENCODER, HIDDEN))
+_IMAGE = BlockSpec(returns=(HIDDEN,), attentions=("attn1",))
+_JOINT = BlockSpec(returns=(ENCODER, HIDDEN), attentions=("attn", "attn2"))
+_ROTARY = BlockSpec(returns=(ENCODER, HIDDEN), attentions=("attn",), rotary=True)
 _CONTROLNET = ("controlnet_block_samples", "controlnet_single_block_samples", "block_controlnet_hidden_states")
 
 SPECS = (
     ModelSpec("PixArtTransformer2DModel", {"transformer_blocks": _IMAGE}),
     ModelSpec("DiTTransformer2DModel", {"transformer_blocks": _IMAGE}),
     ModelSpec(
-        "FluxTransformer2DModel", {"transformer_blocks": _JOINT, "single_transformer_blocks": _JOINT}, _CONTROLNET
+        "FluxTransformer2DModel",
+        {"transformer_blocks": _ROTARY, "single_transformer_blocks": _ROTARY},
+        _CONTROLNET,
+        patches_in_part=False,  # xDiT splits text from keys by the number of queries
     ),
     ModelSpec(
         "SD3Transformer2DModel",

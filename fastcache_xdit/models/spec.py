@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -19,13 +20,27 @@ class Streams(NamedTuple):
 
 @dataclass(frozen=True)
 class BlockSpec:
-    """How one kind of block is called: `returns` names its outputs in order (one name: a bare tensor)."""
+    """How one kind of block is called.
+
+    Attributes:
+        returns: names of its outputs in order (one name: a bare tensor).
+        attentions: its attention modules whose `to_k` and `to_v` see the image tokens; with them, some tokens alone can
+            go through it, because it mixes tokens nowhere else. Empty where that is not so, or not known.
+        rotary: they turn queries and keys by tables [M + N, d] of text and image tokens, by the `apply_rotary_emb` that
+            their processors' module has imported.
+    """
 
     returns: tuple[str, ...] = (HIDDEN,)
+    attentions: tuple[str, ...] = ()
+    rotary: bool = False
 
     def read(self, arguments: dict[str, Any]) -> Streams:
         """The streams among a call's bound arguments."""
         return Streams(arguments[HIDDEN], arguments.get(ENCODER) if ENCODER in self.returns else None)
+
+    def with_hidden(self, call: inspect.BoundArguments, hidden_states: torch.Tensor) -> inspect.BoundArguments:
+        """The same call with other image tokens [B, K, D]."""
+        return inspect.BoundArguments(call.signature, call.arguments | {HIDDEN: hidden_states})  # type: ignore[arg-type]
 
     def unpack(self, output: Any) -> Streams:
         """A block's output as streams."""
@@ -50,9 +65,11 @@ class ModelSpec:
         bypass: forward arguments that change what happens between blocks; a call that sets one is computed in full.
         patches_follow_first: under PipeFusion all patches of a step take the first patch's decision, because the model
             hands the first patch's text states to the others block by block.
+        patches_in_part: PipeFusion patches may be computed in part: attention takes keys of more tokens than queries.
     """
 
     name: str
     blocks: dict[str, BlockSpec] = field(default_factory=dict)
     bypass: tuple[str, ...] = ()
     patches_follow_first: bool = False
+    patches_in_part: bool = True

@@ -13,7 +13,13 @@ class RankDivergenceError(RuntimeError):
 
 
 class Consensus(Protocol):
-    """How the ranks that must agree exchange what a decision needs."""
+    """How the ranks that must agree exchange what a decision needs.
+
+    Attributes:
+        shard: place of this rank's tokens among the shards of the sequence.
+    """
+
+    shard: int
 
     def agree(self, sums: torch.Tensor, stamp: int, place: str) -> torch.Tensor:
         """Sums of all agreeing ranks, added per CFG branch.
@@ -31,9 +37,23 @@ class Consensus(Protocol):
     def confirm(self, stamp: int, place: str) -> None:
         """Compare stamps alone; raises RankDivergenceError on all ranks where they differ."""
 
+    def shards(self, values: torch.Tensor, stamp: int, place: str) -> torch.Tensor:
+        """What each shard of the sequence has, [rows, K] -> [R, rows, K], the same bits on every rank.
+
+        Of several CFG branches the largest value; of tensor-parallel ranks, which hold the same tokens, the first's.
+
+        Raises:
+            RankDivergenceError: the stamps differ.
+        """
+
+    def exchange(self, rows: torch.Tensor) -> torch.Tensor:
+        """The same tensor of each shard of the sequence, [...] -> [R, ...]; no check, as it stands inside a block."""
+
 
 class Solo:
     """One process: nothing to exchange."""
+
+    shard = 0
 
     def agree(self, sums: torch.Tensor, stamp: int, place: str) -> torch.Tensor:
         """The sums themselves, on the CPU (the one host read of a decision)."""
@@ -41,6 +61,14 @@ class Solo:
 
     def confirm(self, stamp: int, place: str) -> None:
         """One process agrees with itself."""
+
+    def shards(self, values: torch.Tensor, stamp: int, place: str) -> torch.Tensor:
+        """The whole sequence is one shard."""
+        return values[None]
+
+    def exchange(self, rows: torch.Tensor) -> torch.Tensor:
+        """See `shards`."""
+        return rows[None]
 
 
 def add_by_branch(gathered: torch.Tensor, branches: Sequence[int]) -> torch.Tensor:

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import hashlib
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 STAMP_BITS = 52  # a stamp travels inside a float64, which holds integers up to 2**53 exactly
 
 
 class Entry(NamedTuple):
-    """One decision; `segment` is the global name of its first block."""
+    """One decision; `segment` is the global name of its first block.
+
+    `tokens` is how many tokens of this rank a partial step computes, None at other steps.
+    """
 
     step: int
     branch: str
@@ -19,11 +22,13 @@ class Entry(NamedTuple):
     reason: str
     change: float
     predicted_error: float
+    partial: bool = False
+    tokens: int | None = None
 
     @property
-    def choice(self) -> tuple[int, str, int | None, str, bool]:
-        """The part that every layout must agree on; statistics differ by rounding between layouts."""
-        return (self.step, self.branch, self.patch, self.segment, self.skip)
+    def choice(self) -> tuple[int, str, int | None, str, bool, bool]:
+        """The part that every layout must agree on; statistics and shares differ between layouts."""
+        return (self.step, self.branch, self.patch, self.segment, self.skip, self.partial)
 
 
 class Ledger:
@@ -46,6 +51,11 @@ class Ledger:
         """Add one decision."""
         self.entries.append(entry)
         self._digest.update(repr(entry).encode())
+
+    def amend(self, **changes: Any) -> None:
+        """Complete the last decision by what was found out when it was carried out."""
+        self.entries[-1] = self.entries[-1]._replace(**changes)
+        self._digest.update(repr(changes).encode())
 
     @property
     def stamp(self) -> int:

@@ -41,6 +41,17 @@ class Topology:
         own = self._coordinates(self.rank)
         return tuple(rank for rank in range(self.world_size) if self._same_decision(own, rank, cfg_agreement))
 
+    @property
+    def shard(self) -> int:
+        """Place of this rank's tokens among the shards of its sequence."""
+        return self.rank // self.tensor_parallel_degree % self.sequence_parallel_degree
+
+    def sequence_ranks(self) -> tuple[int, ...]:
+        """Ranks that hold the other shards of this rank's sequence, and itself, in the order of the shards."""
+        step = self.tensor_parallel_degree
+        first = self.rank - step * self.shard
+        return tuple(range(first, first + step * self.sequence_parallel_degree, step))
+
     def replica_ranks(self) -> tuple[int, ...]:
         """Ranks that work on the same request as this one, all pipeline stages and CFG branches included."""
         size = self.world_size // self.data_parallel_degree

@@ -16,6 +16,7 @@ from fastcache_xdit.counters import Counters
 from fastcache_xdit.decision.policy import Decision, Track
 from fastcache_xdit.models.spec import Streams
 from fastcache_xdit.runtime.judge import Judge
+from fastcache_xdit.runtime.partial import Part, PartialSteps
 from fastcache_xdit.runtime.segment import Block, Segment
 from fastcache_xdit.runtime.state import SegmentState
 
@@ -27,7 +28,11 @@ class Pass(NamedTuple):
     state: SegmentState
     decision: Decision
     entered: Streams
+    part: Part | None = None
 
+
+# Calls a block, with its own image tokens or with others instead.
+Compute = Callable[..., Any]
 
 # Called with what a segment really gave and what its stand-in gives; while there is one, skipped blocks run as well.
 Witness = Callable[[Segment, Pass, Streams, Streams], None]
@@ -45,6 +50,7 @@ class Driver:
         clock: Clock,
         counters: Counters,
         on_request: Sequence[Callable[[list[float]], None]] = (),
+        partial: PartialSteps | None = None,
     ) -> None:
         self.config = config
         self.segments = segments
@@ -53,6 +59,8 @@ class Driver:
         self.clock = clock
         self.counters = counters
         self.on_request = on_request
+        self.partial = partial
+        self.context = partial.context if partial else None
         self.states: dict[tuple[str, int | None, int], SegmentState] = {}
         self.witness: Witness | None = None
         self._plan: dict[int, Decision] = {}
@@ -69,6 +77,13 @@ class Driver:
         self.states.clear()
         self._plan.clear()
         self._passes.clear()
+        if self.context:
+            self.context.clear()
+
+    def bytes_held(self) -> int:
+        """Bytes of the cached tensors."""
+        context = self.context.bytes_held() if self.context else 0
+        return sum(state.bytes_held() for state in self.states.values()) + context
 
     def counted(self, block: Block) -> Callable[..., Any]:
         """What takes the place of a lead block's forward: always computed, but counted."""
@@ -78,7 +93,7 @@ class Driver:
         """What takes the place of the forward of a block of `segment`."""
         return self._wrapped(block, lambda streams, compute: self._run(segment, block, streams, compute))
 
-    def _wrapped(self, block: Block, run: Callable[[Streams, Callable[[], Any]], Any]) -> Callable[..., Any]:
+    def _wrapped(self, block: Block, run: Callable[[Streams, Compute], Any]) -> Callable[..., Any]:
         original = block.module.forward
         signature = inspect.signature(getattr(block.module, "_orig_mod", block.module).forward)
 
@@ -87,26 +102,51 @@ class Driver:
         def forward(*args: Any, **kwargs: Any) -> Any:
             if self.clock.now is None:
                 return original(*args, **kwargs)
-            streams = block.spec.read(signature.bind(*args, **kwargs).arguments)
-            return run(streams, lambda: original(*args, **kwargs))
+            call = signature.bind(*args, **kwargs)
+
+            def compute(hidden_states: torch.Tensor | None = None) -> Any:
+                if hidden_states is None:
+                    return original(*args, **kwargs)
+                changed = block.spec.with_hidden(call, hidden_states)
+                return original(*changed.args, **changed.kwargs)
+
+            return run(block.spec.read(call.arguments), compute)
 
         return forward
 
-    def _run(self, segment: Segment, block: Block, streams: Streams, compute: Callable[[], Any]) -> Any:
+    def _run(self, segment: Segment, block: Block, streams: Streams, compute: Compute) -> Any:
         """Compute a block, or hand its input on and let the last block of the segment give the stand-in."""
         if block is segment.blocks[0]:
             self._passes[segment.index] = self._enter(segment, streams)
         step = self._passes[segment.index]
         if step.decision.skip:
             return self._skip(segment, block, streams, step, compute)
-        output = self._compute(block, streams, compute)
+        if step.part:
+            output = self._compute_part(segment, block, step, step.part, compute)
+        else:
+            output = self._compute(block, streams, compute)
         if block is segment.blocks[-1]:
-            self._learn(segment, step, block.spec.unpack(output))
+            self._leave(segment, step, block.spec.unpack(output))
         return output
 
-    def _compute(self, block: Block, streams: Streams, compute: Callable[[], Any]) -> Any:
+    def _compute(self, block: Block, streams: Streams, compute: Compute) -> Any:
         self.counters.note(block.name, _tokens(streams), computed=True)
         return compute()
+
+    def _compute_part(self, segment: Segment, block: Block, step: Pass, part: Part, compute: Compute) -> Any:
+        """The first block takes the kept tokens, the last one puts what became of them among the others."""
+        whole = step.entered.hidden_states
+        self.counters.note_partial(block.name, len(whole) * part.kept.count, _tokens(step.entered))
+        output = compute(part.kept.take(whole) if block is segment.blocks[0] else None)
+        if block is not segment.blocks[-1]:
+            return output
+        return block.spec.pack(part.finish(block.spec.unpack(output)))
+
+    def _leave(self, segment: Segment, step: Pass, left: Streams) -> None:
+        if self.context:
+            self.context.leave()
+        if step.part is None:
+            self._learn(segment, step, left)
 
     def _learn(self, segment: Segment, step: Pass, left: Streams) -> None:
         stand_in = self.stand_ins[segment.index]
@@ -116,7 +156,7 @@ class Driver:
         learn = step.state.learn if self.config.test == "online" else step.state.keep
         learn(stand_in, step.entered, left, step.tick.step)
 
-    def _skip(self, segment: Segment, block: Block, streams: Streams, step: Pass, compute: Callable[[], Any]) -> Any:
+    def _skip(self, segment: Segment, block: Block, streams: Streams, step: Pass, compute: Compute) -> Any:
         self.counters.note(block.name, _tokens(streams), computed=False)
         output = compute() if self.witness else block.spec.pack(streams)
         if block is not segment.blocks[-1]:
@@ -135,7 +175,19 @@ class Driver:
             group = self.segments if self.config.sync == "step" else [segment]
             decisions = self.judge.decide(tick, [(each, self._state(tick, each)) for each in group], streams)
             self._plan.update({each.index: decision for each, decision in zip(group, decisions, strict=True)})
-        return Pass(tick, self._state(tick, segment), self._plan.pop(segment.index), streams)
+        step = Pass(tick, self._state(tick, segment), self._plan.pop(segment.index), streams)
+        return step if step.decision.skip or not self.partial else self._begin_blocks(segment, step, self.partial)
+
+    def _begin_blocks(self, segment: Segment, step: Pass, partial: PartialSteps) -> Pass:
+        """Choose the tokens of a partial step; where it turns out to be a whole one, remember it as such."""
+        if step.decision.partial:
+            guess = step.state.stand_in(self.stand_ins[segment.index], step.entered, step.tick.step)
+            part = partial.choose(step.tick, step.state, step.entered, guess)
+            step = step._replace(part=part, decision=step.decision._replace(partial=part is not None))
+            step.state.track.correct(step.decision)
+        if self.context:
+            self.context.enter(step.tick, step.part and step.part.kept)
+        return step
 
     def _state(self, tick: Tick, segment: Segment) -> SegmentState:
         """The state of this branch, patch and segment; a patch starts from its rows of the full sequence."""

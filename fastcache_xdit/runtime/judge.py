@@ -12,7 +12,7 @@ from fastcache_xdit.clock import Tick
 from fastcache_xdit.config import FastCacheConfig
 from fastcache_xdit.counters import Counters
 from fastcache_xdit.decision.policy import Decision, Evidence, decide
-from fastcache_xdit.decision.schedule import mask_for
+from fastcache_xdit.decision.schedule import marks_for
 from fastcache_xdit.decision.significance import Calibrated, Online, Paper, SignificanceTest, Spread, Unasked
 from fastcache_xdit.models.spec import Streams
 from fastcache_xdit.parallel.consensus import Consensus, RankDivergenceError
@@ -48,11 +48,11 @@ class Rules:
         self.config = config
         self._calibrated = dict(spreads or {})
         self._tests: dict[int, SignificanceTest] = {}
-        self._computed: list[bool] = []
+        self._marks = ""
 
     def begin(self, levels: Sequence[float]) -> None:
         """A request begins whose steps have these noise levels (none where the number of steps is unknown)."""
-        self._computed = mask_for(self.config.schedule, len(levels)) if self.config.schedule and levels else []
+        self._marks = marks_for(self.config.schedule, len(levels)) if self.config.schedule and levels else ""
         if self.config.test == "calibrated":
             alpha, tolerance = self.config.alpha, self.config.tolerance
             spreads = {index: spread.at(levels) for index, spread in self._calibrated.items()}
@@ -60,8 +60,8 @@ class Rules:
 
     def judge(self, segment: Segment, state: SegmentState, tick: Tick, change: Change) -> Decision:
         """The decision for one segment."""
-        scheduled = self._computed[tick.step] if tick.step < len(self._computed) else False
-        evidence = Evidence(change.relative, state.order, state.track, change.motion, scheduled)
+        mark = self._marks[tick.step : tick.step + 1]
+        evidence = Evidence(change.relative, state.order, state.track, change.motion, mark == "1", mark == "p")
         return decide(evidence, tick, self.config, self._test(segment, change))
 
     def _test(self, segment: Segment, change: Change) -> SignificanceTest:
@@ -204,20 +204,20 @@ class LeaderJudge:
         return decisions
 
     def _pass_on(self, tick: Tick, decision: Decision) -> None:
-        self.relay.send([*_position(tick), decision.skip, decision.change, decision.predicted_error])
+        self.relay.send([*_position(tick), decision.skip, decision.change, decision.predicted_error, decision.partial])
         self.counters.headers += 1
 
     def _follow(self, tick: Tick) -> Decision:
-        *position, skip, change, predicted_error = self.relay.receive()
+        *position, skip, change, predicted_error, partial = self.relay.receive()
         if position != _position(tick):
             raise RankDivergenceError(
                 f"PipeFusion stages diverged: the leader is at step {position[0]:.0f}, patch {position[1]:.0f}; "
                 f"this stage is at step {tick.step}, patch {_position(tick)[1]:.0f} (-1: no patches)"
             )
-        return Decision(bool(skip), "leader", change, predicted_error)
+        return Decision(bool(skip), "leader", change, predicted_error, bool(partial))
 
 
-HEADER_LENGTH = 5
+HEADER_LENGTH = 6
 
 
 def _position(tick: Tick) -> list[float]:
@@ -226,7 +226,7 @@ def _position(tick: Tick) -> list[float]:
 
 def _possible(state: SegmentState, decision: Decision) -> Decision:
     """Somebody else's decision, as far as this state can follow it."""
-    return decision if state.order else decision._replace(skip=False, reason="no reference")
+    return decision if state.order else decision._replace(skip=False, partial=False, reason="no reference")
 
 
 def _note(

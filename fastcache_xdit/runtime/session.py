@@ -69,6 +69,8 @@ class Session:
             if self._outside(arguments, timestep):
                 self.driver.counters.bypassed_calls += 1
                 return original(*args, **kwargs)
+            if self.driver.partial:
+                self.driver.partial.look(arguments["hidden_states"])
             with self._step(timestep):
                 return original(*args, **kwargs)
 

@@ -42,6 +42,13 @@ class SegmentState:
         kept = self.references.get(HIDDEN)
         return kept[0].entered if kept else None
 
+    @property
+    def output(self) -> torch.Tensor:
+        """Hidden states that left at the last computed step, [B, N, D]; there must be one."""
+        newest = self.references[HIDDEN][0]
+        assert newest.entered is not None
+        return newest.entered + newest.residual
+
     def holds(self, streams: Streams) -> bool:
         """Whether there is a reference for states of this size."""
         reference = self.reference

@@ -30,9 +30,9 @@ class Trial(NamedTuple):
     refits: Refits = {}  # noqa: RUF012 (never changed)
 
 
-def compute_ratio(mask: str, lead_blocks: int, num_blocks: int) -> float:
-    """Block calls executed / all, for a mask with so many lead blocks."""
-    computed = mask.count("1")
+def compute_ratio(mask: str, lead_blocks: int, num_blocks: int, partial: float = 0.0) -> float:
+    """Block calls executed / all, for a mask with so many lead blocks; a step marked p counts as `partial`."""
+    computed = mask.count("1") + partial * mask.count("p")
     return (computed * num_blocks + (len(mask) - computed) * lead_blocks) / (len(mask) * num_blocks)
 
 
@@ -129,7 +129,7 @@ class Search:
         table, gains = self._table()
         plans = [plan(table, weights, computed, c) for weights in (gains, [1.0] * self.steps) for c in COHERENCES]
         given = (self.start.schedule or {}).get(self.steps, "") if self.start else ""
-        masks = [given] if given.count("1") == computed else []
+        masks = [given] if given.count("1") == computed and "p" not in given else []
         return list(dict.fromkeys([*masks, *(each.mask for each in plans), uniform_mask(self.steps, computed)]))
 
     def _table(self) -> tuple[ErrorTable, list[float]]:

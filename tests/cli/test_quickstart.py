@@ -23,6 +23,7 @@ FIELDS = {
     "num_images",
     "num_inference_steps",
     "parallel",
+    "partial",
     "prompt_accuracy",
     "psnr_db",
     "speedup",

@@ -8,6 +8,7 @@ from fastcache_xdit.clock import FUSED, Tick
 from fastcache_xdit.config import FastCacheConfig
 from fastcache_xdit.decision.policy import Decision, Evidence, Track, decide
 from fastcache_xdit.decision.significance import Online
+from fastcache_xdit.options import TokensConfig
 
 CONFIG = FastCacheConfig(
     threshold=0.1, error_budget=0.15, error_decay=0.5, warmup_steps=2, cooldown_steps=1, max_consecutive_skips=3
@@ -48,6 +49,44 @@ def test_what_forces_computing(evidence, at, reason):
 def test_a_small_change_is_skipped():
     assert decide(Evidence(0.05, 1, track()), tick(), CONFIG, TEST) == Decision(True, "insignificant", 0.05, 0.05)
     assert decide(Evidence(0.05, 1, track()), tick(num_steps=None), CONFIG, TEST).skip, "no known end, no cool-down"
+
+
+PARTIAL = CONFIG.model_copy(update={"tokens": TokensConfig(keep_ratio=0.25)})
+
+
+@pytest.mark.parametrize(
+    "evidence, at, partial",
+    [
+        (Evidence(0.12, 1, track()), tick(), True),
+        (Evidence(0.05, 1, track(), scheduled_part=True), tick(), True),
+        (Evidence(0.12, 1, track(), scheduled_part=True), tick(), True),
+        (Evidence(0.05, 1, track()), tick(), False),
+        (Evidence(math.inf, 0, track()), tick(), False),
+        (Evidence(0.12, 1, track()), tick(step=1), False),
+        (Evidence(0.12, 1, track()), tick(step=19), False),
+        (Evidence(0.12, 1, track(skipped=3)), tick(), False),
+        (Evidence(0.12, 1, track(accumulated=0.22)), tick(), False),
+        (Evidence(0.12, 1, track(), scheduled=True), tick(), False),
+    ],
+)
+def test_a_part_is_computed_where_nothing_hard_wants_the_whole(evidence, at, partial):
+    assert decide(evidence, at, PARTIAL, TEST).partial == partial
+    assert not decide(evidence, at, CONFIG, TEST).partial
+
+
+def test_where_parts_are_only_scheduled_the_test_wants_the_whole():
+    config = CONFIG.model_copy(update={"tokens": TokensConfig(keep_ratio=0.25, when="scheduled")})
+    assert not decide(Evidence(0.12, 1, track(), scheduled_part=True), tick(), config, TEST).partial
+    assert decide(Evidence(0.05, 1, track(), scheduled_part=True), tick(), config, TEST).partial
+
+
+def test_a_partial_step_counts_as_spared_until_it_turns_out_whole():
+    state, decision = track(skipped=1), Decision(False, "significant", 0.1, 0.1, partial=True)
+    state.note(decision, decay=0.5)
+    state.correct(decision)
+    assert (state.skipped, state.accumulated) == (2, 0.1)
+    state.correct(decision._replace(partial=False))
+    assert (state.skipped, state.accumulated) == (0, 0.0)
 
 
 def test_threshold_zero_skips_nothing_even_when_nothing_changed():

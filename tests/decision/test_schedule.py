@@ -2,7 +2,7 @@
 
 import pytest
 
-from fastcache_xdit.decision.schedule import mask_for, skips, uniform_mask
+from fastcache_xdit.decision.schedule import marks_for, mask_for, skips, uniform_mask
 
 
 def text(mask):
@@ -16,6 +16,13 @@ def test_a_listed_number_of_steps_takes_its_mask():
 def test_another_number_stretches_the_nearest():
     assert text(mask_for({4: "1010", 20: "1" * 20}, 8)) == "10001000"
     assert text(mask_for({4: "1010"}, 2)) == "11"
+
+
+def test_partial_marks_are_stretched_too_and_are_no_references():
+    assert marks_for({4: "1p10"}, 4) == "1p10"
+    assert marks_for({4: "1p10"}, 8) == "10p01000"
+    assert marks_for({4: "1p1p"}, 2) == "11", "where they meet, the step is computed"
+    assert text(mask_for({4: "1p10"}, 4)) == "1010"
 
 
 @pytest.mark.parametrize("steps, computed, expected", [(6, 3, "101010"), (8, 3, "10010100"), (5, 5, "11111")])

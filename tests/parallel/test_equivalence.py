@@ -64,7 +64,7 @@ def latents(results: list[dict], case: str, run: str) -> torch.Tensor:
 
 def decisions(answer: Answer) -> list[tuple]:
     """Without the branch: in one process xDiT runs diffusers' FLUX.1, which names the only branch that it has."""
-    return [(step, segment, skip) for step, _, _, segment, skip in answer.choices]
+    return [(step, segment, *choice) for step, _, _, segment, *choice in answer.choices]
 
 
 @pytest.mark.parametrize("family, run", [(family, run) for family, runs in RUNS.items() for run in runs])

@@ -18,9 +18,14 @@ def test_equal_pages_have_equal_stamps_that_a_float_can_carry():
 
 
 def test_any_difference_shows():
-    others = [ENTRY._replace(skip=False), ENTRY._replace(change=0.1 + 1e-17 + 1e-16), ENTRY._replace(patch=0)]
+    others = [
+        ENTRY._replace(skip=False),
+        ENTRY._replace(change=0.1 + 1e-17 + 1e-16),
+        ENTRY._replace(patch=0),
+        ENTRY._replace(tokens=4),
+    ]
     stamps = {stamp(ENTRY), stamp(ENTRY, premise="other"), stamp(), stamp(ENTRY, ENTRY), *map(stamp, others)}
-    assert len(stamps) == 7
+    assert len(stamps) == 8
 
 
 def test_a_new_request_starts_a_new_page():
@@ -33,4 +38,12 @@ def test_a_new_request_starts_a_new_page():
 
 
 def test_the_choice_leaves_statistics_out():
-    assert ENTRY.choice == ENTRY._replace(change=0.2, reason="other").choice == (3, "fused", None, "a.1", True)
+    assert ENTRY.choice == ENTRY._replace(change=0.2, reason="other").choice == (3, "fused", None, "a.1", True, False)
+
+
+def test_what_is_found_out_later_counts_as_well():
+    ledger = Ledger("same")
+    ledger.record(ENTRY)
+    before = ledger.stamp
+    ledger.amend(tokens=8)
+    assert ledger.entries == [ENTRY._replace(tokens=8)] and ledger.stamp != before

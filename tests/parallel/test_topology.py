@@ -43,3 +43,10 @@ def test_stages_and_branches():
     assert [topology.stage for topology in everyone] == [0, 0, 1, 1] * 4
     assert [everyone[0].branch_of(rank) for rank in range(16)] == [0, 0, 0, 0, 1, 1, 1, 1] * 2
     assert everyone[5].stage_neighbour(1) == 7 and everyone[7].stage_neighbour(-1) == 5
+
+
+@pytest.mark.parametrize("rank, shard, sequence", [(0, 0, (0, 2)), (3, 1, (1, 3)), (6, 1, (4, 6)), (9, 0, (9, 11))])
+def test_shards_of_a_sequence_are_held_by_ranks_with_the_same_tensor_part(rank, shard, sequence):
+    degrees = dict(tensor_parallel_degree=2, sequence_parallel_degree=2, pipefusion_parallel_degree=2, cfg_degree=2)
+    topology = Topology(rank=rank, **degrees)
+    assert (topology.shard, topology.sequence_ranks()) == (shard, sequence)

@@ -38,6 +38,7 @@ def xdit_host(target: Any) -> Host:
         patch=current_patch,
         offsets={name: max(0, first - start) for name, (start, _) in spans.items()},
         lengths={name: stop - start for name, (start, stop) in spans.items()},
+        whole_only=_whole_only(),
         fixes=apply_fixes,
         forecast=forecast.install,
     )
@@ -69,6 +70,14 @@ def current_patch() -> PatchView | None:
         return None
     index, bounds = state.pipeline_patch_idx, state.pp_patches_token_start_idx_local
     return PatchView(index, (bounds[index], bounds[index + 1]), index == state.num_pipeline_patch - 1)
+
+
+def _whole_only() -> str:
+    """FP8 communication packs queries with keys, and tells padded text by the number of queries."""
+    from xfuser.core.distributed import get_runtime_state, runtime_state
+
+    on = runtime_state.runtime_state_is_initialized() and getattr(get_runtime_state(), "fp8_comms", None) is not None
+    return "xDiT's FP8 communication" if on else ""
 
 
 def _refuse_no_warmup() -> None:

@@ -1,0 +1,88 @@
+"""What every group of options has in common, and the options of the token level."""
+
+from __future__ import annotations
+
+import difflib
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+
+class Options(BaseModel):
+    """Frozen and keyword-only; an unknown option is an error that names the nearest known one."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=False)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _known_options(cls, values: Any) -> Any:
+        for name in values if isinstance(values, dict) else ():
+            if name not in cls.model_fields:
+                raise ValueError(unknown_option(name, cls.model_fields))
+        return values
+
+
+def unknown_option(name: str, known: Any) -> str:
+    """The sentence for an option that does not exist, with the nearest one that does."""
+    near = difflib.get_close_matches(name, list(known), n=1)
+    hint = f"did you mean {near[0]!r}?" if near else f"known options: {', '.join(known)}"
+    return f"unknown option {name!r}; {hint}"
+
+
+class TokensConfig(Options):
+    """Partial steps: only the tokens that move go through the blocks, the others take the stand-in; or all do, merged.
+
+    Exactly one of `keep_ratio`, `threshold` and `merge_ratio` says how many.
+
+    Attributes:
+        when: a step is partial where the schedule marks it `p` (`scheduled`), and with `significant` also where nothing
+            but the test wants it computed.
+        score: by which tokens are ranked: how far the stand-in moves a token's output from the last whole step's
+            (`predicted_change`), or how far the token itself moved on entry (`input_change`, the paper's).
+        keep_ratio: share of the image tokens that a partial step computes.
+        threshold: instead of `keep_ratio`: tokens are computed whose score, a squared distance, is at least this share
+            of the mean squared norm of the tokens. At 0 every token is computed.
+        merge_ratio: instead of either: similar tokens of a window are merged to this share of them before the blocks
+            and unmerged behind; none is static, and keys and values are those of the merged ones.
+        merge_window: consecutive tokens of one rank among which some are merged.
+        merge_neighbours: nearest others of a window by which a token's density is measured.
+        merge_temporal_weight: how much a token's change since the last whole step adds to its importance in a merge.
+        bucket: counts of computed tokens are rounded up to a multiple of this.
+        min_static_ratio: where a smaller share of tokens would be saved, a step is computed whole.
+        static_kv: static tokens stay in sight of the others by their last keys and values (`reuse`), or do not
+            (`drop`, the paper's).
+        balance: sequence-parallel ranks must compute equally many tokens. `pad`: each computes as many of its own as
+            the rank with the most needs. `reshard`: rows move between ranks, so that no rank computes more than its
+            part, at two more messages per block.
+    """
+
+    when: Literal["significant", "scheduled"] = "significant"
+    score: Literal["predicted_change", "input_change"] = "predicted_change"
+    keep_ratio: float | None = Field(None, gt=0, le=1)
+    threshold: float | None = Field(None, ge=0, allow_inf_nan=False)
+    merge_ratio: float | None = Field(None, gt=0, le=1)
+    merge_window: int = Field(64, ge=1)
+    merge_neighbours: int = Field(5, ge=1)
+    merge_temporal_weight: float = Field(1.0, ge=0, allow_inf_nan=False)
+    bucket: int = Field(16, ge=1)
+    min_static_ratio: float = Field(0.1, ge=0, lt=1)
+    static_kv: Literal["reuse", "drop"] = "reuse"
+    balance: Literal["pad", "reshard"] = "pad"
+
+    @model_validator(mode="after")
+    def _one_measure(self) -> TokensConfig:
+        measures = {name: getattr(self, name) for name in ("keep_ratio", "threshold", "merge_ratio")}
+        given = [name for name, value in measures.items() if value is not None]
+        if len(given) != 1:
+            found = f"not {' and '.join(given)}" if given else "none is given"
+            raise ValueError(f"give exactly one of {', '.join(measures)}; {found}")
+        return self
+
+    @model_validator(mode="after")
+    def _merged_alone(self) -> TokensConfig:
+        for name in ("score", "static_kv", "balance"):
+            if self.merge_ratio is not None and getattr(self, name) != type(self).model_fields[name].default:
+                raise ValueError(
+                    f"{name}={getattr(self, name)} has no meaning with merge_ratio, which keeps no token static"
+                )
+        return self

@@ -1,0 +1,122 @@
+"""Partial steps: which tokens of a segment are computed, and what they see of the others."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any, NamedTuple
+
+import torch
+
+from fastcache_xdit.clock import Tick
+from fastcache_xdit.models.spec import Streams
+from fastcache_xdit.options import TokensConfig
+from fastcache_xdit.parallel.balance import Kept, Shares, share_out
+from fastcache_xdit.parallel.consensus import Consensus
+from fastcache_xdit.parallel.ledger import Ledger
+from fastcache_xdit.runtime.context import Context
+from fastcache_xdit.runtime.merged import merge
+from fastcache_xdit.runtime.patch import Undo
+from fastcache_xdit.runtime.segment import Block, Segment
+from fastcache_xdit.runtime.state import SegmentState
+from fastcache_xdit.tokens.saliency import token_change
+from fastcache_xdit.tokens.selection import share_pairs
+
+# Called with the tokens that a partial step keeps: `kept.put(ones, zeros)` draws them.
+Watch = Callable[[Tick, Kept], None]
+
+
+class Part(NamedTuple):
+    """A segment during a partial step: the tokens that are computed, and the stand-in's output for the others."""
+
+    kept: Kept
+    guess: Streams
+
+    def finish(self, left: Streams) -> Streams:
+        """The segment's output, given what its last block made of the kept tokens; text is computed whole."""
+        return left._replace(hidden_states=self.kept.put(left.hidden_states, self.guess.hidden_states))
+
+
+class PartialSteps:
+    """Chooses tokens, by scores that all ranks of a sequence exchange."""
+
+    def __init__(self, options: TokensConfig, consensus: Consensus, ledger: Ledger) -> None:
+        self.options = options
+        self.consensus = consensus
+        self.ledger = ledger
+        self.context = Context()
+        self.watch: Watch | None = None
+        self._twins: torch.Tensor | None = None
+
+    def attach(self, segments: Iterable[Segment], undo: Undo) -> None:
+        """Stand behind the projections to keys and values, for as long as the undo log lives."""
+        apart = self.options.static_kv == "drop" or self.options.merge_ratio is not None
+        for name, attention in () if apart else attentions(segments):
+            for layer, kind in ((attention.to_k, "keys"), (attention.to_v, "values")):
+                undo.set(layer, "forward", self.context.wrapped(f"{name} {kind}", layer.forward))
+        for module in _rotary_modules(segments):
+            undo.set(module, "apply_rotary_emb", self.context.rotating(module.apply_rotary_emb))
+
+    def look(self, latents: torch.Tensor) -> None:
+        """See what a step begins with: under guidance in one batch the halves are the same, and so are their tokens.
+
+        Found out on the device, at no host read. A later PipeFusion stage sees no latents, and its halves go apart.
+        """
+        halves = latents.chunk(2) if len(latents) % 2 == 0 else ()
+        self._twins = (halves[0] == halves[1]).all() if halves else None
+
+    def choose(self, tick: Tick, state: SegmentState, entered: Streams, guess: Streams) -> Part | None:
+        """What to compute of a step that was decided to be partial; None: whole, because too many tokens move.
+
+        Args:
+            entered: what enters the segment, [B, N, D].
+            guess: the stand-in's output.
+        """
+        kept = self._kept(tick, state, entered.hidden_states, guess.hidden_states)
+        if kept is None:
+            self.ledger.amend(partial=False, reason="most tokens move")
+            return None
+        self.ledger.amend(tokens=kept.count)
+        if self.watch:
+            self.watch(tick, kept)
+        return Part(kept, guess)
+
+    def _kept(self, tick: Tick, state: SegmentState, entered: torch.Tensor, guess: torch.Tensor) -> Kept | None:
+        reference = state.reference
+        assert reference is not None
+        if self.options.merge_ratio is not None:
+            return merge(self.options, entered, reference)
+        by_input = self.options.score == "input_change"
+        shares = self._shares(entered, reference, tick) if by_input else self._shares(guess, state.output, tick)
+        return share_out(shares, self.options, self.consensus)
+
+    def _shares(self, now: torch.Tensor, before: torch.Tensor, tick: Tick) -> Shares:
+        """Every shard's scores and energy, in one message."""
+        energy = before.float().square().sum(dim=(1, 2))
+        local = torch.cat([token_change(now, before), energy[:, None]], dim=1)
+        if self._twins is not None:
+            local = torch.where(self._twins, share_pairs(local), local)
+        gathered = self.consensus.shards(local, self.ledger.stamp, f"step {tick.step}, tokens")
+        scores, energies = gathered[..., :-1], gathered[..., -1]
+        return Shares(scores, energies.sum(dim=0) / (scores.shape[0] * scores.shape[2]))
+
+
+def _rotary_modules(segments: Iterable[Segment]) -> list[Any]:
+    """The Python modules in which attention processors look `apply_rotary_emb` up, each once."""
+    blocks = [block for segment in segments for block in segment.blocks if block.spec.rotary]
+    names = {type(attention.processor).__module__ for block in blocks for _, attention in _attentions_of(block)}
+    return [sys.modules[name] for name in sorted(names)]
+
+
+def attentions(segments: Iterable[Segment]) -> Iterator[tuple[str, Any]]:
+    """The attention modules that see image tokens, by name."""
+    for segment in segments:
+        for block in segment.blocks:
+            yield from _attentions_of(block)
+
+
+def _attentions_of(block: Block) -> Iterator[tuple[str, Any]]:
+    for name in block.spec.attentions:
+        attention = getattr(block.module, name, None)
+        if attention is not None:  # the second one of SD3 exists in some blocks only
+            yield f"{block.name}.{name}", attention
