@@ -19,9 +19,11 @@ from fastcache_xdit.reference.sampling import prompts
 from fastcache_xdit.tuning.approximations import Bench, Row, approximations, significance, stand_in_cost
 from fastcache_xdit.tuning.calibrate import versions
 from fastcache_xdit.tuning.frontier import draw
+from fastcache_xdit.tuning.partial_steps import Row as TokensRow
+from fastcache_xdit.tuning.partial_steps import tokens
 from fastcache_xdit.tuning.runner import Runner
 
-WHAT = ("approximations", "significance")
+WHAT = ("approximations", "significance", "tokens")
 ALPHAS = (0.01, 0.05, 0.2)
 
 
@@ -50,7 +52,7 @@ def main(argv: list[str]) -> int:
     runner.engine.pipe.set_progress_bar_config(disable=True)
     batches = engine.batches(prompts(options["count"], options["seed"]), options["batch_size"], options["seed"])
     settings = {"model": options["model"], "count": options["count"], "seed": options["seed"], **versions()}
-    run = _approximations if argv[0] == "approximations" else _significance
+    run = {"approximations": _approximations, "significance": _significance, "tokens": _tokens}[argv[0]]
     for steps in options["steps"]:
         results = run(runner.steps(steps), batches, options)
         if is_first_rank():
@@ -96,6 +98,17 @@ def _significance(runner: Runner, batches: Sequence[engine.Batch], options: dict
         rows.append(row)
         _say(f"{steps:>5} {alpha:>6g} {row['skipped']:>8.1%} {row['promised']:>31.1%} {row['measured']:>9.1%}")
     return {"rows": rows}
+
+
+def _tokens(runner: Runner, batches: Sequence[engine.Batch], options: dict[str, Any]) -> dict[str, Any]:
+    _say(f"{'setting':<8} {'kind':<24} {'FLOPs':>6} {'speedup':>8} {'PSNR dB':>8} {'worst':>6}  mask")
+    rows = tokens(runner, batches, str(calibration_path(options["model"])), _show_tokens)
+    return {"rows": [row.to_dict() for row in rows]}
+
+
+def _show_tokens(row: TokensRow) -> None:
+    line = f"{row.setting:<8} {row.kind:<24} {row.flops:>6.1%} {row.speedup:>7.2f}x"
+    _say(f"{line} {row.psnr_mean:>8.2f} {row.psnr_min:>6.1f}  {row.mask}")
 
 
 def _say(line: str) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 from collections import Counter
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -36,6 +37,7 @@ def counted(target: Any) -> Iterator[Counter[str]]:
 
 
 def _counting(block: Block, original: Callable[..., Any], flops: Counter[str]) -> Callable[..., Any]:
+    @functools.wraps(original)
     def forward(*args: Any, **kwargs: Any) -> Any:
         with FlopCounterMode(display=False, custom_mapping=_MISSING) as counter:
             output = original(*args, **kwargs)

@@ -1,0 +1,140 @@
+"""Benchmark of partial steps: where they beat skipping alone at the same block FLOPs, and where they do not."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+
+from fastcache_xdit.config import FastCacheConfig
+from fastcache_xdit.decision.schedule import uniform_mask
+from fastcache_xdit.evaluate.editing import LocalEdit, box
+from fastcache_xdit.evaluate.flops import counted
+from fastcache_xdit.evaluate.quality import psnr_db, to_tensor
+from fastcache_xdit.host.xdit.engine import Batch, wait_for_all
+from fastcache_xdit.tuning.calibrate import FORM, SCHEDULED
+from fastcache_xdit.tuning.runner import Runner
+
+SETTINGS = ("text", "edit")
+BUDGETS = (1 / 2, 1 / 2.5, 1 / 3, 1 / 4)
+KEPT = 0.25  # share of tokens that a partial step computes
+EDITED = 0.5  # side of the edited box
+REPEATS = 3
+KINDS: dict[str, dict[str, Any] | None] = {
+    "steps only": None,
+    "tokens, reuse": {"keep_ratio": KEPT},
+    "tokens by input, reuse": {"keep_ratio": KEPT, "score": "input_change"},
+    "tokens, drop": {"keep_ratio": KEPT, "static_kv": "drop"},
+    "merged": {"merge_ratio": KEPT},
+}
+
+
+@dataclass(frozen=True)
+class Row:
+    """One config: block FLOPs executed / all, wall time uncached / cached (median, least and most), PSNR in dB."""
+
+    setting: str
+    kind: str
+    mask: str
+    flops: float
+    speedup: float
+    speedup_least: float
+    speedup_most: float
+    psnr_mean: float
+    psnr_min: float
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values for JSON."""
+        return asdict(self)
+
+
+def partial_mask(steps: int, budget: float, kept: float) -> str:
+    """Half of a budget goes to evenly spaced whole steps, the other half to evenly spaced partial ones between them."""
+    whole = uniform_mask(steps, max(1, round(budget * steps / 2)))
+    places = [step for step, mark in enumerate(whole) if mark == "0"]
+    count = min(len(places), round((budget * steps - whole.count("1")) / kept))
+    chosen = {places[index] for index, mark in enumerate(uniform_mask(len(places), count)) if mark == "1"}
+    return "".join("p" if step in chosen else mark for step, mark in enumerate(whole))
+
+
+class Bench:
+    """One setting; truth and FLOPs of uncached generation are measured once.
+
+    In `edit` each prompt's picture is changed, inside a box, towards the next prompt; only the box is judged.
+    """
+
+    def __init__(self, runner: Runner, batches: Sequence[Batch], calibration: str, setting: str) -> None:
+        self.setting = setting
+        self.calibration = calibration
+        self.steps = runner.call["num_inference_steps"]
+        self.jobs = [self._job(runner, batch) for batch in batches]
+        self.truth = [self._judged(*job, None) for job in self.jobs]
+        self.flops = self._flops(None)
+
+    def rows(self) -> Iterator[Row]:
+        """Every kind at every budget."""
+        for budget in BUDGETS:
+            for kind, tokens in KINDS.items():
+                yield self._row(kind, self._config(budget, tokens))
+
+    def _job(self, runner: Runner, batch: Batch) -> tuple[Runner, Batch]:
+        if self.setting == "text":
+            return runner, batch
+        known = runner.uncached(batch)
+        noise = torch.randn(known.shape, generator=torch.Generator().manual_seed(batch.seeds[0]))
+        edit = LocalEdit(runner.engine.pipe.scheduler, known, noise, EDITED)
+        call = {**runner.call, "callback": edit, "callback_steps": 1}
+        turned = batch.prompts[1:] + batch.prompts[:1]
+        return Runner(runner.engine, call), Batch(batch.indices, turned, tuple(seed + 1000 for seed in batch.seeds))
+
+    def _config(self, budget: float, tokens: dict[str, Any] | None) -> FastCacheConfig:
+        mask = (
+            partial_mask(self.steps, budget, KEPT) if tokens else uniform_mask(self.steps, round(budget * self.steps))
+        )
+        fitted = {"stand_in": FORM, "calibration": self.calibration}
+        return FastCacheConfig(**SCHEDULED, **fitted, lead_blocks=0, schedule={self.steps: mask}, tokens=tokens)
+
+    def _row(self, kind: str, config: FastCacheConfig) -> Row:
+        each: list[float] = []
+        for job, truth in zip(self.jobs, self.truth, strict=True):
+            each += psnr_db(self._judged(*job, config), truth)
+        ratios = sorted(self._seconds(None) / self._seconds(config) for _ in range(REPEATS))
+        mask = (config.schedule or {})[self.steps]
+        times = statistics.median(ratios), ratios[0], ratios[-1]
+        flops = self._flops(config) / self.flops
+        return Row(self.setting, kind, mask, flops, *times, sum(each) / len(each), min(each))
+
+    def _judged(self, runner: Runner, batch: Batch, config: FastCacheConfig | None) -> torch.Tensor:
+        images = to_tensor(runner.images(batch, config))
+        if self.setting == "text":
+            return images
+        rows, columns = box(images, EDITED)
+        return images[..., rows, columns]
+
+    def _flops(self, config: FastCacheConfig | None) -> int:
+        runner, batch = self.jobs[0]
+        with counted(runner.engine.pipe) as flops:
+            runner.images(batch, config)
+        return flops.total()
+
+    def _seconds(self, config: FastCacheConfig | None) -> float:
+        runner, batch = self.jobs[0]
+        wait_for_all()
+        start = time.perf_counter()
+        runner.images(batch, config)
+        wait_for_all()
+        return time.perf_counter() - start
+
+
+def tokens(runner: Runner, batches: Sequence[Batch], calibration: str, report: Callable[[Row], None]) -> list[Row]:
+    """Rows of every setting."""
+    found = []
+    for setting in SETTINGS:
+        for row in Bench(runner, batches, calibration, setting).rows():
+            report(row)
+            found.append(row)
+    return found
