@@ -71,8 +71,7 @@ def fit(
         errors = errors.masked_fill(_unresolved(training, places)[:, None] & tried.isfinite(), float("inf"))
     best = tried.gather(1, errors.argmin(dim=1, keepdim=True))
     coefficients = _solve(form, mine + theirs, prior, best)[:, 0]
-    error = _squared_error(_solve(form, mine, prior, best)[:, 0], theirs)
-    return Fits(coefficients, error.sum(-1), energy)
+    return Fits(coefficients, errors.amin(dim=1), energy)
 
 
 def error_made(coefficients: torch.Tensor, steps: int, place: Places) -> torch.Tensor:
@@ -81,13 +80,6 @@ def error_made(coefficients: torch.Tensor, steps: int, place: Places) -> torch.T
     error = torch.zeros(coefficients.shape[0], 2 * steps + 1, dtype=torch.float64)
     error[:, index] = torch.cat([-coefficients, torch.ones_like(coefficients[:, :1])], dim=1)
     return error
-
-
-def prior_error(form: Form, held_out: Moments, places: Places) -> torch.Tensor:
-    """[P]: squared error of a form's prior, nothing fitted, on the same moments."""
-    local = _local(held_out, places)
-    nothing = torch.full((len(places.steps), 1), float("inf"), dtype=torch.float64)
-    return _squared_error(_solve(form, local, _prior(form, places), nothing)[:, 0], local).sum(-1)
 
 
 def _states(total: int, places: Places) -> torch.Tensor:

@@ -11,7 +11,7 @@ import torch
 
 from fastcache_xdit.approx.fit import STRENGTHS, Places, error_made, fit
 from fastcache_xdit.approx.forms import FORMS
-from fastcache_xdit.approx.linear import Reference
+from fastcache_xdit.approx.linear import Past
 from fastcache_xdit.approx.moments import Moments
 
 
@@ -108,18 +108,11 @@ class Fitted:
         """A request begins whose steps have these noise levels."""
         self.levels = tuple(levels)
 
-    def residual(
-        self,
-        stream: str,
-        entered: torch.Tensor,
-        references: Sequence[Reference],
-        step: int,
-        computed: Sequence[int],
-    ) -> torch.Tensor:
+    def residual(self, stream: str, entered: torch.Tensor, past: Past) -> torch.Tensor:
         """See `StandIn`: sum_k r_k R_k + h H + sum_k h_k H_k + b, each weight [D]; added up in at least float32."""
-        used = references[: self.references]
-        path = computed if self.coherence.length else computed[: self.references]
-        weights = self._weights_for(stream, step, tuple(path), entered.device)
+        used = past.references[: self.references]
+        path = past.computed if self.coherence.length else past.computed[: self.references]
+        weights = self._weights_for(stream, past.step, path, entered.device)
         states = [each.residual for each in used] + [entered] + [each.entered for each in used]
         total = weights[-1]
         for weight, state in zip(weights[:-1], states, strict=True):

@@ -21,6 +21,20 @@ class Reference(NamedTuple):
     residual: torch.Tensor
 
 
+class Past(NamedTuple):
+    """What a stand-in for one step looks back to.
+
+    Attributes:
+        step: the skipped step.
+        references: the last computed steps of one stream, newest first, as many as the stand-in asks for.
+        computed: all computed steps of the request so far, newest first.
+    """
+
+    step: int
+    references: Sequence[Reference]
+    computed: tuple[int, ...]
+
+
 class StandIn(Protocol):
     """What replaces the blocks of one segment at a skipped step.
 
@@ -32,18 +46,8 @@ class StandIn(Protocol):
     references: int
     entered_kept: int
 
-    def residual(
-        self,
-        stream: str,
-        entered: torch.Tensor,
-        references: Sequence[Reference],
-        step: int,
-        computed: Sequence[int],
-    ) -> torch.Tensor:
-        """R[t] at `step` for one stream, given what enters now [B, N, D] and the references, newest first.
-
-        `computed` are all computed steps of the request so far, newest first.
-        """
+    def residual(self, stream: str, entered: torch.Tensor, past: Past) -> torch.Tensor:
+        """R[t] for one stream, given what enters now [B, N, D]."""
 
 
 class Polynomial:
@@ -58,17 +62,10 @@ class Polynomial:
     def __init__(self, order: int) -> None:
         self.references = order + 1
 
-    def residual(
-        self,
-        stream: str,
-        entered: torch.Tensor,
-        references: Sequence[Reference],
-        step: int,
-        computed: Sequence[int],
-    ) -> torch.Tensor:
+    def residual(self, stream: str, entered: torch.Tensor, past: Past) -> torch.Tensor:
         """See `StandIn`."""
-        used = references[: self.references]
-        weights = polynomial_weights([reference.step for reference in used], step)
+        used = past.references[: self.references]
+        weights = polynomial_weights([reference.step for reference in used], past.step)
         total = weights[0] * used[0].residual if len(used) > 1 else used[0].residual
         for weight, reference in zip(weights[1:], used[1:], strict=True):
             total = torch.add(total, reference.residual, alpha=weight)

@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import torch
 
-from fastcache_xdit.approx.linear import Reference
+from fastcache_xdit.approx.linear import Past
 
 BUCKETS = 6  # of noise levels, equal in steps
 STRENGTHS = (1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1.0)  # of the ridge, relative to each channel's variance
@@ -128,16 +128,9 @@ class Affine:
         """A request begins whose steps have these noise levels."""
         self._steps = len(levels)
 
-    def residual(
-        self,
-        stream: str,
-        entered: torch.Tensor,
-        references: Sequence[Reference],
-        step: int,
-        computed: Sequence[int],
-    ) -> torch.Tensor:
+    def residual(self, stream: str, entered: torch.Tensor, past: Past) -> torch.Tensor:
         """See `StandIn`; references are not looked at."""
-        diagonal, bias, *factors = self._factors_for(stream, step * BUCKETS // self._steps, entered)
+        diagonal, bias, *factors = self._factors_for(stream, past.step * BUCKETS // self._steps, entered)
         total = torch.addcmul(bias, diagonal, entered)
         through = entered
         for factor in reversed(factors):

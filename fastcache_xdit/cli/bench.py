@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -77,7 +78,7 @@ def _approximations(runner: Runner, batches: Sequence[engine.Batch], options: di
     cost = stand_in_cost(runner, batches[0], calibration)
     shares = f"{cost['of_one_block']:.1%} of one block's time, {cost['of_replaced_blocks']:.2%} of all that it replaces"
     _say(f"the fitted stand-in takes {shares}")
-    return {"stand_in_cost": cost, "rows": [row.to_dict() for row in rows]}
+    return {"stand_in_cost": cost, "rows": [asdict(row) for row in rows]}
 
 
 def _show(row: Row) -> None:
@@ -103,7 +104,7 @@ def _significance(runner: Runner, batches: Sequence[engine.Batch], options: dict
 def _tokens(runner: Runner, batches: Sequence[engine.Batch], options: dict[str, Any]) -> dict[str, Any]:
     _say(f"{'setting':<8} {'kind':<24} {'FLOPs':>6} {'speedup':>8} {'PSNR dB':>8} {'worst':>6}  mask")
     rows = tokens(runner, batches, str(calibration_path(options["model"])), _show_tokens)
-    return {"rows": [row.to_dict() for row in rows]}
+    return {"rows": [asdict(row) for row in rows]}
 
 
 def _show_tokens(row: TokensRow) -> None:

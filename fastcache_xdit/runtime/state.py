@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 import torch
 
-from fastcache_xdit.approx.linear import Reference, StandIn
+from fastcache_xdit.approx.linear import Past, Reference, StandIn
 from fastcache_xdit.decision.policy import Track
 from fastcache_xdit.models.spec import ENCODER, HIDDEN, Streams
 
@@ -115,7 +115,7 @@ class SegmentState:
         return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
 
     def _guess(self, stand_in: StandIn, stream: str, entered: torch.Tensor, step: int) -> torch.Tensor:
-        return entered + stand_in.residual(stream, entered, self.references[stream], step, self.computed)
+        return entered + stand_in.residual(stream, entered, Past(step, self.references[stream], self.computed))
 
 
 def energy(values: torch.Tensor) -> torch.Tensor:

@@ -6,7 +6,7 @@ import functools
 import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 from fastcache_xdit.approx.calibration import Calibration
@@ -38,10 +38,6 @@ class Row:
     stand_in: str
     psnr_mean: float
     psnr_min: float
-
-    def to_dict(self) -> dict[str, Any]:
-        """Plain values for JSON."""
-        return asdict(self)
 
 
 class Bench:

@@ -72,11 +72,11 @@ class Coverage:
     maps: bool = False
 
     def segments(self, blocks: Sequence[Block]) -> list[Segment]:
-        """Every segment to calibrate, the whole stacks first."""
+        """Every segment to calibrate, each once."""
         stacks = [blocks[first : last + 1] for first, last in spans(len(blocks), self.leads, self.stages)]
         found = [Segment(0, tuple(stack)) for stack in stacks]
         found += [segment for stack in stacks for segment in segments_of(stack, self.granularity, self.groups)]
-        return list({segment.key: segment for segment in reversed(found)}.values())[::-1]
+        return list({segment.key: segment for segment in found}.values())
 
 
 def spans(count: int, leads: Sequence[int], stages: Sequence[int]) -> list[tuple[int, int]]:

@@ -10,7 +10,7 @@ from safetensors.torch import save_file
 
 from fastcache_xdit.approx.calibration import IDENTITY, Calibration
 from fastcache_xdit.approx.fitted import Coherence, Halves, Refitted
-from fastcache_xdit.approx.linear import Reference
+from fastcache_xdit.approx.linear import Past, Reference
 from fastcache_xdit.approx.maps import fit_maps
 from tests.approx.test_fit import LEVELS, moments, trajectory
 from tests.approx.test_maps import seen
@@ -124,7 +124,7 @@ def test_a_refit_takes_the_place_of_the_solution_at_its_step_only(path):
     reference = Reference(2, torch.full((1, 2, 1), 1.0), torch.full((1, 2, 1), 10.0))
     stand_ins = [Calibration.load(each).stand_in("a..b", "delta", carry_errors=False) for each in (file, path)]
     found = {
-        step: [each.residual("hidden_states", entered, [reference], step, (2,)) for each in stand_ins]
+        step: [each.residual("hidden_states", entered, Past(step, [reference], (2,))) for each in stand_ins]
         for step in (3, 4)
     }
     assert torch.equal(*found[4]) and not torch.equal(*found[3])

@@ -3,10 +3,10 @@
 import pytest
 import torch
 
-from fastcache_xdit.approx.fit import Places, error_made, fit, prior_error
+from fastcache_xdit.approx.fit import Places, error_made, fit
 from fastcache_xdit.approx.fitted import Coherence, Fitted, Halves
 from fastcache_xdit.approx.forms import FORMS
-from fastcache_xdit.approx.linear import Reference
+from fastcache_xdit.approx.linear import Past, Reference
 from fastcache_xdit.approx.moments import Moments
 
 LEVELS = (0.9, 0.7, 0.5, 0.3, 0.1)
@@ -91,7 +91,8 @@ def late_news():
 def test_a_fit_never_loses_to_its_prior_on_held_out_data(form):
     halves, place = noise(), Places.one(4, (3, 2, 1))
     found = fit(FORMS[form], *halves, place)
-    assert found.squared_error.item() <= prior_error(FORMS[form], halves.held_out, place).item() * (1 + 1e-9)
+    prior = fit(FORMS[form], *halves, place, strengths=(float("inf"),))
+    assert found.squared_error.item() <= prior.squared_error.item() * (1 + 1e-9)
 
 
 def test_the_error_made_is_what_a_fit_misses():
@@ -158,12 +159,12 @@ def test_applying_equals_the_sum_by_hand():
     stand_in = Fitted("delta+history", {STREAM: halves})
     residuals, entered = trajectory(7, rows=6)
     kept = [Reference(step, entered[step][None], residuals[step][None]) for step in (3, 1, 0)]
-    guess = stand_in.residual(STREAM, entered[4][None], kept, 4, (3, 1, 0))
+    guess = stand_in.residual(STREAM, entered[4][None], Past(4, kept, (3, 1, 0)))
     states = [residuals[3], residuals[1], residuals[0], entered[4], entered[3], entered[1], entered[0]]
     by_hand = sum(w * state for w, state in zip(weights.T[:7], states, strict=True)) + weights.T[7]
     torch.testing.assert_close(guess[0], by_hand, atol=2e-3, rtol=2e-3)
     half = [each._replace(entered=each.entered.bfloat16(), residual=each.residual.bfloat16()) for each in kept]
-    assert stand_in.residual(STREAM, entered[4][None].bfloat16(), half, 4, (3, 1, 0)).dtype == torch.bfloat16
+    assert stand_in.residual(STREAM, entered[4][None].bfloat16(), Past(4, half, (3, 1, 0))).dtype == torch.bfloat16
 
 
 def smooth(levels):

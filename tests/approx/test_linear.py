@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from fastcache_xdit.approx.linear import Polynomial, Reference, polynomial_weights, unfitted
+from fastcache_xdit.approx.linear import Past, Polynomial, Reference, polynomial_weights, unfitted
 
 NEWEST = Reference(4, None, torch.tensor([[[10.0, 40.0]]]))
 OLDER = Reference(2, None, torch.tensor([[[6.0, 20.0]]]))
@@ -11,7 +11,9 @@ ENTERED = torch.zeros(1, 1, 2)
 
 
 def residual(order, references, step):
-    return Polynomial(order).residual("hidden_states", ENTERED, references, step, [each.step for each in references])
+    return Polynomial(order).residual(
+        "hidden_states", ENTERED, Past(step, references, tuple(each.step for each in references))
+    )
 
 
 def test_reuse_takes_the_last_residual():

@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from fastcache_xdit.approx.linear import Past
 from fastcache_xdit.approx.maps import BUCKETS, Affine, Covariances, Maps, fit_maps
 
 CHANNELS, ROWS, STREAM = 6, 500, "hidden_states"
@@ -25,7 +26,7 @@ def seen(seed, noise=0.0):
 def stood_in(maps, rank, entered):
     stand_in = Affine({STREAM: maps}, rank)
     stand_in.begin([0.0] * 2 * BUCKETS)
-    return stand_in.residual(STREAM, entered, [], 5, ())
+    return stand_in.residual(STREAM, entered, Past(5, (), ()))
 
 
 @pytest.fixture(scope="module")
