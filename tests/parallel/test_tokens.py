@@ -50,7 +50,7 @@ def results() -> list[dict]:
     staged = {**WHOLE, **PAD, **EVEN, "significant": MORE["significant"]}
     for name, degrees in STAGES.items():
         cases[name] = {"family": "pixart", "degrees": degrees, "runs": staged}
-    return run_ranks("tokens_worker.py", 4, cases=cases)
+    return run_ranks("cached_worker.py", 4, cases=cases)
 
 
 def answers(results: list[dict], case: str, name: str) -> list[Answer]:

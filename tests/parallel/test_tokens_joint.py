@@ -28,7 +28,7 @@ def results() -> list[dict]:
         cases[f"{family} {name}"] = {"family": family, "degrees": LAYOUTS[family][name], "runs": runs[family]}
         if (family, name) in MERGED:
             cases[f"{family} {name}"]["runs"] = {**runs[family], **MERGE}
-    return run_ranks("tokens_worker.py", 4, cases=cases)
+    return run_ranks("cached_worker.py", 4, cases=cases)
 
 
 @pytest.mark.parametrize("family, name", PLACES)
