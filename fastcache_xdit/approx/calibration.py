@@ -20,7 +20,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
-from fastcache_xdit.approx.fitted import ALONE, Coherence, Fitted, Halves, Refitted, Solved
+from fastcache_xdit.approx.fitted import Coherence, Fitted, Halves, Refitted, Solved
 from fastcache_xdit.approx.maps import Affine, Maps
 from fastcache_xdit.approx.moments import Moments
 
@@ -41,7 +41,7 @@ class Calibration:
         moments: per segment (see `Segment.key`) and stream, both halves of the requests.
         gains: per segment and step, by how much a relative error there shows in the final latents, relative to them.
         spread: per segment, the calibrated test (`decision.significance.Spread.to_dict`).
-        coherence: how errors of one request add up.
+        coherence: how errors of one request add up, by growing reach.
         refits: coefficients [D, 2K+2] that take the place of solutions.
         maps: per segment and stream, those of `affine` beyond the diagonal, where they were asked for.
     """
@@ -52,7 +52,7 @@ class Calibration:
     moments: dict[str, dict[str, Halves]]
     gains: dict[str, list[float]] = field(default_factory=dict)
     spread: dict[str, dict[str, Any]] = field(default_factory=dict)
-    coherence: Coherence = ALONE
+    coherence: tuple[Coherence, ...] = ()
     refits: dict[Refitted, torch.Tensor] = field(default_factory=dict)
     maps: dict[str, dict[str, Maps]] = field(default_factory=dict)
     _solved: dict[tuple[str, str, bool], Solved] = field(default_factory=dict, repr=False, compare=False)
@@ -69,7 +69,7 @@ class Calibration:
                 "this granularity, these lead_blocks and this pipefusion_parallel_degree"
             )
         solved = self._solved.setdefault((segment, name, carry_errors), Solved())
-        coherence = self.coherence if carry_errors else ALONE
+        coherence = self.coherence if carry_errors else ()
         return Fitted(name, self.moments[segment], solved, self.refits, segment, coherence)
 
     def affine(self, segment: str, rank: int) -> Affine:
@@ -136,7 +136,7 @@ class Calibration:
         kind, header, tensors = _read(path)
         if kind == REFITS:
             return _refined(Path(path), header, tensors)
-        levels, coherence = tuple(header.pop("levels")), Coherence(*header.pop("coherence"))
+        levels, coherence = tuple(header.pop("levels")), tuple(Coherence(*each) for each in header.pop("coherence"))
         return cls(levels=levels, coherence=coherence, moments=_moments(levels, tensors), maps=_maps(tensors), **header)
 
     @classmethod

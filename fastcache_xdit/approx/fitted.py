@@ -30,18 +30,21 @@ class Coherence(NamedTuple):
     """How errors of one request add up, measured by calibration on final latents.
 
     Errors of neighbouring steps are much alike, so that what counts is less the error of each step than their sum: a
-    stand-in aims to make good what the ones before it missed.
+    stand-in aims to make good what the ones before it missed. Far from the computed steps that it knows, it does not
+    see enough to do so.
 
     Attributes:
+        reach: calibrated steps back to the second newest computed step, up to which this holds.
         length: noise levels over which an error fades to 1/e of itself; 0: every step for itself.
         floor: the least ridge. The moments alone ask for too little where neighbouring steps are much alike.
     """
 
+    reach: float
     length: float
     floor: float
 
 
-ALONE = Coherence(length=0.0, floor=0.0)
+ALONE = Coherence(reach=math.inf, length=0.0, floor=0.0)
 
 
 class Halves(NamedTuple):
@@ -81,7 +84,7 @@ class Fitted:
         solved: what other caches have solved already.
         refits: coefficients [D, 2K+2] that take the place of a solution; those of other segments are not looked at.
         segment: its key.
-        coherence: how errors add up.
+        coherence: how errors add up, by growing reach; none: every step for itself.
     """
 
     def __init__(
@@ -91,14 +94,13 @@ class Fitted:
         solved: Solved | None = None,
         refits: Mapping[Refitted, torch.Tensor] | None = None,
         segment: str = "",
-        coherence: Coherence = ALONE,
+        coherence: Sequence[Coherence] = (),
     ) -> None:
         self.name, self.segment = name, segment
         self.form = form = FORMS[name]
         self.references = max(1, form.references)
         self.entered_kept = form.changes
-        self.coherence = coherence
-        self._strengths = [strength for strength in STRENGTHS if strength >= coherence.floor]
+        self._coherence = coherence
         self._calibrated = dict(moments)
         self._refits = refits or {}
         self._solved = solved or Solved()
@@ -111,7 +113,7 @@ class Fitted:
     def residual(self, stream: str, entered: torch.Tensor, past: Past) -> torch.Tensor:
         """See `StandIn`: sum_k r_k R_k + h H + sum_k h_k H_k + b, each weight [D]; added up in at least float32."""
         used = past.references[: self.references]
-        path = past.computed if self.coherence.length else past.computed[: self.references]
+        path = past.computed if self._coherence else past.computed[: self.references]
         weights = self._weights_for(stream, past.step, path, entered.device)
         states = [each.residual for each in used] + [entered] + [each.entered for each in used]
         total = weights[-1]
@@ -135,7 +137,14 @@ class Fitted:
         place = Places.one(step, computed[: self.references])
         carried = self._carried(stream, step, computed)
         carried = carried if carried is None else carried[None]
-        return fit(self.form, *self._halves(stream), place, self._strengths, carried).coefficients[0]
+        floor = self._coherence_at(stream, step, computed).floor
+        strengths = [strength for strength in STRENGTHS if strength >= floor]
+        return fit(self.form, *self._halves(stream), place, strengths, carried).coefficients[0]
+
+    def _coherence_at(self, stream: str, step: int, computed: tuple[int, ...]) -> Coherence:
+        ticks = self._halves(stream).training.ticks
+        back = float(ticks[step] - ticks[computed[:2][-1]])
+        return next((each for each in self._coherence if back < each.reach + 1e-6), ALONE)
 
     def _halves(self, stream: str) -> Halves:
         key = (self.levels, stream)
@@ -146,9 +155,10 @@ class Fitted:
     def _carried(self, stream: str, step: int, computed: tuple[int, ...]) -> torch.Tensor | None:
         """What is left at this step of all that the skipped steps before it missed; None where there is none."""
         last = max(set(range(computed[-1], step)) - set(computed), default=None)
-        if last is None or not self.coherence.length:
+        length = self._coherence_at(stream, step, computed).length
+        if last is None or not length:
             return None
-        fading = math.exp((self.levels[step] - self.levels[last]) / self.coherence.length)
+        fading = math.exp((self.levels[step] - self.levels[last]) / length)
         return fading * self._missed(stream, last, tuple(each for each in computed if each < last))
 
     def _missed(self, stream: str, step: int, computed: tuple[int, ...]) -> torch.Tensor:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import platform
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, astuple, dataclass, replace
@@ -40,9 +41,11 @@ FORM = "delta+history"
 # long gaps early in a request lead furthest away from the uncached trajectory.
 PLANNED, UNIFORM = (0.6, 0.4, 0.25), (0.3, 0.15)
 HELD_OUT_EVERY = 3  # batches: the last of each so many judges the fits of the others
-# What is tried on final latents, under even masks with these shares of computed steps.
-TRIED_SHARES = (1 / 2, 1 / 3, 1 / 5)
-TRIED = tuple(Coherence(length, floor) for length in (0.3, 1.0) for floor in (1e-3, 1e-2, 1e-1))
+# Ways to add up errors (length, floor), each tried on final latents under even masks with these gaps between computed
+# steps; on-policy rounds, which come before, guess.
+TRIED_GAPS = (2, 3, 5, 7)
+TRIED = ((0.0, 0.0), *((length, floor) for length in (0.15, 0.3, 1.0) for floor in (1e-3, 1e-2)))
+GUESSED = Coherence(math.inf, 0.3, 1e-2)
 TRIMMED = 0.125  # share of images left out at either end: a few tip over into another picture
 PROBE_EVERY = 2  # steps between single-skip probes; gains in between are interpolated
 # What lets a schedule alone decide.
@@ -135,7 +138,7 @@ class Calibrator:
         self.noise = 0.0
         self.mask = ""
         self.done = 0
-        self.tried: list[list[float]] = []
+        self.tried: dict[int, list[list[float]]] = {}
         self._truths: dict[int, torch.Tensor] = {}
 
     @property
@@ -172,9 +175,10 @@ class Calibrator:
         for share, mask_of in rounds:
             what = f"refitting at {share:.0%} computed"
             parts += [(what, partial(self._on_policy, mask_of, share, index)) for index in range(count)]
-        masks = dict.fromkeys(uniform_mask(self.steps, max(2, round(share * self.steps))) for share in TRIED_SHARES)
         judged = range(HELD_OUT_EVERY - 1, count, HELD_OUT_EVERY)
-        parts += [("adding up errors", partial(self._try_coherence, mask, index)) for mask in masks for index in judged]
+        parts += [
+            ("adding up errors", partial(self._try_coherence, gap, index)) for gap in TRIED_GAPS for index in judged
+        ]
         probed = range(2, self.steps, PROBE_EVERY)
         parts += [("probing single skips", partial(self._probe, step)) for step in probed]
         return [*parts, ("measuring rounding", self._measure_noise)]
@@ -207,22 +211,27 @@ class Calibrator:
         if held_out:
             self.pairs += pairs.collected()
 
-    def _try_coherence(self, mask: str, index: int) -> None:
-        """Errors of a held-out batch's final latents, under a mask, for each way to add up errors."""
+    def _try_coherence(self, gap: int, index: int) -> None:
+        """Errors of a held-out batch's final latents, computing every `gap`-th step, for each way to add up errors."""
+        mask = "".join("0" if step % gap else "1" for step in range(self.steps))
         errors = []
-        for coherence in TRIED:
-            self._publish(coherence)
+        for length, floor in TRIED:
+            self._publish((Coherence(math.inf, length, floor),))
             with self.runner.enabled(self._config(mask)) as watched:
                 latents = watched.generate(self.batches[index])
             errors.append(relative_error(latents, self._truth(index)).log().tolist())
-        self.tried += np.array(errors).T.tolist()
+        self.tried.setdefault(gap, []).extend(np.array(errors).T.tolist())
 
-    def _coherence(self) -> Coherence:
-        """The one with the least error over all images that were tried, each compared with itself; at first a guess."""
+    def _coherence(self) -> tuple[Coherence, ...]:
+        """For each gap the one with the least error over the images that were tried, each compared with itself."""
         if not self.tried:
-            return TRIED[1]
-        errors = np.array(self.tried)
-        return TRIED[int(trim_mean(errors - errors.mean(axis=1, keepdims=True), TRIMMED).argmin())]
+            return (GUESSED,)
+        reaches = [*(2.0 * gap - 1 for gap in sorted(self.tried)[:-1]), math.inf]
+        best = [
+            int(trim_mean(errors - errors.mean(axis=1, keepdims=True), TRIMMED).argmin())
+            for _, errors in sorted((gap, np.array(errors)) for gap, errors in self.tried.items())
+        ]
+        return tuple(Coherence(reach, *TRIED[index]) for reach, index in zip(reaches, best, strict=True))
 
     def _probe(self, step: int) -> None:
         """Skip one step alone: by how much its relative error grows or fades until the final latents."""
@@ -251,7 +260,7 @@ class Calibrator:
         fitted = {"calibration": str(self.working), "stand_in": FORM} if "0" in mask else {}
         return FastCacheConfig(**SCHEDULED, **fitted, schedule={self.steps: mask}, lead_blocks=self.lead)
 
-    def _publish(self, coherence: Coherence | None = None) -> Calibration:
+    def _publish(self, coherence: tuple[Coherence, ...] | None = None) -> Calibration:
         """What is known so far, as a file that the ranks' caches load."""
         calibration = self._calibration(coherence or self._coherence())
         if rank() == 0:
@@ -259,7 +268,7 @@ class Calibrator:
         wait_for_all()
         return calibration
 
-    def _calibration(self, coherence: Coherence) -> Calibration:
+    def _calibration(self, coherence: tuple[Coherence, ...]) -> Calibration:
         """Sums of all ranks so far."""
         moments: dict[str, dict[str, Halves]] = {}
         for segment, streams in sorted(self.sums["training"].items()):
@@ -329,7 +338,8 @@ class Calibrator:
                 f"{self.saved} is of an interrupted calibration with other options; repeat those, or delete the file"
             )
         self.done, self.levels, self.mask = state["done"], state["levels"], state["mask"]
-        self.tried, self.noise = state["tried"], state["noise"]
+        self.tried = {int(gap): errors for gap, errors in state["tried"].items()}
+        self.noise = state["noise"]
         self.pairs = [Pair(*values) for values in state["pairs"]]
         self.gains = {int(step): gain for step, gain in state["gains"].items()}
         for name in tensors:

@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 
 from fastcache_xdit.approx.calibration import Calibration
-from fastcache_xdit.approx.fitted import ALONE, Fitted, Halves, Refitted
+from fastcache_xdit.approx.fitted import Fitted, Halves, Refitted
 from fastcache_xdit.approx.moments import Moments
 from fastcache_xdit.config import FastCacheConfig
 from fastcache_xdit.decision.schedule import mask_for, skips
@@ -74,7 +74,7 @@ class Refitter:
             )
             for stream in sorted(training)
         }
-        coherence = base.coherence if config.carry_errors else ALONE
+        coherence = base.coherence if config.carry_errors else ()
         fitted = Fitted(config.stand_in, halves, coherence=coherence)
         found: Refits = {}
         for step, computed in skips(mask_for(config.schedule or {}, len(levels))):

@@ -20,7 +20,7 @@ IDENTITY_HERE = {name: f"this {name}" for name in IDENTITY} | {"weights": {"tran
 
 def made():
     halves = Halves(moments(*trajectory(0)), moments(*trajectory(1)))
-    by_segment, coherence = {"a..b": {"hidden_states": halves}}, Coherence(0.3, 0.1)
+    by_segment, coherence = {"a..b": {"hidden_states": halves}}, (Coherence(3.0, 0.3, 0.1),)
     return Calibration(IDENTITY_HERE, {"steps": 5}, LEVELS, by_segment, {"a..b": [0.5] * 5}, {"a..b": {}}, coherence)
 
 

@@ -126,7 +126,7 @@ def test_a_planned_request_makes_good_what_it_missed():
     """Two skips in a row: fits that each look at their own step miss what the second one could still add."""
     halves = late_news()
     alone, together = (
-        Fitted("delta+history", {STREAM: halves}, coherence=Coherence(length, 0)) for length in (0.0, 100.0)
+        Fitted("delta+history", {STREAM: halves}, coherence=(Coherence(reach, 100.0, 0.0),)) for reach in (2, 3)
     )
     computed = (2, 1, 0)
     first = [each.coefficients(STREAM, 3, computed) for each in (alone, together)]

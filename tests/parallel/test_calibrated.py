@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
 import pytest
@@ -69,7 +70,9 @@ def test_fits_of_two_ranks_equal_those_of_one(results, folder, name, close):
         torch.testing.assert_close(found[1].relative_error, found[0].relative_error, rtol=1e-2, atol=0)
         torch.testing.assert_close(found[1].coefficients, found[0].coefficients, rtol=1e-2, atol=close)
     assert shared.spread.keys() == alone.spread.keys()
-    assert {alone.coherence, shared.coherence} <= set(TRIED)
+    for found in (alone, shared):
+        assert {(each.length, each.floor) for each in found.coherence} <= set(TRIED)
+        assert [each.reach for each in found.coherence] == [3, 5, 9, math.inf]
 
 
 @pytest.mark.parametrize("run", RUNS)
