@@ -32,13 +32,14 @@ def unknown_option(name: str, known: Any) -> str:
 class TokensConfig(Options):
     """Partial steps: only the tokens that move go through the blocks, the others take the stand-in; or all do, merged.
 
-    Exactly one of `keep_ratio`, `threshold` and `merge_ratio` says how many.
+    Exactly one of `keep_ratio`, `threshold`, `merge_ratio` and `score: region` says how many.
 
     Attributes:
         when: a step is partial where the schedule marks it `p` (`scheduled`), and with `significant` also where nothing
             but the test wants it computed.
         score: by which tokens are ranked: how far the stand-in moves a token's output from the last whole step's
-            (`predicted_change`), or how far the token itself moved on entry (`input_change`, the paper's).
+            (`predicted_change`), or how far the token itself moved on entry (`input_change`, the paper's). `region`:
+            those that an edit may change, which `handle.focus(mask)` names.
         keep_ratio: share of the image tokens that a partial step computes.
         threshold: instead of `keep_ratio`: tokens are computed whose score, a squared distance, is at least this share
             of the mean squared norm of the tokens. At 0 every token is computed.
@@ -49,15 +50,16 @@ class TokensConfig(Options):
         merge_temporal_weight: how much a token's change since the last whole step adds to its importance in a merge.
         bucket: counts of computed tokens are rounded up to a multiple of this.
         min_static_ratio: where a smaller share of tokens would be saved, a step is computed whole.
-        static_kv: static tokens stay in sight of the others by their last keys and values (`reuse`), or do not
-            (`drop`, the paper's).
+        static_kv: static tokens stay in sight of the others by their last keys and values (`reuse`), by keys and values
+            that a calibration's weights make of those of the last whole steps (`forecast`, which holds three of them),
+            or not at all (`drop`, the paper's).
         balance: sequence-parallel ranks must compute equally many tokens. `pad`: each computes as many of its own as
             the rank with the most needs. `reshard`: rows move between ranks, so that no rank computes more than its
             part, at two more messages per block.
     """
 
     when: Literal["significant", "scheduled"] = "significant"
-    score: Literal["predicted_change", "input_change"] = "predicted_change"
+    score: Literal["predicted_change", "input_change", "region"] = "predicted_change"
     keep_ratio: float | None = Field(None, gt=0, le=1)
     threshold: float | None = Field(None, ge=0, allow_inf_nan=False)
     merge_ratio: float | None = Field(None, gt=0, le=1)
@@ -66,16 +68,17 @@ class TokensConfig(Options):
     merge_temporal_weight: float = Field(1.0, ge=0, allow_inf_nan=False)
     bucket: int = Field(16, ge=1)
     min_static_ratio: float = Field(0.1, ge=0, lt=1)
-    static_kv: Literal["reuse", "drop"] = "reuse"
+    static_kv: Literal["reuse", "forecast", "drop"] = "reuse"
     balance: Literal["pad", "reshard"] = "pad"
 
     @model_validator(mode="after")
     def _one_measure(self) -> TokensConfig:
         measures = {name: getattr(self, name) for name in ("keep_ratio", "threshold", "merge_ratio")}
         given = [name for name, value in measures.items() if value is not None]
+        given += ["score=region"] if self.score == "region" else []
         if len(given) != 1:
             found = f"not {' and '.join(given)}" if given else "none is given"
-            raise ValueError(f"give exactly one of {', '.join(measures)}; {found}")
+            raise ValueError(f"give exactly one of {', '.join(measures)}, score=region; {found}")
         return self
 
     @model_validator(mode="after")

@@ -8,8 +8,12 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+import torch
+
 from fastcache_xdit.approx.calibration import Calibration
 from fastcache_xdit.approx.fitted import Fitted
+from fastcache_xdit.approx.keys_values import Forecast
 from fastcache_xdit.approx.linear import Polynomial, unfitted
 from fastcache_xdit.approx.maps import Affine
 from fastcache_xdit.clock import Clock
@@ -30,7 +34,7 @@ from fastcache_xdit.parallel.topology import Topology
 from fastcache_xdit.runtime.allowed import check_tokens
 from fastcache_xdit.runtime.driver import Driver
 from fastcache_xdit.runtime.judge import AgreeingJudge, FirstPatchJudge, Judge, LeaderJudge, Rules, ScheduledJudge
-from fastcache_xdit.runtime.partial import PartialSteps
+from fastcache_xdit.runtime.partial import PartialSteps, projections
 from fastcache_xdit.runtime.patch import Undo
 from fastcache_xdit.runtime.segment import Block, Segment, blocks_of, partition
 from fastcache_xdit.runtime.session import Session
@@ -84,6 +88,19 @@ class Handle:
     def branch(self, name: str) -> contextlib.AbstractContextManager[None]:
         """Calls inside belong to the CFG branch `name`: for loops that call the transformer once per branch."""
         return self._session.clock.in_branch(name)
+
+    def focus(self, mask: Any) -> None:
+        """Say what an edit may change: with `tokens.score: region`, what partial steps compute.
+
+        Args:
+            mask: [H, W] of the picture's shape at any resolution, nonzero inside; an array, a tensor or a PIL image.
+        Raises:
+            ValueError: the cache computes no region.
+        """
+        partial = self._session.driver.partial
+        if partial is None or partial.options.score != "region":
+            raise ValueError("there is no region to compute; set tokens.score=region")
+        partial.focus(torch.as_tensor(np.asarray(mask)))
 
     @property
     def driver(self) -> Driver:
@@ -207,8 +224,10 @@ def _attach(
     consensus = _consensus(host, config, counters)
     agreeing = AgreeingJudge(config, rules, consensus, ledger, counters, _share(host, config, lead, segments))
     judge = ScheduledJudge(config, rules, ledger) if config.test == "none" else _judge(agreeing, spec, host.topology)
-    listeners = [rules.begin, *(each.begin for each in stand_ins if isinstance(each, Fitted | Affine))]
-    partial = PartialSteps(config.tokens, consensus, ledger) if config.tokens else None
+    forecast = _forecast(config, segments, calibration)
+    fitted = [each for each in (*stand_ins, forecast) if isinstance(each, Fitted | Affine | Forecast)]
+    listeners = [rules.begin, *(each.begin for each in fitted)]
+    partial = PartialSteps(config.tokens, consensus, ledger, forecast) if config.tokens else None
     driver = Driver(config, segments, stand_ins, judge, clock, counters, listeners, partial)
     session = Session(spec, driver, ledger, consensus, _levels(host.scheduler), host.patch)
     undo.set(host.transformer, "forward", session.wrapped(host.transformer.forward))
@@ -247,6 +266,19 @@ def _stand_ins(
         return [calibration.affine(segment.key, config.affine_rank) for segment in segments]
     carry = config.carry_errors and config.test == "none"  # else each request has a path, and fits, of its own
     return [calibration.stand_in(segment.key, config.stand_in, carry) for segment in segments]
+
+
+def _forecast(config: FastCacheConfig, segments: list[Segment], calibration: Calibration | None) -> Forecast | None:
+    if not config.tokens or config.tokens.static_kv != "forecast":
+        return None
+    known = calibration.keys_values if calibration else None
+    missing = [name for name, _ in projections(segments) if known is None or name not in known.layers]
+    if known is None or missing:
+        raise ValueError(
+            f"tokens.static_kv=forecast needs a calibration that has {missing[0]}; run fastcache-xdit calibrate on "
+            "this model and set calibration, or set tokens.static_kv=reuse"
+        )
+    return known.forecast()
 
 
 def _spreads(config: FastCacheConfig, segments: list[Segment], calibration: Calibration | None) -> dict[int, Spread]:

@@ -54,7 +54,7 @@ TOKENS = [
     "threshold",
     "when",
 ]
-HANDLE = ["branch", "disable", "driver", "report", "reset"]
+HANDLE = ["branch", "disable", "driver", "focus", "report", "reset"]
 FLAGS = {
     generate: ["--batch_size", "--compare", "--config", "--dtype", "--output", "--overwrite", "--prompts"],
     calibrate: [

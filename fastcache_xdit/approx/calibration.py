@@ -21,6 +21,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from fastcache_xdit.approx.fitted import Coherence, Fitted, Halves, Refitted, Solved
+from fastcache_xdit.approx.keys_values import SEGMENT, STREAM, KeysValues
 from fastcache_xdit.approx.maps import Affine, Maps
 from fastcache_xdit.approx.moments import Moments
 
@@ -44,6 +45,7 @@ class Calibration:
         coherence: how errors of one request add up, by growing reach.
         refits: coefficients [D, 2K+2] that take the place of solutions.
         maps: per segment and stream, those of `affine` beyond the diagonal, where they were asked for.
+        keys_values: moments of the projections to keys and values, where the model's tokens can be computed in part.
     """
 
     identity: dict[str, Any]
@@ -55,6 +57,7 @@ class Calibration:
     coherence: tuple[Coherence, ...] = ()
     refits: dict[Refitted, torch.Tensor] = field(default_factory=dict)
     maps: dict[str, dict[str, Maps]] = field(default_factory=dict)
+    keys_values: KeysValues | None = None
     _solved: dict[tuple[str, str, bool], Solved] = field(default_factory=dict, repr=False, compare=False)
 
     def stand_in(self, segment: str, name: str, carry_errors: bool) -> Fitted:
@@ -113,6 +116,7 @@ class Calibration:
             "gains": self.gains,
             "spread": self.spread,
             "coherence": self.coherence,
+            "layers": self.keys_values.layers if self.keys_values else [],
         }
         _write(path, FORMAT, header, self._tensors())
 
@@ -137,7 +141,16 @@ class Calibration:
         if kind == REFITS:
             return _refined(Path(path), header, tensors)
         levels, coherence = tuple(header.pop("levels")), tuple(Coherence(*each) for each in header.pop("coherence"))
-        return cls(levels=levels, coherence=coherence, moments=_moments(levels, tensors), maps=_maps(tensors), **header)
+        moments, layers = _moments(levels, tensors), tuple(header.pop("layers"))
+        projected = KeysValues(layers, moments.pop(SEGMENT)[STREAM]) if layers else None
+        return cls(
+            levels=levels,
+            coherence=coherence,
+            moments=moments,
+            maps=_maps(tensors),
+            keys_values=projected,
+            **header,
+        )
 
     @classmethod
     def shared(cls, path: str | Path) -> Calibration:
@@ -152,9 +165,10 @@ class Calibration:
         return _digest(json.dumps([self.levels, self.gains, self.spread, self.coherence]), self._tensors() | refits)
 
     def _tensors(self) -> dict[str, torch.Tensor]:
+        projected = {SEGMENT: {STREAM: self.keys_values.halves}} if self.keys_values else {}
         moments = {
             f"{segment}/{stream}/{half}": moments.packed()
-            for segment, streams in self.moments.items()
+            for segment, streams in (self.moments | projected).items()
             for stream, halves in streams.items()
             for half, moments in halves._asdict().items()
         }

@@ -52,7 +52,7 @@ class GroupConsensus:
         self.branches = [topology.branch_of(rank) for rank in self.ranks]
         self.group = group_of(self.ranks)
         self.topology = topology
-        self.shard = topology.shard
+        self.shard, self.shard_count = topology.shard, topology.sequence_parallel_degree
         self.device = device
         self.counters = counters
 

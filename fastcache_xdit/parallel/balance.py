@@ -114,8 +114,8 @@ class Shares(NamedTuple):
 def share_out(shares: Shares, options: TokensConfig, consensus: Consensus) -> Kept | None:
     """Which tokens this rank computes; None where so many move that the step is better computed whole.
 
-    Every rank gets the same answer from the same shares. `threshold`, and `balance` over several ranks, cost a host
-    read each.
+    Every rank gets the same answer from the same shares. `threshold` or a region, and `balance` over several ranks,
+    cost a host read each.
     """
     ranks, _, length = shares.scores.shape
     even = options.balance == "reshard" and ranks > 1
@@ -135,8 +135,10 @@ def _wanted(shares: Shares, options: TokensConfig) -> int:
     """How many tokens of the whole sequence are to be computed: in the sample with the most, at a threshold."""
     if options.keep_ratio is not None:
         return math.ceil(options.keep_ratio * shares.total - 1e-9)
-    assert options.threshold is not None
     scores = shares.scores.transpose(0, 1).flatten(1)
+    if options.score == "region":
+        return int(scores.sum(dim=1).amax())
+    assert options.threshold is not None
     return int(moving(scores, shares.energy, options.threshold).sum(dim=1).amax())
 
 

@@ -17,9 +17,11 @@ class Consensus(Protocol):
 
     Attributes:
         shard: place of this rank's tokens among the shards of the sequence.
+        shard_count: how many shards the sequence has.
     """
 
     shard: int
+    shard_count: int
 
     def agree(self, sums: torch.Tensor, stamp: int, place: str) -> torch.Tensor:
         """Sums of all agreeing ranks, added per CFG branch.
@@ -53,7 +55,7 @@ class Consensus(Protocol):
 class Solo:
     """One process: nothing to exchange."""
 
-    shard = 0
+    shard, shard_count = 0, 1
 
     def agree(self, sums: torch.Tensor, stamp: int, place: str) -> torch.Tensor:
         """The sums themselves, on the CPU (the one host read of a decision)."""

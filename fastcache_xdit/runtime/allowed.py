@@ -54,6 +54,8 @@ def _check_stages(options: TokensConfig, spec: ModelSpec) -> None:
     """PipeFusion keeps keys and values of all tokens, and so they must stay apart."""
     if not spec.patches_in_part:
         raise ValueError(f"tokens with {spec.name} under PipeFusion is not supported; leave tokens out")
+    if options.score == "region":
+        raise ValueError("tokens.score=region is not supported under PipeFusion; set tokens.keep_ratio")
     if options.static_kv == "drop":
         raise ValueError("tokens.static_kv=drop is not supported under PipeFusion; set tokens.static_kv=reuse")
     if options.merge_ratio is not None:

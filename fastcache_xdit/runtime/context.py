@@ -8,19 +8,24 @@ from typing import Any
 
 import torch
 
+from fastcache_xdit.approx.keys_values import Forecast
 from fastcache_xdit.clock import Tick
 from fastcache_xdit.parallel.balance import Kept
+
+Known = list[tuple[int, torch.Tensor]]  # (step, rows), newest first
 
 
 class Context:
     """Stands behind the projections to keys and values of every attention layer whose blocks may be computed in part.
 
-    Whole steps leave their rows here; partial steps put theirs in place. What follows, whether rotary embeddings,
-    exchanges between ranks or xDiT's own store, sees as many keys and values as ever.
+    Whole steps leave their rows here; partial steps put theirs in place, and leave them here too, or with a forecast
+    among what it makes of the last whole steps. What follows, whether rotary embeddings, exchanges between ranks or
+    xDiT's own store, sees as many keys and values as ever.
     """
 
-    def __init__(self) -> None:
-        self._stored: dict[tuple[str, int | None, str], torch.Tensor] = {}
+    def __init__(self, forecast: Forecast | None = None) -> None:
+        self.forecast = forecast
+        self._stored: dict[tuple[str, int | None, str], Known] = {}
         self._now: tuple[Tick, Kept | None] | None = None
 
     def enter(self, tick: Tick, kept: Kept | None) -> None:
@@ -38,7 +43,7 @@ class Context:
 
     def bytes_held(self) -> int:
         """Bytes of the rows; those of patches are extra to those of the full sequence that came before."""
-        return sum(rows.numel() * rows.element_size() for rows in self._stored.values())
+        return sum(rows.numel() * rows.element_size() for known in self._stored.values() for _, rows in known)
 
     def wrapped(self, name: str, project: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:
         """What takes the place of the forward of the projection `name`."""
@@ -63,17 +68,24 @@ class Context:
         return rotated
 
     def _whole(self, name: str, fresh: torch.Tensor, tick: Tick, kept: Kept | None) -> torch.Tensor:
-        rows = fresh if kept is None else _update(kept, fresh, self._last(name, tick))
-        self._stored[tick.branch, tick.patch, name] = rows
+        known = self._known(name, tick)
+        if kept is None:
+            known.insert(0, (tick.step, fresh))
+            del known[self.forecast.references if self.forecast else 1 :]
+            return fresh
+        if self.forecast:
+            return _update(kept, fresh, self.forecast.rows(name, tick.step, known))
+        rows = _update(kept, fresh, known[0][1])
+        known[0] = tick.step, rows
         return rows
 
-    def _last(self, name: str, tick: Tick) -> torch.Tensor:
+    def _known(self, name: str, tick: Tick) -> Known:
         """The rows of this branch and patch; a patch starts from its rows of the full sequence."""
-        mine = self._stored.get((tick.branch, tick.patch, name))
-        if mine is not None:
-            return mine
-        assert tick.rows is not None
-        return self._stored[tick.branch, None, name][:, slice(*tick.rows)]
+        key = (tick.branch, tick.patch, name)
+        if key not in self._stored:
+            whole = self._stored.get((tick.branch, None, name), []) if tick.rows else []
+            self._stored[key] = [(step, rows[:, slice(*tick.rows)]) for step, rows in whole] if tick.rows else []
+        return self._stored[key]
 
 
 def _rows_of(kept: Kept, table: torch.Tensor, count: int) -> torch.Tensor:

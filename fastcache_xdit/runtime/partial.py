@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 import torch
 
+from fastcache_xdit.approx.keys_values import Forecast
 from fastcache_xdit.clock import Tick
 from fastcache_xdit.models.spec import Streams
 from fastcache_xdit.options import TokensConfig
@@ -19,6 +20,7 @@ from fastcache_xdit.runtime.merged import merge
 from fastcache_xdit.runtime.patch import Undo
 from fastcache_xdit.runtime.segment import Block, Segment
 from fastcache_xdit.runtime.state import SegmentState
+from fastcache_xdit.tokens.region import tokens_inside
 from fastcache_xdit.tokens.saliency import token_change
 from fastcache_xdit.tokens.selection import share_pairs
 
@@ -40,20 +42,28 @@ class Part(NamedTuple):
 class PartialSteps:
     """Chooses tokens, by scores that all ranks of a sequence exchange."""
 
-    def __init__(self, options: TokensConfig, consensus: Consensus, ledger: Ledger) -> None:
+    def __init__(
+        self, options: TokensConfig, consensus: Consensus, ledger: Ledger, forecast: Forecast | None = None
+    ) -> None:
         self.options = options
         self.consensus = consensus
         self.ledger = ledger
-        self.context = Context()
+        self.context = Context(forecast)
         self.watch: Watch | None = None
         self._twins: torch.Tensor | None = None
+        self._mask: torch.Tensor | None = None
+        self._in_region: dict[tuple[int, int], Kept | None] = {}
+
+    def focus(self, mask: torch.Tensor) -> None:
+        """What `score: region` computes from now on: the tokens that hold a part of the mask [H, W]."""
+        self._mask = mask
+        self._in_region.clear()
 
     def attach(self, segments: Iterable[Segment], undo: Undo) -> None:
         """Stand behind the projections to keys and values, for as long as the undo log lives."""
         apart = self.options.static_kv == "drop" or self.options.merge_ratio is not None
-        for name, attention in () if apart else attentions(segments):
-            for layer, kind in ((attention.to_k, "keys"), (attention.to_v, "values")):
-                undo.set(layer, "forward", self.context.wrapped(f"{name} {kind}", layer.forward))
+        for name, layer in () if apart else projections(segments):
+            undo.set(layer, "forward", self.context.wrapped(name, layer.forward))
         for module in _rotary_modules(segments):
             undo.set(module, "apply_rotary_emb", self.context.rotating(module.apply_rotary_emb))
 
@@ -86,9 +96,24 @@ class PartialSteps:
         assert reference is not None
         if self.options.merge_ratio is not None:
             return merge(self.options, entered, reference)
+        if self.options.score == "region":
+            return self._region(entered)
         by_input = self.options.score == "input_change"
         shares = self._shares(entered, reference, tick) if by_input else self._shares(guess, state.output, tick)
         return share_out(shares, self.options, self.consensus)
+
+    def _region(self, entered: torch.Tensor) -> Kept | None:
+        """The tokens of the mask; found, and compared between ranks, once for each size."""
+        batch, length, _ = entered.shape
+        if (batch, length) not in self._in_region:
+            if self._mask is None:
+                raise ValueError("tokens.score=region needs to know what an edit may change; call handle.focus(mask)")
+            shards = self.consensus.shard_count
+            inside = tokens_inside(self._mask, shards * length)
+            self.consensus.confirm(self.ledger.stamp_with(inside.tolist()), "the mask of handle.focus")
+            scores = inside.to(entered).view(shards, 1, length).expand(-1, batch, -1)
+            self._in_region[batch, length] = share_out(Shares(scores, scores.sum()), self.options, self.consensus)
+        return self._in_region[batch, length]
 
     def _shares(self, now: torch.Tensor, before: torch.Tensor, tick: Tick) -> Shares:
         """Every shard's scores and energy, in one message."""
@@ -113,6 +138,13 @@ def attentions(segments: Iterable[Segment]) -> Iterator[tuple[str, Any]]:
     for segment in segments:
         for block in segment.blocks:
             yield from _attentions_of(block)
+
+
+def projections(segments: Iterable[Segment]) -> Iterator[tuple[str, Any]]:
+    """Their layers that make keys and values, by name."""
+    for name, attention in attentions(segments):
+        yield f"{name} keys", attention.to_k
+        yield f"{name} values", attention.to_v
 
 
 def _attentions_of(block: Block) -> Iterator[tuple[str, Any]]:

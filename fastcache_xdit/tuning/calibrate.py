@@ -22,6 +22,7 @@ from fastcache_xdit.approx.calibration import Calibration
 from fastcache_xdit.approx.fit import Places, fit
 from fastcache_xdit.approx.fitted import Coherence, Halves
 from fastcache_xdit.approx.forms import FORMS
+from fastcache_xdit.approx.keys_values import SEGMENT, STREAM, KeysValues
 from fastcache_xdit.approx.maps import Covariances, Maps, fit_maps
 from fastcache_xdit.approx.moments import Moments
 from fastcache_xdit.config import FastCacheConfig
@@ -30,6 +31,7 @@ from fastcache_xdit.decision.significance import Spread
 from fastcache_xdit.host.identity import identity
 from fastcache_xdit.host.xdit.engine import Batch, add_up, rank, wait_for_all
 from fastcache_xdit.models.catalogue import spec_for
+from fastcache_xdit.runtime.partial import projections
 from fastcache_xdit.runtime.segment import Block, Segment, segments_of
 from fastcache_xdit.tuning.planner import ErrorTable, plan
 from fastcache_xdit.tuning.recorder import recorded
@@ -276,8 +278,15 @@ class Calibrator:
                 halves = (self.sums[half][segment][stream].gram for half in Halves._fields)
                 summed = Halves(*(Moments(self.levels, add_up(gram)) for gram in halves))
                 moments.setdefault(segment, {})[stream] = summed
+        projected = moments.pop(SEGMENT, None)
+        layers = tuple(dict(projections(self.segments)))
         return Calibration(
-            self.identity, {**self.facts, **versions()}, tuple(self.levels), moments, coherence=coherence
+            self.identity,
+            {**self.facts, **versions()},
+            tuple(self.levels),
+            moments,
+            coherence=coherence,
+            keys_values=KeysValues(layers, projected[STREAM]) if projected else None,
         )
 
     def _maps(self) -> dict[str, dict[str, Maps]]:

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 import torch
 
+from fastcache_xdit.approx import keys_values
 from fastcache_xdit.approx.maps import Covariances
 from fastcache_xdit.approx.moments import Moments
 from fastcache_xdit.clock import Clock
@@ -17,6 +18,7 @@ from fastcache_xdit.config import FastCacheConfig
 from fastcache_xdit.host.xdit.engine import Batch, both_branches
 from fastcache_xdit.models.spec import Streams
 from fastcache_xdit.runtime.driver import Witness
+from fastcache_xdit.runtime.partial import projections
 from fastcache_xdit.runtime.patch import Undo
 from fastcache_xdit.runtime.segment import Block, Segment
 from fastcache_xdit.tuning.runner import Runner
@@ -52,6 +54,7 @@ class Recorder:
         self.clock: Clock | None = None
         self._most_rows = max(MOST_ROWS // len(segments), ENOUGH_ROWS)
         self._seen: dict[tuple[_Point, str], dict[tuple[str, int], torch.Tensor]] = defaultdict(dict)
+        self._keys_values: dict[tuple[str, str], list[torch.Tensor]] = {}
 
     def install(self, undo: Undo) -> None:
         """Watch the blocks; do it before the cache is enabled, so that blocks show what they really give."""
@@ -60,12 +63,17 @@ class Recorder:
         for index in first.keys() | last.keys():
             block = first.get(index) or last[index]
             undo.set(block.module, "forward", self._watched(block, index in first, index in last))
+        for name, layer in dict(projections(self.segments)).items():
+            undo.set(layer, "forward", self._projecting(name, layer.forward))
 
     def add_to(self, moments: dict[str, dict[str, Moments]], levels: Sequence[float]) -> None:
         """Add the finished request to `moments` by segment and stream."""
         for segment, stream, residuals, entered in self._seen_by_segment(len(levels)):
             known = moments.setdefault(segment, {})
             known.setdefault(stream, Moments.empty(levels, entered[0].shape[-1])).add(residuals, entered)
+        for branch in sorted({branch for branch, _ in self._keys_values}):
+            seen = {name: rows for (each, name), rows in self._keys_values.items() if each == branch}
+            keys_values.add_to(moments.setdefault(keys_values.SEGMENT, {}), seen, levels)
 
     def add_to_covariances(self, covariances: dict[str, dict[str, Covariances]], steps: int) -> None:
         """The same for those that whole matrices are fitted from."""
@@ -94,6 +102,16 @@ class Recorder:
             if leaves:
                 self._note(_Point(block.index, True), block.spec.unpack(output))
             return output
+
+        return forward
+
+    def _projecting(self, name: str, project: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:
+        def forward(*args: Any, **kwargs: Any) -> torch.Tensor:
+            rows = project(*args, **kwargs)
+            now = self.clock.now if self.clock else None
+            if now is not None:
+                self._keys_values.setdefault((now.branch, name), []).append(_some_rows(rows, ENOUGH_ROWS))
+            return rows
 
         return forward
 

@@ -33,7 +33,7 @@ def partly(pipe: Any, family: str, config: dict, twice: bool = False, **request:
     with fastcache(pipe, FastCacheConfig(**config)) as handle:
         kept = _watch(handle)
         answer = asked(handle, pipe, family, **request)
-        rows = {key[1:]: rows for key, rows in handle.driver.context._stored.items()}
+        rows = {key[1:]: known[0][1] for key, known in handle.driver.context._stored.items()}
         again = asked(handle, pipe, family, **request).latents if twice else None
         return TokenAnswer(**vars(answer), again=again, kept=kept, rows=rows, store=_in_store(handle, rows))
 

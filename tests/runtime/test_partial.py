@@ -118,6 +118,41 @@ def test_static_tokens_that_stay_in_sight_help(family):
     assert error() < error(static_kv="drop")
 
 
+def test_a_region_is_computed_and_nothing_else():
+    """The picture's left half: those tokens, at every partial step, and the same latents at a mask of another scale."""
+    pipe, config = tiny.pipeline("pixart"), FastCacheConfig(**LONE, tokens={"score": "region", "bucket": 1})
+    found, chosen = [], []
+    for size in (8, 64):
+        mask = torch.zeros(size, size)
+        mask[:, : size // 2] = 1
+        with fastcache(pipe, config) as handle:
+            handle.focus(mask)
+            handle.driver.partial.watch = lambda tick, kept: chosen.append(kept)
+            found.append(generate(pipe, "pixart"))
+        assert {entry.tokens for entry in handle.report().ledger} == {None, 32}
+    assert torch.equal(*found)
+    drawn = chosen[0].put(torch.ones(2, 32, 1), torch.zeros(2, 64, 1))[0].view(8, 8)
+    assert torch.equal(drawn, torch.tensor([1.0] * 4 + [0.0] * 4).expand(8, 8))
+
+
+def test_a_region_has_to_be_named_and_used():
+    pipe = tiny.pipeline("pixart")
+    with fastcache(pipe, FastCacheConfig(**LONE, tokens={"score": "region"})), pytest.raises(ValueError, match="focus"):
+        generate(pipe, "pixart")
+    with (
+        fastcache(pipe, FastCacheConfig(**LONE, tokens=PART)) as handle,
+        pytest.raises(ValueError, match="set tokens.score=region"),
+    ):
+        handle.focus(torch.ones(8, 8))
+
+
+def test_forecasts_need_a_calibration():
+    with pytest.raises(
+        ValueError, match=r"static_kv=forecast needs a calibration that has transformer_blocks\.1\.attn1"
+    ):
+        enable(tiny.pipeline("pixart"), FastCacheConfig(**LONE, tokens={**PART, "static_kv": "forecast"}))
+
+
 def test_requests_do_not_touch_each_other():
     pipe = tiny.pipeline("pixart")
     config = FastCacheConfig(**LONE, tokens=PART)
@@ -172,7 +207,7 @@ def test_a_partial_step_by_hand(family, score):
 
 
 def stored(handle, name):
-    return handle.driver.context._stored["fused", None, name]
+    return handle.driver.context._stored["fused", None, name][0][1]
 
 
 class ByHand:
@@ -285,6 +320,7 @@ def test_what_the_host_cannot_do_with_a_part_is_refused_by_name():
     [
         ("PixArtTransformer2DModel", {**PART, "static_kv": "drop"}, "static_kv=drop is not supported under PipeFusion"),
         ("PixArtTransformer2DModel", {"merge_ratio": 0.5}, "merge_ratio is not supported under PipeFusion"),
+        ("PixArtTransformer2DModel", {"score": "region"}, "score=region is not supported under PipeFusion"),
         ("FluxTransformer2DModel", PART, "FluxTransformer2DModel under PipeFusion is not supported"),
     ],
 )

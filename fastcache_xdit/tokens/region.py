@@ -1,0 +1,23 @@
+"""The tokens of a part of the picture, for edits that leave the rest as it is."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch.nn.functional import adaptive_max_pool2d
+
+
+def tokens_inside(mask: torch.Tensor, total: int) -> torch.Tensor:
+    """Which of a picture's tokens, row by row, hold a part of the mask: [H, W], nonzero inside -> [total] bool.
+
+    Raises:
+        ValueError: the tokens do not tile a picture of the mask's shape.
+    """
+    height, width = mask.shape
+    rows = round(math.sqrt(total * height / width))
+    if rows == 0 or total % rows or abs(total / rows / rows * height / width - 1) > 0.1:
+        raise ValueError(
+            f"a mask of {height} x {width} does not fit {total} tokens; give one of the picture's height and width"
+        )
+    return adaptive_max_pool2d((mask != 0).float()[None], (rows, total // rows)).flatten() > 0
