@@ -11,6 +11,7 @@ from typing import Any
 from fastcache_xdit.config import FastCacheConfig
 from fastcache_xdit.counters import Counters
 from fastcache_xdit.evaluate.flops import counted
+from fastcache_xdit.evaluate.token_maps import TokenMaps
 from fastcache_xdit.host.xdit.engine import Batch, Engine, wait_for_all
 from fastcache_xdit.parallel.ledger import Entry
 from fastcache_xdit.plugin import fastcache, repaired
@@ -29,6 +30,7 @@ class Run:
     ledgers: list[tuple[Entry, ...]] = field(default_factory=list)
     agreed: bool = True
     fixes: tuple[str, ...] = ()
+    tokens: TokenMaps = field(default_factory=TokenMaps)
 
 
 @dataclass
@@ -53,6 +55,8 @@ def warm_up(engine: Engine, batch: Batch, config: FastCacheConfig, call: dict[st
 def run_cached(engine: Engine, batch: Batch, config: FastCacheConfig, call: dict[str, Any], run: Run) -> dict[int, Any]:
     """One batch with the cache on; its counts and decisions are added to `run`. Returns this rank's images."""
     with fastcache(engine.pipe, config) as handle:
+        if handle.driver.partial and not run.ledgers:
+            handle.driver.partial.watch = run.tokens
         images = _timed(engine, batch, call, run)
         report = handle.report()
     run.counters.add(report.counters)

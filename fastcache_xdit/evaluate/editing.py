@@ -34,6 +34,13 @@ class LocalEdit:
         latents[..., rows, columns] = inside
 
 
+def box_mask(latents: torch.Tensor, side: float) -> torch.Tensor:
+    """[H, W] of latents [..., H, W]: 1 in the centred box, 0 elsewhere."""
+    mask = torch.zeros(latents.shape[-2:])
+    mask[box(latents, side)] = 1
+    return mask
+
+
 def box(images: torch.Tensor, side: float) -> tuple[slice, slice]:
     """Rows and columns of the centred box in [..., H, W]."""
     rows, columns = (slice(round(size * (1 - side) / 2), round(size * (1 + side) / 2)) for size in images.shape[-2:])

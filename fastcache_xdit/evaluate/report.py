@@ -10,7 +10,8 @@ from typing import Any
 
 from jinja2 import Environment, PackageLoader, select_autoescape
 
-from fastcache_xdit.evaluate.summary import View, images_of
+from fastcache_xdit.evaluate.summary import View, images_of, pace
+from fastcache_xdit.evaluate.token_maps import assembled, heat, over
 from fastcache_xdit.parallel.ledger import Entry
 
 MOST_IMAGES = 24  # more would make the page too heavy to open
@@ -31,10 +32,12 @@ def write_report(path: Path, figures: dict[str, Any], prompts: Sequence[str], vi
     path.write_text(
         page.render(
             figures=figures,
+            pace=pace,
             layout=_layout(figures["parallel"]),
             pairs=_pairs(figures, prompts, views),
             left_out=max(0, len(prompts) - MOST_IMAGES),
             grids=_grids(views),
+            token_maps=_token_maps(views),
             threshold=(figures["cache_config"] or {}).get("threshold", 0.0),
         )
     )
@@ -75,6 +78,22 @@ def _grids(views: Sequence[View]) -> list[dict[str, Any]]:
         if view.agreeing[0] == rank and pages:
             grids.append({"ranks": ", ".join(map(str, view.agreeing)), "rows": _rows(pages[0])})
     return grids
+
+
+def _token_maps(views: Sequence[View]) -> list[dict[str, Any]]:
+    """Partial steps of the first image: the picture with what they computed of it, and a heat map of the scores."""
+    picture = images_of(views, "cached")[0]
+    shards = [views[rank].comparison.cached.tokens for rank in views[0].shards]
+    maps = assembled(shards, picture.height, picture.width)
+    return [
+        {
+            "step": each.step,
+            "share": each.kept.mean(),
+            "kept": _data_url(over(picture, each.kept)),
+            "scores": _data_url(heat(each.scores, picture.size)),
+        }
+        for each in maps
+    ]
 
 
 def _rows(page: Sequence[Entry]) -> list[dict[str, Any]]:

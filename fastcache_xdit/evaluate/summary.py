@@ -15,15 +15,18 @@ Accuracy = Callable[[Sequence[Any], Sequence[str]], "float | None"]  # (images, 
 
 
 class View(NamedTuple):
-    """One rank's part: what it ran, and the ranks that had to agree with it."""
+    """One rank's part: what it ran, the ranks that had to agree with it, and those that held shards of its sequence."""
 
     comparison: Comparison
     agreeing: tuple[int, ...]
+    shards: tuple[int, ...] = (0,)
 
 
 def view(comparison: Comparison, topology: Topology | None, cfg_agreement: bool) -> View:
     """This rank's view of the job."""
-    return View(comparison, topology.agreeing_ranks(cfg_agreement) if topology else (0,))
+    if topology is None:
+        return View(comparison, (0,))
+    return View(comparison, topology.agreeing_ranks(cfg_agreement), topology.sequence_ranks())
 
 
 def cache_figures(views: Sequence[View], steps: int) -> dict[str, Any]:
@@ -89,6 +92,11 @@ def seconds_of(views: Sequence[View], kind: str) -> float:
     return max(getattr(view.comparison, kind).seconds for view in views)
 
 
+def pace(speedup: float) -> str:
+    """A ratio of times in words."""
+    return f"{speedup:.2f}x faster" if speedup >= 1 else f"{1 / speedup:.2f}x slower"
+
+
 def line(figures: dict[str, Any], report: Any) -> str:
     """A job in one line."""
     parts = [f"{figures['num_images']} image{'s' * (figures['num_images'] > 1)}"]
@@ -96,7 +104,7 @@ def line(figures: dict[str, Any], report: Any) -> str:
         seconds = f"{figures['baseline_seconds']:.1f} s -> {figures['cached_seconds']:.1f} s"
         psnr = figures["psnr_db"]
         parts += [
-            f"{figures['speedup']:.2f}x faster ({seconds})",
+            f"{pace(figures['speedup'])} ({seconds})",
             f"PSNR {psnr['mean']:.1f} dB, worst {psnr['min']:.1f}",
         ]
     else:

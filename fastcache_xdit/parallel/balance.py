@@ -114,12 +114,13 @@ class Shares(NamedTuple):
 def share_out(shares: Shares, options: TokensConfig, consensus: Consensus) -> Kept | None:
     """Which tokens this rank computes; None where so many move that the step is better computed whole.
 
-    Every rank gets the same answer from the same shares. `threshold` or a region, and `balance` over several ranks,
+    Every rank gets the same answer from the same shares, and at least one token, since attention takes no empty rows.
+    `threshold` or a region, and `balance` over several ranks,
     cost a host read each.
     """
     ranks, _, length = shares.scores.shape
     even = options.balance == "reshard" and ranks > 1
-    count = bucketed(_wanted(shares, options), math.lcm(options.bucket, ranks if even else 1), shares.total)
+    count = bucketed(max(1, _wanted(shares, options)), math.lcm(options.bucket, ranks if even else 1), shares.total)
     kept = select_global(shares.scores, count)
     largest = count if ranks == 1 else rank_count(kept, ranks, shares.total, 1 if even else options.bucket)
     mine = count // ranks if even else largest

@@ -24,8 +24,9 @@ from fastcache_xdit.tokens.region import tokens_inside
 from fastcache_xdit.tokens.saliency import token_change
 from fastcache_xdit.tokens.selection import share_pairs
 
-# Called with the tokens that a partial step keeps: `kept.put(ones, zeros)` draws them.
-Watch = Callable[[Tick, Kept], None]
+# Called with the tokens of this rank that a partial step keeps, which `kept.put(ones, zeros)` draws, and the scores
+# [B, N] that they were chosen by; merged steps keep none.
+Watch = Callable[[Tick, Kept, torch.Tensor], None]
 
 
 class Part(NamedTuple):
@@ -52,7 +53,7 @@ class PartialSteps:
         self.watch: Watch | None = None
         self._twins: torch.Tensor | None = None
         self._mask: torch.Tensor | None = None
-        self._in_region: dict[tuple[int, int], Kept | None] = {}
+        self._in_region: dict[tuple[int, int], tuple[Kept | None, Shares]] = {}
 
     def focus(self, mask: torch.Tensor) -> None:
         """What `score: region` computes from now on: the tokens that hold a part of the mask [H, W]."""
@@ -87,8 +88,6 @@ class PartialSteps:
             self.ledger.amend(partial=False, reason="most tokens move")
             return None
         self.ledger.amend(tokens=kept.count)
-        if self.watch:
-            self.watch(tick, kept)
         return Part(kept, guess)
 
     def _kept(self, tick: Tick, state: SegmentState, entered: torch.Tensor, guess: torch.Tensor) -> Kept | None:
@@ -97,12 +96,16 @@ class PartialSteps:
         if self.options.merge_ratio is not None:
             return merge(self.options, entered, reference)
         if self.options.score == "region":
-            return self._region(entered)
-        by_input = self.options.score == "input_change"
-        shares = self._shares(entered, reference, tick) if by_input else self._shares(guess, state.output, tick)
-        return share_out(shares, self.options, self.consensus)
+            kept, shares = self._region(entered)
+        else:
+            by_input = self.options.score == "input_change"
+            shares = self._shares(entered, reference, tick) if by_input else self._shares(guess, state.output, tick)
+            kept = share_out(shares, self.options, self.consensus)
+        if self.watch and kept:
+            self.watch(tick, kept, shares.scores[self.consensus.shard])
+        return kept
 
-    def _region(self, entered: torch.Tensor) -> Kept | None:
+    def _region(self, entered: torch.Tensor) -> tuple[Kept | None, Shares]:
         """The tokens of the mask; found, and compared between ranks, once for each size."""
         batch, length, _ = entered.shape
         if (batch, length) not in self._in_region:
@@ -112,7 +115,8 @@ class PartialSteps:
             inside = tokens_inside(self._mask, shards * length)
             self.consensus.confirm(self.ledger.stamp_with(inside.tolist()), "the mask of handle.focus")
             scores = inside.to(entered).view(shards, 1, length).expand(-1, batch, -1)
-            self._in_region[batch, length] = share_out(Shares(scores, scores.sum()), self.options, self.consensus)
+            shares = Shares(scores, scores.sum())
+            self._in_region[batch, length] = share_out(shares, self.options, self.consensus), shares
         return self._in_region[batch, length]
 
     def _shares(self, now: torch.Tensor, before: torch.Tensor, tick: Tick) -> Shares:

@@ -14,10 +14,17 @@ def tokens_inside(mask: torch.Tensor, total: int) -> torch.Tensor:
     Raises:
         ValueError: the tokens do not tile a picture of the mask's shape.
     """
-    height, width = mask.shape
+    shape = tiling(total, *mask.shape)
+    return adaptive_max_pool2d((mask != 0).float()[None], shape).flatten() > 0
+
+
+def tiling(total: int, height: int, width: int) -> tuple[int, int]:
+    """Rows and columns of the square tokens of a picture of this shape, at any scale.
+
+    Raises:
+        ValueError: there are none.
+    """
     rows = round(math.sqrt(total * height / width))
     if rows == 0 or total % rows or abs(total / rows / rows * height / width - 1) > 0.1:
-        raise ValueError(
-            f"a mask of {height} x {width} does not fit {total} tokens; give one of the picture's height and width"
-        )
-    return adaptive_max_pool2d((mask != 0).float()[None], (rows, total // rows)).flatten() > 0
+        raise ValueError(f"{height} x {width} does not fit {total} tokens; give the shape of the picture")
+    return rows, total // rows

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
-from scipy.stats import trim_mean
+from scipy.stats import trim_mean, wilcoxon
 
 from fastcache_xdit.approx.calibration import Calibration
 from fastcache_xdit.approx.fit import Places, fit
@@ -45,10 +45,11 @@ PLANNED, UNIFORM = (0.6, 0.4, 0.25), (0.3, 0.15)
 HELD_OUT_EVERY = 3  # batches: the last of each so many judges the fits of the others
 # Ways to add up errors (length, floor), each tried on final latents under even masks with these gaps between computed
 # steps; on-policy rounds, which come before, guess.
-TRIED_GAPS = (2, 3, 5, 7)
+TRIED_GAPS = (2, 3, 4, 6)
 TRIED = ((0.0, 0.0), *((length, floor) for length in (0.15, 0.3, 1.0) for floor in (1e-3, 1e-2)))
 GUESSED = Coherence(math.inf, 0.3, 1e-2)
 TRIMMED = 0.125  # share of images left out at either end: a few tip over into another picture
+SURE = 0.05  # chance that a way seems better than none and is not
 PROBE_EVERY = 2  # steps between single-skip probes; gains in between are interpolated
 # What lets a schedule alone decide.
 SCHEDULED = {
@@ -105,6 +106,17 @@ def check_enough(prompts: int, batch_size: int) -> None:
             f"{prompts} prompts in batches of {batch_size} are too few: one batch in {HELD_OUT_EVERY} "
             f"is held out, so give at least {needed} prompts or a smaller --batch_size"
         )
+
+
+def best_way(errors: np.ndarray) -> int:
+    """The way of `TRIED` with the least error, where it is significantly less than that of the first: else the first.
+
+    Args:
+        errors: [images, ways], logarithms; each image is compared with itself.
+    """
+    gains = errors[:, :1] - errors
+    best = int(trim_mean(gains, TRIMMED).argmax())
+    return best if best and wilcoxon(gains[:, best], alternative="greater").pvalue < SURE else 0
 
 
 class Calibrator:
@@ -225,15 +237,12 @@ class Calibrator:
         self.tried.setdefault(gap, []).extend(np.array(errors).T.tolist())
 
     def _coherence(self) -> tuple[Coherence, ...]:
-        """For each gap the one with the least error over the images that were tried, each compared with itself."""
+        """For each gap what `best_way` says."""
         if not self.tried:
             return (GUESSED,)
         reaches = [*(2.0 * gap - 1 for gap in sorted(self.tried)[:-1]), math.inf]
-        best = [
-            int(trim_mean(errors - errors.mean(axis=1, keepdims=True), TRIMMED).argmin())
-            for _, errors in sorted((gap, np.array(errors)) for gap, errors in self.tried.items())
-        ]
-        return tuple(Coherence(reach, *TRIED[index]) for reach, index in zip(reaches, best, strict=True))
+        best = [best_way(np.array(self.tried[gap])) for gap in sorted(self.tried)]
+        return tuple(Coherence(reach, *TRIED[way]) for reach, way in zip(reaches, best, strict=True))
 
     def _probe(self, step: int) -> None:
         """Skip one step alone: by how much its relative error grows or fades until the final latents."""

@@ -12,7 +12,7 @@ import torch
 
 from fastcache_xdit.config import FastCacheConfig
 from fastcache_xdit.decision.schedule import uniform_mask
-from fastcache_xdit.evaluate.editing import LocalEdit, box
+from fastcache_xdit.evaluate.editing import LocalEdit, box, box_mask
 from fastcache_xdit.evaluate.flops import counted
 from fastcache_xdit.evaluate.quality import psnr_db, to_tensor
 from fastcache_xdit.host.xdit.engine import Batch, wait_for_all
@@ -20,16 +20,27 @@ from fastcache_xdit.tuning.calibrate import FORM, SCHEDULED
 from fastcache_xdit.tuning.runner import Runner
 
 SETTINGS = ("text", "edit")
-BUDGETS = (1 / 2, 1 / 2.5, 1 / 3, 1 / 4)
-KEPT = 0.25  # share of tokens that a partial step computes
-EDITED = 0.5  # side of the edited box
+BUDGETS = (1 / 2, 1 / 2.5, 1 / 3)
+KEPT = 0.25  # share of tokens that a partial step computes of a whole picture
+EDITED = 0.25  # side of the edited box; its tokens are what a partial step computes of an edit
 REPEATS = 3
-KINDS: dict[str, dict[str, Any] | None] = {
-    "steps only": None,
-    "tokens, reuse": {"keep_ratio": KEPT},
-    "tokens by input, reuse": {"keep_ratio": KEPT, "score": "input_change"},
-    "tokens, drop": {"keep_ratio": KEPT, "static_kv": "drop"},
-    "merged": {"merge_ratio": KEPT},
+SOME, REGION = {"keep_ratio": KEPT}, {"score": "region", "bucket": 1}
+KINDS: dict[str, dict[str, dict[str, Any] | None]] = {
+    "text": {
+        "steps only": None,
+        "tokens, forecast": {**SOME, "static_kv": "forecast"},
+        "tokens, reuse": SOME,
+        "tokens by input, reuse": {**SOME, "score": "input_change"},
+        "tokens, drop": {**SOME, "static_kv": "drop"},
+        "merged": {"merge_ratio": KEPT},
+    },
+    "edit": {
+        "steps only": None,
+        "region, forecast": {**REGION, "static_kv": "forecast"},
+        "region, reuse": REGION,
+        "region, drop": {**REGION, "static_kv": "drop"},
+        "merged": {"merge_ratio": KEPT},
+    },
 }
 
 
@@ -57,6 +68,12 @@ def partial_mask(steps: int, budget: float, kept: float) -> str:
     return "".join("p" if step in chosen else mark for step, mark in enumerate(whole))
 
 
+def region_mask(steps: int, budget: float, kept: float) -> str:
+    """Every step is partial, except for as many evenly spaced whole ones as the budget has room for."""
+    whole = int((budget - kept) * steps / (1 - kept) + 1e-9)
+    return uniform_mask(steps, max(1, whole)).replace("0", "p")
+
+
 class Bench:
     """One setting; truth and FLOPs of uncached generation are measured once.
 
@@ -74,7 +91,7 @@ class Bench:
     def rows(self) -> Iterator[Row]:
         """Every kind at every budget."""
         for budget in BUDGETS:
-            for kind, tokens in KINDS.items():
+            for kind, tokens in KINDS[self.setting].items():
                 yield self._row(kind, self._config(budget, tokens))
 
     def _job(self, runner: Runner, batch: Batch) -> tuple[Runner, Batch]:
@@ -85,14 +102,20 @@ class Bench:
         edit = LocalEdit(runner.engine.pipe.scheduler, known, noise, EDITED)
         call = {**runner.call, "callback": edit, "callback_steps": 1}
         turned = batch.prompts[1:] + batch.prompts[:1]
-        return Runner(runner.engine, call), Batch(batch.indices, turned, tuple(seed + 1000 for seed in batch.seeds))
+        edited = Runner(runner.engine, call, box_mask(known, EDITED))
+        return edited, Batch(batch.indices, turned, tuple(seed + 1000 for seed in batch.seeds))
 
     def _config(self, budget: float, tokens: dict[str, Any] | None) -> FastCacheConfig:
-        mask = (
-            partial_mask(self.steps, budget, KEPT) if tokens else uniform_mask(self.steps, round(budget * self.steps))
-        )
+        mask = self._mask(budget, tokens)
         fitted = {"stand_in": FORM, "calibration": self.calibration}
         return FastCacheConfig(**SCHEDULED, **fitted, lead_blocks=0, schedule={self.steps: mask}, tokens=tokens)
+
+    def _mask(self, budget: float, tokens: dict[str, Any] | None) -> str:
+        if tokens is None:
+            return uniform_mask(self.steps, round(budget * self.steps))
+        if tokens.get("score") == "region":
+            return region_mask(self.steps, budget, EDITED**2)
+        return partial_mask(self.steps, budget, KEPT)
 
     def _row(self, kind: str, config: FastCacheConfig) -> Row:
         each: list[float] = []

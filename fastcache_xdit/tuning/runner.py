@@ -17,11 +17,15 @@ from fastcache_xdit.runtime.segment import Block, blocks_of
 
 
 class Runner:
-    """One model with fixed call arguments; `call` holds at least `num_inference_steps`."""
+    """One model with fixed call arguments; `call` holds at least `num_inference_steps`.
 
-    def __init__(self, engine: Engine, call: dict[str, Any]) -> None:
+    `region` is the mask of an edit, for configs whose partial steps compute that alone.
+    """
+
+    def __init__(self, engine: Engine, call: dict[str, Any], region: torch.Tensor | None = None) -> None:
         self.engine = engine
         self.call = call
+        self.region = region
 
     @property
     def host(self) -> Host:
@@ -40,7 +44,7 @@ class Runner:
 
     def steps(self, num_inference_steps: int) -> Runner:
         """The same with another number of steps."""
-        return Runner(self.engine, {**self.call, "num_inference_steps": num_inference_steps})
+        return Runner(self.engine, {**self.call, "num_inference_steps": num_inference_steps}, self.region)
 
     def levels(self) -> list[float]:
         """Noise level of each step of the last request."""
@@ -49,7 +53,7 @@ class Runner:
 
     def images(self, batch: Batch, config: FastCacheConfig | None) -> list[Any]:
         """PIL images, with a cache of its own or without one."""
-        with fastcache(self.engine.pipe, config) if config else repaired(self.engine.pipe):
+        with self.enabled(config) if config else repaired(self.engine.pipe):
             everyone = {
                 index: image
                 for part in share(self.engine.generate(batch, **self.call))
@@ -66,6 +70,8 @@ class Runner:
     def enabled(self, config: FastCacheConfig) -> Any:
         """The cache on, for callers that watch it: gives (handle, generate)."""
         with fastcache(self.engine.pipe, config) as handle:
+            if config.tokens and config.tokens.score == "region":
+                handle.focus(self.region)
             yield _Watched(handle, self)
 
     def _latents(self, batch: Batch) -> torch.Tensor:

@@ -41,7 +41,7 @@ def partly(pipe: Any, family: str, config: dict, twice: bool = False, **request:
 def _watch(handle: Handle) -> dict[tuple[int, int | None], torch.Tensor]:
     found = {}
 
-    def watch(tick: Tick, kept: Any) -> None:
+    def watch(tick: Tick, kept: Any, scores: torch.Tensor) -> None:
         if isinstance(kept, Own):
             found[tick.step, tick.patch] = kept.selection.index
 

@@ -72,7 +72,7 @@ def test_fits_of_two_ranks_equal_those_of_one(results, folder, name, close):
     assert shared.spread.keys() == alone.spread.keys()
     for found in (alone, shared):
         assert {(each.length, each.floor) for each in found.coherence} <= set(TRIED)
-        assert [each.reach for each in found.coherence] == [3, 5, 9, math.inf]
+        assert [each.reach for each in found.coherence] == [3, 5, 7, math.inf]
 
 
 @pytest.mark.parametrize("run", RUNS)

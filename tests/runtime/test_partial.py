@@ -127,7 +127,7 @@ def test_a_region_is_computed_and_nothing_else():
         mask[:, : size // 2] = 1
         with fastcache(pipe, config) as handle:
             handle.focus(mask)
-            handle.driver.partial.watch = lambda tick, kept: chosen.append(kept)
+            handle.driver.partial.watch = lambda tick, kept, scores: chosen.append(kept)
             found.append(generate(pipe, "pixart"))
         assert {entry.tokens for entry in handle.report().ledger} == {None, 32}
     assert torch.equal(*found)
@@ -178,7 +178,7 @@ def test_both_halves_of_guidance_keep_the_same_tokens():
 def watched(handle):
     """Collect the indices of what partial steps keep."""
     found = []
-    handle.driver.partial.watch = lambda tick, kept: found.append(kept.selection.index)
+    handle.driver.partial.watch = lambda tick, kept, scores: found.append(kept.selection.index)
     return found
 
 

@@ -30,5 +30,5 @@ def test_one_pixel_marks_its_own_token(rows, columns, scale, spot):
 
 @pytest.mark.parametrize("shape", [(8, 8), (1, 100)])
 def test_a_mask_of_another_shape_is_refused(shape):
-    with pytest.raises(ValueError, match=f"a mask of {shape[0]} x {shape[1]} does not fit 32 tokens"):
+    with pytest.raises(ValueError, match=f"{shape[0]} x {shape[1]} does not fit 32 tokens"):
         tokens_inside(torch.zeros(shape), 32)

@@ -1,0 +1,87 @@
+"""What partial steps computed of a picture, and how far its tokens moved, as pictures."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from matplotlib import colormaps
+from PIL import Image
+
+from fastcache_xdit.clock import Tick
+from fastcache_xdit.parallel.balance import Kept
+from fastcache_xdit.tokens.region import tiling
+
+STATIC = (140, 146, 158, 215)  # what covers tokens that were not computed: seen on dark pictures and on light ones
+
+
+class Seen(NamedTuple):
+    """Some tokens of one step: which were computed, and their scores."""
+
+    kept: list[bool]
+    scores: list[float]
+
+
+@dataclass
+class TokenMaps:
+    """A `Watch` of partial steps: the first image of a request, on this rank.
+
+    Attributes:
+        steps: by step and first token of the rows that a PipeFusion patch has of this rank's sequence.
+    """
+
+    steps: dict[int, dict[int, Seen]] = field(default_factory=dict)
+
+    def __call__(self, tick: Tick, kept: Kept, scores: torch.Tensor) -> None:
+        """See `Watch`: `scores` [B, N]."""
+        ones, zeros = scores.new_ones(len(scores), kept.count, 1), torch.zeros_like(scores)[..., None]
+        drawn = kept.put(ones, zeros)[0, :, 0] > 0
+        start = tick.rows[0] if tick.rows else 0
+        self.steps.setdefault(tick.step, {})[start] = Seen(drawn.tolist(), scores[0].tolist())
+
+
+class TokenMap(NamedTuple):
+    """One step: which tokens were computed [h, w], and the logarithm of their scores over the largest of all steps."""
+
+    step: int
+    kept: np.ndarray
+    scores: np.ndarray
+
+
+def assembled(shards: Sequence[TokenMaps], height: int, width: int) -> list[TokenMap]:
+    """The steps' maps from those of all shards of the sequence, in order, for a picture of this shape.
+
+    Nothing where patches and shards divide the sequence at once, whose order is xDiT's own.
+    """
+    if len(shards) > 1 and any(len(parts) > 1 for parts in shards[0].steps.values()):
+        return []
+    whole = {step: _joined([shard.steps[step] for shard in shards]) for step in sorted(shards[0].steps)}
+    largest = max((max(seen.scores) for seen in whole.values()), default=0.0) or 1.0
+    found = []
+    for step, seen in whole.items():
+        shape = tiling(len(seen.kept), height, width)
+        scores = np.log10(np.clip(np.array(seen.scores) / largest, 1e-4, 1)).reshape(shape)
+        found.append(TokenMap(step, np.array(seen.kept).reshape(shape), scores))
+    return found
+
+
+def over(picture: Image.Image, kept: np.ndarray) -> Image.Image:
+    """The picture with all tokens darkened that were not computed."""
+    cover = np.zeros((*kept.shape, 4), dtype=np.uint8)
+    cover[~kept] = STATIC
+    layer = Image.fromarray(cover).resize(picture.size, Image.Resampling.NEAREST)
+    return Image.alpha_composite(picture.convert("RGBA"), layer).convert("RGB")
+
+
+def heat(scores: np.ndarray, size: tuple[int, int]) -> Image.Image:
+    """Scores [h, w] from -4 (dark) to 0 (bright) as a picture."""
+    colours = colormaps["inferno"](1 + scores / 4)[..., :3]
+    return Image.fromarray((255 * colours).astype(np.uint8)).resize(size, Image.Resampling.NEAREST)
+
+
+def _joined(shards: Sequence[dict[int, Seen]]) -> Seen:
+    parts = [parts[start] for parts in shards for start in sorted(parts)]
+    return Seen([each for part in parts for each in part.kept], [each for part in parts for each in part.scores])
