@@ -28,10 +28,16 @@ class TokenAnswer(Answer):
     store: dict[str, float] = field(default_factory=dict)
 
 
+REGION = torch.zeros(64, 64)
+REGION[10:30, 20:60] = 1  # most of it in the first shard of two
+
+
 def partly(pipe: Any, family: str, config: dict, twice: bool = False, **request: Any) -> TokenAnswer:
     """Run a request, or two, with a cache of its own, whose config has tokens."""
     with fastcache(pipe, FastCacheConfig(**config)) as handle:
         kept = _watch(handle)
+        if config["tokens"].get("score") == "region":
+            handle.focus(REGION)
         answer = asked(handle, pipe, family, **request)
         rows = {key[1:]: known[0][1] for key, known in handle.driver.context._stored.items()}
         again = asked(handle, pipe, family, **request).latents if twice else None

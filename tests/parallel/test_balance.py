@@ -87,7 +87,7 @@ def whole(shares: Shares) -> Shares:
     return Shares(shares.scores.transpose(0, 1).flatten(1)[None], shares.energy)
 
 
-@pytest.mark.parametrize("threshold, expected", [(0.0, None), (0.5, 4), (0.95, 2), (2.0, 0)])
+@pytest.mark.parametrize("threshold, expected", [(0.0, None), (0.5, 4), (0.95, 2), (2.0, 2)])
 def test_a_threshold_counts_the_sample_with_the_most(threshold, expected):
     scores = torch.tensor([[[0.9, 0.1, 0.2, 0.6, 0.1, 0.7], [1.0, 0.0, 0.0, 0.0, 0.0, 0.0]]])
     options = TokensConfig(threshold=threshold, bucket=2, min_static_ratio=0)
@@ -100,3 +100,11 @@ def test_few_static_tokens_are_not_worth_it():
     options = {"keep_ratio": 0.8, "bucket": 1}
     assert share_out(shares, TokensConfig(**options, min_static_ratio=0.2), Played(0)).count == 8
     assert share_out(shares, TokensConfig(**options, min_static_ratio=0.25), Played(0)) is None
+
+
+@pytest.mark.parametrize("balance", ["pad", "reshard"])
+def test_one_token_at_least_is_computed_where_none_moves(balance):
+    """Attention over several ranks takes no empty rows."""
+    still = Shares(torch.zeros(2, 1, 8), torch.ones(1))
+    options = TokensConfig(threshold=1.0, bucket=1, balance=balance)
+    assert share_out(still, options, Played(0)).count == 1

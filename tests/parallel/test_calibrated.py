@@ -27,7 +27,8 @@ SERVED = {
 }
 MEASURED = ("one", "u2", "cfg2")
 MASK = uniform_mask(STEPS, 5)
-RUNS = ("scheduled", "calibrated test")
+RUNS = ("scheduled", "calibrated test", "partial")
+PART = {"keep_ratio": 0.25, "bucket": 2, "static_kv": "forecast", "balance": "reshard"}
 FREE = {"warmup_steps": 1, "cooldown_steps": 0, "max_consecutive_skips": 9, "error_budget": 1e9}
 
 
@@ -42,6 +43,7 @@ def results(folder) -> list[dict[str, dict[str, Answer]]]:
     configs = {
         "scheduled": {**file, "test": "none", "schedule": {STEPS: MASK}},
         "calibrated test": {**file, "test": "calibrated", "tolerance": 0.001, "granularity": "step"},
+        "partial": {**file, "test": "none", "schedule": {STEPS: MASK.replace("0", "p")}, "tokens": PART},
         "history": {**file, "stand_in": "history", "test": "none", "schedule": {STEPS: MASK}},
         "taylor1": {**FREE, "test": "none", "schedule": {STEPS: MASK}},
     }

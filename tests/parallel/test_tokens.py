@@ -28,24 +28,29 @@ MORE = {
 }
 MERGE = {"merge": run({**MASK, "tokens": {"merge_ratio": 0.75, "merge_window": 16}})}
 DROP = {"drop, reshard": run({**MASK, "tokens": {**PART, "static_kv": "drop", "balance": "reshard"}})}
+EDIT = {
+    "region": run({**MASK, "tokens": {"score": "region", "bucket": 2}}),
+    "region, reshard": run({**MASK, "tokens": {"score": "region", "bucket": 2, "balance": "reshard"}}),
+}
 WHOLE = {"uncached": {"steps": STEPS}, "all": run({**MASK, "tokens": {"keep_ratio": 1.0}})}
 ULYSSES, RING, TWO = {"ulysses_degree": 2}, {"ring_degree": 2}, {"pipefusion_parallel_degree": 2}
 BRANCHES = {"use_cfg_parallel": True}
 FLAT = {"u2": ULYSSES, "ring2": RING, "cfg2": BRANCHES, "u2 cfg2": {**ULYSSES, **BRANCHES}}
 STAGES = {"pp2": TWO, "u2 pp2": {**ULYSSES, **TWO}, "ring2 pp2, late": {**RING, **TWO, "warmup_steps": 4}}
 STAGES["pp2, never"] = {**TWO, "warmup_steps": STEPS}  # "late" and "never": when patches take over from whole sequences
+SAME = [("reshard", "pad"), ("merge", "merge"), ("drop, reshard", "drop"), ("region, reshard", "region")]
 SHARDS = ["u2", "ring2", "u2 cfg2"]
-FLAT_RUNS = ["pad", "threshold", "significant"]
+FLAT_RUNS = ["pad", "threshold", "significant", "region"]
 
 
 @pytest.fixture(scope="module")
 def results() -> list[dict]:
-    cases = {"one": {"family": "pixart", "runs": {**WHOLE, **PAD, **MORE, **MERGE}}}
+    cases = {"one": {"family": "pixart", "runs": {**WHOLE, **PAD, **MORE, **MERGE, **EDIT}}}
     for name, degrees in FLAT.items():
         cases[name] = {
             "family": "pixart",
             "degrees": degrees,
-            "runs": {**WHOLE, **PAD, **EVEN, **MORE, **MERGE, **DROP},
+            "runs": {**WHOLE, **PAD, **EVEN, **MORE, **MERGE, **DROP, **EDIT},
         }
     staged = {**WHOLE, **PAD, **EVEN, "significant": MORE["significant"]}
     for name, degrees in STAGES.items():
@@ -110,7 +115,7 @@ def test_padding_computes_a_superset_of_the_tokens_of_one_process(results, case,
 
 
 @pytest.mark.parametrize("case", FLAT)
-@pytest.mark.parametrize("name, same", [("reshard", "pad"), ("merge", "merge"), ("drop, reshard", "drop")])
+@pytest.mark.parametrize("name, same", SAME)
 def test_the_latents_are_those_of_one_process(results, case, name, same):
     alone = latents(results, "one", same)
     assert relative(latents(results, case, name), alone) < 1e-5
