@@ -5,7 +5,8 @@ from __future__ import annotations
 import difflib
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+import numpy as np
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 
 class Options(BaseModel):
@@ -50,6 +51,9 @@ class TokensConfig(Options):
         merge_temporal_weight: how much a token's change since the last whole step adds to its importance in a merge.
         bucket: counts of computed tokens are rounded up to a multiple of this.
         min_static_ratio: where a smaller share of tokens would be saved, a step is computed whole.
+        costs: what `fastcache-xdit bench costs` measured of this model on these machines: for some shares of computed
+            tokens the time of a partial step over that of a whole one. A step whose share costs 1 or more, in between
+            by interpolation, is computed whole.
         static_kv: static tokens stay in sight of the others by their last keys and values (`reuse`), by keys and values
             that a calibration's weights make of those of the last whole steps (`forecast`, which holds three of them),
             or not at all (`drop`, the paper's).
@@ -68,6 +72,7 @@ class TokensConfig(Options):
     merge_temporal_weight: float = Field(1.0, ge=0, allow_inf_nan=False)
     bucket: int = Field(16, ge=1)
     min_static_ratio: float = Field(0.1, ge=0, lt=1)
+    costs: dict[float, float] | None = None
     static_kv: Literal["reuse", "forecast", "drop"] = "reuse"
     balance: Literal["pad", "reshard"] = "pad"
 
@@ -80,6 +85,22 @@ class TokensConfig(Options):
             found = f"not {' and '.join(given)}" if given else "none is given"
             raise ValueError(f"give exactly one of {', '.join(measures)}, score=region; {found}")
         return self
+
+    @field_validator("costs")
+    @classmethod
+    def _known_shares(cls, costs: dict[float, float] | None) -> dict[float, float] | None:
+        if costs is not None and not (costs and all(0 < share <= 1 and cost > 0 for share, cost in costs.items())):
+            raise ValueError(f"costs map shares of tokens, 0 to 1, to relative times, as in {{0.25: 0.4}}; not {costs}")
+        return costs
+
+    def pays(self, share: float) -> bool:
+        """Whether a partial step that computes this share of the tokens is worth it."""
+        if share >= 1 or 1 - share < self.min_static_ratio:
+            return False
+        if self.costs is None:
+            return True
+        shares = sorted(self.costs)
+        return bool(np.interp(share, shares, [self.costs[each] for each in shares]) < 1)
 
     @model_validator(mode="after")
     def _merged_alone(self) -> TokensConfig:

@@ -19,12 +19,13 @@ from fastcache_xdit.reference.loading import SHIPPED, calibration_path, tuned_co
 from fastcache_xdit.reference.sampling import prompts
 from fastcache_xdit.tuning.approximations import Bench, Row, approximations, significance, stand_in_cost
 from fastcache_xdit.tuning.calibrate import versions
+from fastcache_xdit.tuning.costs import costs
 from fastcache_xdit.tuning.frontier import draw
 from fastcache_xdit.tuning.partial_steps import Row as TokensRow
 from fastcache_xdit.tuning.partial_steps import tokens
 from fastcache_xdit.tuning.runner import Runner
 
-WHAT = ("approximations", "significance", "tokens")
+WHAT = ("approximations", "significance", "tokens", "costs")
 ALPHAS = (0.01, 0.05, 0.2)
 
 
@@ -40,7 +41,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def main(argv: list[str]) -> int:
-    """Run one benchmark; the first rank prints, and writes one JSON for each number of steps, and a figure of all."""
+    """Run one benchmark; the first rank prints, and writes one JSON for each number of steps, and a figure of all.
+
+    Costs are those of a step, and the first number of steps is enough for them.
+    """
     if not argv or argv[0] not in WHAT:
         raise ValueError(f"which benchmark? give one of {', '.join(WHAT)}")
     register()
@@ -52,9 +56,12 @@ def main(argv: list[str]) -> int:
     runner = Runner(engine.Engine(model, options, options["dtype"] or engine.default_dtype()), call)
     runner.engine.pipe.set_progress_bar_config(disable=True)
     batches = engine.batches(prompts(options["count"], options["seed"]), options["batch_size"], options["seed"])
-    settings = {"model": options["model"], "count": options["count"], "seed": options["seed"], **versions()}
-    run = {"approximations": _approximations, "significance": _significance, "tokens": _tokens}[argv[0]]
-    for steps in options["steps"]:
+    size: dict[str, Any] = {name: call[name] for name in ("height", "width") if name in call}
+    settings = {"model": options["model"], **size, "count": options["count"], "seed": options["seed"], **versions()}
+    run = {"approximations": _approximations, "significance": _significance, "tokens": _tokens, "costs": _costs}[
+        argv[0]
+    ]
+    for steps in options["steps"][:1] if argv[0] == "costs" else options["steps"]:
         results = run(runner.steps(steps), batches, options)
         if is_first_rank():
             folder.mkdir(parents=True, exist_ok=True)
@@ -110,6 +117,12 @@ def _tokens(runner: Runner, batches: Sequence[engine.Batch], options: dict[str, 
 def _show_tokens(row: TokensRow) -> None:
     line = f"{row.setting:<8} {row.kind:<24} {row.flops:>6.1%} {row.speedup:>7.2f}x"
     _say(f"{line} {row.psnr_mean:>8.2f} {row.psnr_min:>6.1f}  {row.mask}")
+
+
+def _costs(runner: Runner, batches: Sequence[engine.Batch], options: dict[str, Any]) -> dict[str, Any]:
+    found = {share: round(cost, 3) for share, cost in costs(runner, batches[0]).items()}
+    _say(f"tokens computed, and the time of the step over a whole one's; for the config:\ntokens:\n  costs: {found}")
+    return {"costs": found}
 
 
 def _say(line: str) -> None:

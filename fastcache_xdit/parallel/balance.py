@@ -124,8 +124,7 @@ def share_out(shares: Shares, options: TokensConfig, consensus: Consensus) -> Ke
     kept = select_global(shares.scores, count)
     largest = count if ranks == 1 else rank_count(kept, ranks, shares.total, 1 if even else options.bucket)
     mine = count // ranks if even else largest
-    static = length - mine
-    if static == 0 or static < options.min_static_ratio * length:
+    if not options.pays(mine / length):
         return None
     if even:
         return Moved(kept, ranks, length, largest, consensus)

@@ -41,6 +41,6 @@ def merge(options: TokensConfig, entered: torch.Tensor, before: torch.Tensor) ->
     window, neighbours, weight = options.merge_window, options.merge_neighbours, options.merge_temporal_weight
     found = merging(entered, before, options.merge_ratio, window, neighbours, weight)
     total = entered.shape[1]
-    if isinstance(found, KeepAll) or total - found.windows.merged < max(1, options.min_static_ratio * total):
+    if isinstance(found, KeepAll) or not options.pays(found.windows.merged / total):
         return None
     return Merged(found, entered)

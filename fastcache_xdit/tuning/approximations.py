@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import functools
 import statistics
-import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -14,11 +12,12 @@ from fastcache_xdit.config import FastCacheConfig
 from fastcache_xdit.decision.schedule import uniform_mask
 from fastcache_xdit.decision.significance import Spread
 from fastcache_xdit.evaluate.quality import psnr_db, to_tensor
-from fastcache_xdit.host.xdit.engine import Batch, wait
+from fastcache_xdit.host.xdit.engine import Batch
 from fastcache_xdit.runtime.patch import Undo
 from fastcache_xdit.tuning.calibrate import FORM, SCHEDULED
 from fastcache_xdit.tuning.runner import Runner
 from fastcache_xdit.tuning.search import affordable, compute_ratio
+from fastcache_xdit.tuning.timed import Timed
 from fastcache_xdit.tuning.witness import Pair, Pairs
 
 UNFITTED = ("reuse", "history", "taylor2")
@@ -146,32 +145,11 @@ def stand_in_cost(runner: Runner, batch: Batch, calibration: str) -> dict[str, f
         schedule={steps: uniform_mask(steps, steps // 2)},
     )
     with Undo() as undo:
-        blocks = _Timed(undo, [block.module for block in runner.blocks], "forward")
+        blocks = Timed(undo, [block.module for block in runner.blocks], "forward")
         with runner.enabled(config) as watched:
             watched.generate(batch)  # solves the fits, which a request does once
-            stand_ins = _Timed(undo, watched.handle.driver.stand_ins, "residual")
+            stand_ins = Timed(undo, watched.handle.driver.stand_ins, "residual")
             blocks.seconds.clear()
             watched.generate(batch)
     cost, block = statistics.median(stand_ins.seconds), statistics.median(blocks.seconds)
     return {"of_one_block": cost / block, "of_replaced_blocks": cost / (block * len(runner.block_names))}
-
-
-class _Timed:
-    """Seconds of every call of a method of some objects."""
-
-    def __init__(self, undo: Undo, targets: Sequence[Any], method: str) -> None:
-        self.seconds: list[float] = []
-        for target in targets:
-            undo.set(target, method, self._timed(getattr(target, method)))
-
-    def _timed(self, original: Callable[..., Any]) -> Callable[..., Any]:
-        @functools.wraps(original)
-        def call(*args: Any, **kwargs: Any) -> Any:
-            wait()
-            start = time.perf_counter()
-            result = original(*args, **kwargs)
-            wait()
-            self.seconds.append(time.perf_counter() - start)
-            return result
-
-        return call
