@@ -31,8 +31,6 @@ class FastCacheConfig(Options):
             0 it needs a calibration that was made with `--maps`.
         calibration: file that `fastcache-xdit calibrate` wrote, or the name of a shipped model; a relative path in a
             config file starts from that file's folder.
-        carry_errors: where a schedule alone decides (`test: none`), each calibrated stand-in makes good what those
-            before it missed: better where computed steps are evenly spread, worse after long gaps early on.
         allow_adapters: take a calibration that was made without the LoRA that is loaded or fused now, or with another.
         schedule: for a number of steps, which of them are computed: `{20: "1110p001..."}`, 1 for computed, p for a
             partial step (`tokens`). Another number of steps takes the nearest mask, stretched. A step is skipped where
@@ -67,7 +65,6 @@ class FastCacheConfig(Options):
     stand_in: Literal["reuse", "history", "taylor2", "affine", "delta", "delta+history"] = "history"
     affine_rank: int = Field(0, ge=0)
     calibration: str | None = None
-    carry_errors: bool = True
     allow_adapters: bool = False
     schedule: dict[int, str] | None = None
     test: Literal["online", "calibrated", "paper", "none"] = "online"

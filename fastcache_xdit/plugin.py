@@ -264,7 +264,7 @@ def _stand_ins(
         return [unfitted(config.stand_in) for _ in segments]
     if config.stand_in == "affine" and config.affine_rank:
         return [calibration.affine(segment.key, config.affine_rank) for segment in segments]
-    carry = config.carry_errors and config.test == "none"  # else each request has a path, and fits, of its own
+    carry = config.test == "none"  # else each request has a path, and fits, of its own
     return [calibration.stand_in(segment.key, config.stand_in, carry) for segment in segments]
 
 

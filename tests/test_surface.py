@@ -19,7 +19,6 @@ OPTIONS = [
     "allow_adapters",
     "alpha",
     "calibration",
-    "carry_errors",
     "cfg_agreement",
     "cooldown_steps",
     "error_budget",

@@ -52,8 +52,6 @@ def main(argv: list[str]) -> int:
     output, trials = Path(options["output"]), []
     searches: list[Search] = []
     for search in searches_of():
-        if searches:  # one config holds all numbers of steps
-            search.carry_errors = searches[0].carry_errors
         searches.append(search)
         trials.append(find(search, target, options["evaluations"], _say))
     if is_first_rank():

@@ -74,8 +74,7 @@ class Refitter:
             )
             for stream in sorted(training)
         }
-        coherence = base.coherence if config.carry_errors else ()
-        fitted = Fitted(config.stand_in, halves, coherence=coherence)
+        fitted = Fitted(config.stand_in, halves, coherence=base.coherence)
         found: Refits = {}
         for step, computed in skips(mask_for(config.schedule or {}, len(levels))):
             for stream in halves:

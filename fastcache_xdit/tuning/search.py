@@ -63,7 +63,6 @@ class Search:
         seed: of the order in which moves are tried.
         start: a config whose mask for this number of steps is tried too, where it is within the budget.
         refitter: fits the best mask's stand-ins anew.
-        carry_errors: whether stand-ins make good what others missed; None finds out.
     """
 
     runner: Runner
@@ -74,8 +73,7 @@ class Search:
     seed: int = 0
     start: FastCacheConfig | None = None
     refitter: Refitter | None = None
-    carry_errors: bool | None = None
-    tried: dict[tuple[str, bool], Trial] = field(default_factory=dict)
+    tried: dict[str, Trial] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.num_blocks = len(self.runner.block_names)
@@ -86,28 +84,25 @@ class Search:
 
     def best(self, budget: float, evaluations: int, report: Callable[[str], None]) -> Trial:
         """The best config found within `budget` of the block calls, by at most so many evaluations."""
-        ways = [True, False] if self.carry_errors is None else [self.carry_errors]
-        trials = [self.evaluate(mask, carry) for mask in self._planned(budget) for carry in ways]
+        trials = [self.evaluate(mask) for mask in self._planned(budget)]
         best = max(trials, key=lambda trial: trial.psnr_db)
-        self.carry_errors = best.config.carry_errors
-        report(f"planned {len(trials)} ways for {budget:.0%}: {best.psnr_db:.1f} dB")
+        report(f"planned {len(trials)} masks for {budget:.0%}: {best.psnr_db:.1f} dB")
         best = self._climb(best, evaluations - len(trials), report)
         return self._refitted(best, report) if self.refitter and evaluations else best
 
-    def evaluate(self, mask: str, carry: bool) -> Trial:
+    def evaluate(self, mask: str) -> Trial:
         """Mean PSNR of a mask on the search prompts; each is tried once."""
-        if (mask, carry) not in self.tried:
+        if mask not in self.tried:
             config = FastCacheConfig(
                 **SCHEDULED,
                 calibration=self.path,
                 stand_in=FORM,
                 schedule={self.steps: mask},
                 lead_blocks=self.lead_blocks,
-                carry_errors=carry,
             )
             ratio = compute_ratio(mask, self.lead_blocks, self.num_blocks)
-            self.tried[mask, carry] = Trial(self._psnr(config), ratio, mask, config)
-        return self.tried[mask, carry]
+            self.tried[mask] = Trial(self._psnr(config), ratio, mask, config)
+        return self.tried[mask]
 
     def _refitted(self, best: Trial, report: Callable[[str], None]) -> Trial:
         """Fitted anew where that helps: most for few computed steps, which lead far from the uncached trajectory."""
@@ -150,7 +145,7 @@ class Search:
         generator, moves = random.Random(self.seed), self._moves(best)
         generator.shuffle(moves)
         while moves and evaluations > 0:
-            trial = self.evaluate(moves.pop(), best.config.carry_errors)
+            trial = self.evaluate(moves.pop())
             evaluations -= 1
             if trial.psnr_db > best.psnr_db:
                 best, moves = trial, self._moves(trial)
@@ -163,4 +158,4 @@ class Search:
         mask = trial.mask
         swaps = [step for step in range(1, self.steps - 1) if mask[step] != mask[step + 1]]
         moved = [mask[:step] + mask[step + 1] + mask[step] + mask[step + 2 :] for step in swaps]
-        return [each for each in moved if (each, trial.config.carry_errors) not in self.tried]
+        return [each for each in moved if each not in self.tried]
