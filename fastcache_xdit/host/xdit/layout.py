@@ -17,12 +17,29 @@ DEGREES = (
     "tensor_parallel_degree",
     "data_parallel_degree",
 )
+PARALLEL = (*DEGREES, "use_cfg_parallel")
 
 
 def degrees(options: Mapping[str, Any]) -> dict[str, int]:
     """All parallel degrees of a command line, `cfg_degree` included."""
     found = {name: options.get(name) or 1 for name in DEGREES}
     return {**found, "cfg_degree": 2 if options.get("use_cfg_parallel") else 1}
+
+
+def from_table(table: Any, world_size: int) -> dict[str, Any]:
+    """The layout that a table {number of ranks: degrees} has for this many ranks; none fits without a table.
+
+    Raises:
+        ValueError: not such a table, or nothing for this many ranks.
+    """
+    if not isinstance(table, dict) or not all(isinstance(layout, dict) for layout in table.values()):
+        raise ValueError("layouts is a table of numbers of ranks, each with its degrees: 2: {ulysses_degree: 2}")
+    if world_size not in table:
+        raise ValueError(
+            f"no layout for {world_size} rank{'s' * (world_size > 1)}; there are layouts for "
+            f"{', '.join(map(str, table))}: start one of these numbers, or give the degrees as flags"
+        )
+    return table[world_size]
 
 
 def check_degrees(options: Mapping[str, Any], world_size: int) -> None:
