@@ -68,12 +68,11 @@ spec:
       subdomain: $name
       restartPolicy: Never
       terminationGracePeriodSeconds: 120
-      securityContext: {runAsNonRoot: true, runAsUser: 1000, fsGroup: 1000}
+      securityContext: {runAsNonRoot: true, runAsUser: 10001, fsGroup: 10001}
       containers:
         - name: ranks
           image: ${option[--image]}
           command: $(yaml_list "${start[@]}")
-          env: [{name: HF_HOME, value: /opt/fastcache_xdit/models}]
           resources: {limits: {$limits}}
           volumeMounts:
             - {name: files, subPath: results, mountPath: /opt/fastcache_xdit/results}
