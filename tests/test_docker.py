@@ -3,8 +3,11 @@
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
+from fnmatch import fnmatch
+from importlib.metadata import files, version
 from pathlib import Path
 
 import pytest
@@ -16,6 +19,7 @@ from fastcache_xdit.doctor.machine import GPU_EXTRA, requirements
 ROOT = Path(__file__).parents[1]
 IMAGES = sorted(ROOT.glob("docker/Dockerfile.*"))
 PINS = dict(line.split("==") for line in (ROOT / "docker/constraints.txt").read_text().splitlines() if "==" in line)
+TORCH = "2.13.0"
 OWN_TOOLS = {**os.environ, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
 
 
@@ -64,7 +68,7 @@ def test_they_run_as_somebody_and_say_how_they_are(path):
 
 def test_torch_is_the_same_everywhere():
     files = [*IMAGES, ROOT / "scripts" / "setup.sh"]
-    assert {re.search(r"torch==([\d.]+)", path.read_text())[1] for path in files} == {"2.13.0"}
+    assert {re.search(r"torch==([\d.]+)", path.read_text())[1] for path in files} == {TORCH}
 
 
 def test_constraints_pin_what_setup_py_asks_for():
@@ -95,15 +99,42 @@ def test_compose_starts_two_ranks_that_meet():
     assert (ROOT / "docker" / first["build"]["context"] / first["build"]["dockerfile"]).is_file()
 
 
-def test_the_cpu_image_installs_in_a_clean_environment(tmp_path):
-    """Its pip steps as they are, but for where torch comes from and for pip's cache, which spares the download."""
+def _left_out(folder, names):
+    """What .dockerignore leaves out: `**/` anywhere, the others at the top."""
+    patterns = (ROOT / ".dockerignore").read_text().split()
+    here = [each.removeprefix("**/") for each in patterns if Path(folder) == ROOT or each.startswith("**/")]
+    return [name for name in names if any(fnmatch(name, pattern) for pattern in here)]
+
+
+@pytest.fixture
+def source(tmp_path):
+    """What `COPY . .` copies."""
+    return shutil.copytree(ROOT, tmp_path / "source", ignore=_left_out)
+
+
+@pytest.fixture
+def clean(tmp_path):
+    """A new virtual environment that holds links to the two packages of a GB, as wheels just unpacked."""
+    if version("torch").split("+")[0] != TORCH:
+        pytest.skip(f"torch {TORCH} would be downloaded")
     subprocess.run([sys.executable, "-m", "venv", str(tmp_path / "clean")], check=True)
-    pip, own = tmp_path / "clean" / "bin" / "pip", tmp_path / "clean" / "bin" / "fastcache-xdit"
+    (packages,) = (tmp_path / "clean").glob("lib/python3*/site-packages")
+    for name in ("torch", "triton"):
+        for file in files(name) or ():
+            if ".." not in file.parts and file.suffix != ".pyc":
+                (packages / file).parent.mkdir(parents=True, exist_ok=True)
+                (packages / file).symlink_to(file.locate())
+    return tmp_path / "clean" / "bin"
+
+
+def test_the_cpu_image_installs_in_a_clean_environment(source, clean):
+    """Its pip steps as they are, but for where torch comes from and for pip's cache, which spares downloads."""
     environment = {name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", "VIRTUAL_ENV")}
     for step in pip_steps(ROOT / "docker/Dockerfile.cpu"):
         words = " ".join(step).replace("--no-cache-dir ", "").split(" --index-url ")[0].split()
-        command = [str(pip), "install", "--quiet", "--no-compile", *words]  # bytecode of all that takes longer
-        subprocess.run(command, check=True, cwd=ROOT, env=environment)
-    done = subprocess.run([str(own), "doctor", "--json"], capture_output=True, text=True, cwd="/", env=environment)
+        command = [str(clean / "pip"), "install", "--quiet", "--no-compile", *words]
+        subprocess.run(command, check=True, cwd=source, env=environment)
+    command = [str(clean / "fastcache-xdit"), "doctor", "--json"]
+    done = subprocess.run(command, capture_output=True, text=True, cwd="/", env=environment)
     found = {each["topic"]: each["state"] for each in json.loads(done.stdout)["findings"]}
     assert done.returncode == 0 and set(found.values()) == {"fine"}, done.stdout
