@@ -8,8 +8,9 @@
 #   --gpus N       default: one for each rank
 #   --dry-run      print what would be submitted
 #
-# The cluster's Python needs what this project needs; its code is taken from here. For example:
-#   bash scripts/ray.sh --address http://head:8265 batch run ... --replicas 4
+# The cluster's Python needs what this project needs; its code is taken from here. A batch job's folder lies on the
+# head node, so its path is absolute. For example:
+#   bash scripts/ray.sh --address http://head:8265 batch run /data/jobs/mine --replicas 4
 set -euo pipefail
 cd "$(dirname "$0")/.."
 . scripts/launch.sh

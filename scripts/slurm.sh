@@ -12,7 +12,7 @@
 #
 # Ranks get SIGTERM two minutes before the limit. A preempted `batch run` is queued again and goes on where it was.
 # For example, with paths from the project's folder, which all nodes must share:
-#   bash scripts/slurm.sh --nodes 2 --ranks 8 --time 08:00:00 batch run ...
+#   bash scripts/slurm.sh --ranks 8 --time 08:00:00 batch run JOB --data_parallel_degree 8
 set -euo pipefail
 cd "$(dirname "$0")/.."
 . scripts/launch.sh

@@ -11,7 +11,7 @@
 #
 # For example, with paths from the project's folder:
 #   bash scripts/torchrun.sh --ranks 4 generate --config configs/models/flux1-dev.yaml --prompts FILE
-#   bash scripts/torchrun.sh --nodes 2 --ranks 8 --rendezvous node0:29500 batch run ...
+#   bash scripts/torchrun.sh --nodes 2 --ranks 8 --rendezvous node0:29500 generate ...
 set -euo pipefail
 cd "$(dirname "$0")/.."
 . scripts/launch.sh

@@ -3,6 +3,7 @@
 import os
 import shlex
 import shutil
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -20,7 +21,7 @@ PROMPT = "it's a \"red\" circle,\n$(HOME) $HOME \\ and a 'blue' one"
 JOBS = {
     "run": ["run", "--model", "FLUX.1-dev", "--prompt", PROMPT],
     "generate": ["generate", "--config", "configs/quickstart.yaml", "--prompt", PROMPT],
-    "batch": ["batch", "run", "results/a job", "--replicas", "2"],
+    "batch": ["batch", "run", "results/a job"],
 }
 OPTIONS = {
     "torchrun": ["--nodes", "2", "--ranks", "4", "--rendezvous", "node0:29500", "--job", "seven"],
@@ -107,6 +108,18 @@ def _plain(words):
 def _on_one_line(text):
     assert text.count("\n") == 1
     return text
+
+
+def test_two_nodes_meet():
+    """Both on this machine; `doctor` sends a message among all ranks that were started."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    words = ["bash", "scripts/torchrun.sh", "--nodes", "2", "--rendezvous", f"localhost:{port}", "doctor", "--json"]
+    nodes = [subprocess.Popen(words, cwd=ROOT, stdout=subprocess.PIPE, text=True) for _ in range(2)]
+    told = [node.communicate()[0] for node in nodes]
+    assert [node.returncode for node in nodes] == [0, 0]
+    assert "gloo works, tried with 2 ranks" in "".join(told) and sum(map(bool, told)) == 1, "one rank speaks"
 
 
 def document(text):
@@ -208,4 +221,4 @@ def test_a_dry_run_asked_for_late_sends_nothing(tools):
 
 def test_they_know_the_commands():
     listed = launch("torchrun").stderr.split("give one of: ")[1].split(" (")[0].split()
-    assert set(listed) - set(COMMANDS) <= {"batch", "doctor"}
+    assert set(listed) - set(COMMANDS) <= {"batch"}
