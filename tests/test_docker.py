@@ -15,12 +15,11 @@ import yaml
 from packaging.requirements import Requirement
 
 from fastcache_xdit.doctor.machine import GPU_EXTRA, requirements
+from tests.launchers import OWN_TOOLS, ROOT
 
-ROOT = Path(__file__).parents[1]
 IMAGES = sorted(ROOT.glob("docker/Dockerfile.*"))
 PINS = dict(line.split("==") for line in (ROOT / "docker/constraints.txt").read_text().splitlines() if "==" in line)
 TORCH = "2.13.0"
-OWN_TOOLS = {**os.environ, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
 
 
 def instructions(path):
