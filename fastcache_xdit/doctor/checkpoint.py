@@ -26,9 +26,11 @@ NAMES = {
 
 def examine(name: str, folder: Path, ranks: int, calibrations: Sequence[Path]) -> Iterator[Finding]:
     """The model called `name`, whose pipeline is in `folder` if it is on this machine."""
-    yield tried("model", partial(model, name, folder), "give the folder of a whole diffusers pipeline")
-    yield layouts(folder, ranks)
-    yield from calibrated(calibrations, folder)
+    found = tried("model", partial(model, name, folder), "give the folder of a whole diffusers pipeline")
+    yield found
+    if not found.problem:
+        yield layouts(folder, ranks)
+        yield from calibrated(calibrations, folder)
 
 
 def on_disk(name: str) -> Path:

@@ -28,6 +28,11 @@ def test_models_are_known_unknown_or_elsewhere(tmp_path, flux):
     assert elsewhere.state == "hint" and elsewhere.advice.endswith("hf download ORG/NAME")
 
 
+def test_a_folder_without_pipeline_is_one_problem(tmp_path):
+    (found,) = checkpoint.examine("mine", tmp_path, 2, [calibration_path("shapes-pixart")])
+    assert found.problem and "model_index.json is missing" in found.found and found.advice
+
+
 @pytest.mark.parametrize("ranks, number", [(1, 1), (2, 6), (3, 5), (4, 20)])
 def test_layouts_are_all_products(ranks, number):
     """Of 2 ranks, each of 6 kinds; of 4, the 15 pairs and the 5 kinds other than CFG alone."""
