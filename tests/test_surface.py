@@ -7,7 +7,7 @@ import argparse
 import pytest
 
 import fastcache_xdit
-from fastcache_xdit.cli import bench, calibrate, generate, main, tune
+from fastcache_xdit.cli import bench, calibrate, doctor, generate, main, run, tune
 from fastcache_xdit.config import FastCacheConfig
 from fastcache_xdit.models.catalogue import known_models
 from fastcache_xdit.options import TokensConfig
@@ -56,6 +56,8 @@ TOKENS = [
 HANDLE = ["branch", "disable", "driver", "focus", "report", "reset"]
 FLAGS = {
     generate: ["--batch_size", "--compare", "--config", "--dtype", "--output", "--overwrite", "--prompts"],
+    run: ["--config"],
+    doctor: ["--calibration", "--json", "--model"],
     calibrate: [
         "--batch_size",
         "--config",
@@ -117,7 +119,7 @@ def test_handle_methods():
 
 
 def test_commands():
-    assert sorted(main.COMMANDS) == ["bench", "calibrate", "generate", "run", "tune"]
+    assert sorted(main.COMMANDS) == ["bench", "calibrate", "doctor", "generate", "run", "tune"]
 
 
 @pytest.mark.parametrize("command", FLAGS, ids=lambda command: command.__name__)

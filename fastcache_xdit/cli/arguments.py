@@ -6,10 +6,12 @@ import argparse
 import contextlib
 import json
 import os
+from collections.abc import Mapping, Sequence
 from typing import Any, NoReturn
 
 from fastcache_xdit.approx.calibration import Calibration
 from fastcache_xdit.config import FastCacheConfig, read_yaml
+from fastcache_xdit.host.xdit import engine, layout
 from fastcache_xdit.options import unknown_option
 
 
@@ -32,20 +34,45 @@ def _raise(message: str) -> NoReturn:
     raise ValueError(f"{message}; --help lists the options")
 
 
-def read_options(parser: argparse.ArgumentParser, path: str) -> dict[str, Any]:
-    """The options in a YAML mapping, as defaults for `parser`: flags on the command line still win.
+def look_ahead(argv: Sequence[str], *names: str) -> tuple[argparse.Namespace, list[str]]:
+    """Options that decide how the others are read, and the rest of the command line."""
+    ahead = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    for name in names:
+        ahead.add_argument(f"--{name}", nargs="?")
+    return ahead.parse_known_args(argv)
+
+
+def read_options(parser: argparse.ArgumentParser, path: str, argv: Sequence[str]) -> dict[str, Any]:
+    """The options in a YAML mapping, as defaults for `parser`: flags on the command line `argv` still win.
+
+    Of its `layouts`, a table {number of ranks: degrees}, the one for the ranks that were started is taken; none where
+    the command line gives degrees of its own.
 
     Raises:
-        ValueError: no such file, not a mapping, or an option that the command does not have.
+        ValueError: no such file, not a mapping, no layout, or an option that the command does not have.
     """
     values = read_yaml(path)
     if not isinstance(values, dict):
         raise ValueError(f"{path}: a config file is a mapping of options, not {type(values).__name__}")
+    values = _with_layout(path, values, argv)
     actions = {flag.removeprefix("--"): action for flag, action in parser._option_string_actions.items()}
     for name in values:
         if name not in actions:
             raise ValueError(f"{path}: {unknown_option(name, actions)}")
     return {actions[name].dest: _as_default(path, name, actions[name], value) for name, value in values.items()}
+
+
+def as_flags(options: Mapping[str, Any]) -> list[str]:
+    """Options as the words of a command line, for a program that reads no file."""
+    words: list[str] = []
+    for name, value in options.items():
+        if isinstance(value, list):
+            words += [f"--{name}", *map(str, value)]
+        elif value is True:
+            words.append(f"--{name}")
+        elif value not in (None, False):
+            words.append(f"--{name}={value}")
+    return words
 
 
 def cache_config(text: str | dict[str, Any] | None) -> FastCacheConfig:
@@ -58,6 +85,17 @@ def cache_config(text: str | dict[str, Any] | None) -> FastCacheConfig:
     if config.calibration:
         Calibration.shared(config.calibration)  # what is wrong with the file is said before a model loads
     return config
+
+
+def _with_layout(path: str, values: dict[str, Any], argv: Sequence[str]) -> dict[str, Any]:
+    if "layouts" not in values:
+        return values
+    given = {word.partition("=")[0].lstrip("-").replace("-", "_") for word in argv if word.startswith("--")}
+    table = values.pop("layouts")
+    try:
+        return values if given & set(layout.PARALLEL) else values | layout.from_table(table, engine.world_size())
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from None
 
 
 def _as_default(path: str, name: str, action: argparse.Action, value: Any) -> Any:

@@ -15,6 +15,7 @@ COMMANDS = {
     "calibrate": "measure a model once, so that stand-ins are fitted and tests mean something",
     "tune": "from a target (speedup, psnr or budget) to a config for --cache_config",
     "bench": "benchmarks: bench approximations, bench significance",
+    "doctor": "what is installed, what this machine can run, and what to do about what does not fit",
 }
 USAGE = "usage: [torchrun --nproc_per_node N] -m fastcache_xdit COMMAND [options]; COMMAND --help lists its options"
 
@@ -33,7 +34,8 @@ def main(argv: list[str]) -> int:
         return _fail(USAGE)
     if argv[0] not in COMMANDS:
         return _fail(f"unknown command {argv[0]!r}; commands: {', '.join(COMMANDS)}")
-    engine.prepare()  # before libraries that a command imports read their settings
+    if argv[0] != "doctor":  # it tells what stands in the way of preparing
+        engine.prepare()  # before libraries that a command imports read their settings
     try:
         return importlib.import_module(f"fastcache_xdit.cli.{argv[0]}").main(argv[1:])
     except ValueError as error:

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from fastcache_xdit.cli.arguments import parse, read_options
+from fastcache_xdit.cli.arguments import look_ahead, parse, read_options
 from fastcache_xdit.host.xdit.engine import DTYPES
 from fastcache_xdit.reference.loading import SHIPPED, generation_defaults, model_path
 
@@ -24,9 +24,9 @@ def pipeline_options(command: str, argv: list[str], add_arguments: Callable[[arg
     add_arguments(parser)
     parser._option_string_actions["--model"].required = False
     parser.set_defaults(model=None)
-    file, model = _look_ahead(argv)
-    values = read_options(parser, file) if file else {}
-    model = model or values.get("model")
+    ahead, _ = look_ahead(argv, "config", "model")
+    values = read_options(parser, ahead.config, argv) if ahead.config else {}
+    model = ahead.model or values.get("model")
     defaults = generation_defaults(model) if model in SHIPPED else {}
     parser.set_defaults(**{name: value for name, value in defaults.items() if name in CALL} | values)
     return vars(parse(parser, argv)) | {"defaults": defaults}
@@ -87,12 +87,3 @@ def prompts_of(options: dict[str, Any]) -> list[str]:
     if not prompts:
         raise ValueError("no prompts: give --prompt TEXT or --prompts FILE with one prompt per line")
     return prompts
-
-
-def _look_ahead(argv: list[str]) -> tuple[str | None, str | None]:
-    """--config and --model, which decide the defaults of everything else."""
-    ahead = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    ahead.add_argument("--config", nargs="?")
-    ahead.add_argument("--model", nargs="?")
-    found, _ = ahead.parse_known_args(argv)
-    return found.config, found.model

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import argparse
 import runpy
 import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from fastcache_xdit.cli.arguments import cache_config, is_first_rank, parse
+from fastcache_xdit.cli.arguments import as_flags, cache_config, is_first_rank, look_ahead, parse, read_options
 from fastcache_xdit.host import cpu
 from fastcache_xdit.host.xdit import engine, layout, registration
 from fastcache_xdit.host.xdit.runner import add_local_model, check_registered
@@ -22,8 +23,9 @@ def main(argv: list[str]) -> int:
     from xfuser import xFuserArgs
     from xfuser.config import FlexibleArgumentParser
 
-    parser = FlexibleArgumentParser(prog="fastcache_xdit run", description=__doc__)
-    options = vars(parse(xFuserArgs.add_runner_args(parser), argv))
+    parser = xFuserArgs.add_runner_args(FlexibleArgumentParser(prog="fastcache_xdit run", description=__doc__))
+    argv = command_line(parser, argv)
+    options = vars(parse(parser, argv))
     _check(options)
     if options.get("output_directory"):
         Path(options["output_directory"]).mkdir(parents=True, exist_ok=True)  # xDiT fails there, after all the work
@@ -33,6 +35,18 @@ def main(argv: list[str]) -> int:
         for handle in applied():
             print(f"fastcache: {handle.report()}")
     return 0
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """What `run` takes beside xDiT's runner flags."""
+    parser.add_argument("--config", metavar="FILE.yaml", help="options by name; flags win over it")
+
+
+def command_line(parser: argparse.ArgumentParser, argv: list[str]) -> list[str]:
+    """The command line for xDiT's runner, which reads no file: `--config` is written out as flags in front."""
+    add_arguments(parser)
+    ahead, rest = look_ahead(argv, "config")
+    return [*as_flags(read_options(parser, ahead.config, rest)), *rest] if ahead.config else argv
 
 
 def _check(options: Mapping[str, Any]) -> None:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import json
+from pathlib import Path
 from typing import Any
 
+import torch
 from torch import nn
 
 from fastcache_xdit.host.base import Host
@@ -19,13 +21,36 @@ def identity(host: Host, spec: ModelSpec) -> dict[str, Any]:
     """Names, digests of configs, active adapters, and norms of some blocks' weights (not under tensor parallelism)."""
     blocks = blocks_of(host.model, spec, host.offsets, host.lengths)
     sharded = host.topology is not None and host.topology.tensor_parallel_degree > 1
+    scheduler = type(getattr(host.scheduler, "module", host.scheduler)).__name__  # xDiT wraps it as `module`
     return {
-        "model": spec.name,
-        "model_config": _digest(host.model.config),
+        **_configs(spec.name, host.model.config, scheduler, host.scheduler.config),
         "weights": {} if sharded else _fingerprint(blocks),
         "adapters": sorted(getattr(host.model, "active_adapters", list)()) if _adapted(host.model) else [],
-        "scheduler": type(getattr(host.scheduler, "module", host.scheduler)).__name__,  # xDiT wraps it as `module`
-        "scheduler_config": _digest(host.scheduler.config),
+    }
+
+
+def saved_identity(folder: Path) -> dict[str, Any]:
+    """What can be said of a pipeline on disk without its weights: all but these and adapters."""
+    parts = json.loads((folder / "model_index.json").read_text())
+    scheduler = _from_config(folder / "scheduler", parts["scheduler"][1])
+    with torch.device("meta"):
+        model = _from_config(folder / "transformer", parts["transformer"][1])
+    return _configs(type(model).__name__, model.config, type(scheduler).__name__, scheduler.config)
+
+
+def _from_config(folder: Path, name: str) -> Any:
+    import diffusers
+
+    kind = getattr(diffusers, name)
+    return kind.from_config(kind.load_config(folder))
+
+
+def _configs(model: str, model_config: Any, scheduler: str, scheduler_config: Any) -> dict[str, Any]:
+    return {
+        "model": model,
+        "model_config": _digest(model_config),
+        "scheduler": scheduler,
+        "scheduler_config": _digest(scheduler_config),
     }
 
 

@@ -40,3 +40,8 @@ def tuned_configs(name: str) -> dict[float, Path]:
     """Shipped cache configs of a shipped model by their share of block FLOPs. Raises ValueError as `model_path`."""
     folder = _PRESETS / model_path(name).name
     return {budget: folder / f"{preset}.yaml" for preset, budget in PRESETS.items()}
+
+
+def shipped_calibrations(name: str) -> list[Path]:
+    """The calibration of a shipped model, and what its presets refitted of it. Raises ValueError as `model_path`."""
+    return sorted((_PRESETS / model_path(name).name).glob("*.safetensors"))

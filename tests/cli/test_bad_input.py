@@ -118,12 +118,16 @@ def test_models_without_spec_run_uncached_only(capsys, tmp_path, folder):
         ("cache: slowcache", ["config.yaml: cache must be one of", "not 'slowcache'"]),
         ("- a list", ["config.yaml: a config file is a mapping"]),
         ("cache: fastcache\ncache_config: {treshold: 1}", ["did you mean 'threshold'?"]),
+        ("layouts: {2: {}, 4: {}}", ["config.yaml: no layout for 1 rank; there are layouts for 2, 4"]),
+        ("layouts: [1, 2]", ["config.yaml: layouts is a table", "2: {ulysses_degree: 2}"]),
+        ("layouts: {1: {ulyses_degree: 1}}", ["did you mean 'ulysses_degree'?"]),
     ],
 )
-def test_mistakes_in_a_config_file_are_told(capsys, tmp_path, text, words):
+@pytest.mark.parametrize("command", [GENERATE, ("run", "--model", "FLUX.1-dev")], ids=["generate", "run"])
+def test_mistakes_in_a_config_file_are_told(capsys, tmp_path, command, text, words):
     file = tmp_path / "config.yaml"
     file.write_text(text)
-    code, told = run(capsys, *GENERATE, "--config", file)
+    code, told = run(capsys, *command, "--config", file)
     assert code == 2
     assert all(word in told for word in words), told
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,12 +17,29 @@ DEGREES = (
     "tensor_parallel_degree",
     "data_parallel_degree",
 )
+PARALLEL = (*DEGREES, "use_cfg_parallel")
 
 
 def degrees(options: Mapping[str, Any]) -> dict[str, int]:
     """All parallel degrees of a command line, `cfg_degree` included."""
     found = {name: options.get(name) or 1 for name in DEGREES}
     return {**found, "cfg_degree": 2 if options.get("use_cfg_parallel") else 1}
+
+
+def from_table(table: Any, world_size: int) -> dict[str, Any]:
+    """The layout that a table {number of ranks: degrees} has for this many ranks; none fits without a table.
+
+    Raises:
+        ValueError: not such a table, or nothing for this many ranks.
+    """
+    if not isinstance(table, dict) or not all(isinstance(layout, dict) for layout in table.values()):
+        raise ValueError("layouts is a table of numbers of ranks, each with its degrees: 2: {ulysses_degree: 2}")
+    if world_size not in table:
+        raise ValueError(
+            f"no layout for {world_size} rank{'s' * (world_size > 1)}; there are layouts for "
+            f"{', '.join(map(str, table))}: start one of these numbers, or give the degrees as flags"
+        )
+    return table[world_size]
 
 
 def check_degrees(options: Mapping[str, Any], world_size: int) -> None:
@@ -41,6 +58,37 @@ def check_degrees(options: Mapping[str, Any], world_size: int) -> None:
             "(spare ranks can be data_parallel_degree replicas)"
         )
     _check_pipefusion(options, wanted["pipefusion_parallel_degree"])
+
+
+def possible(world_size: int, folder: Path | None) -> list[dict[str, int]]:
+    """The degrees of every layout of this many ranks, of those in which a checkpoint on disk can run."""
+    mixes = [
+        {**mix, "use_cfg_parallel": branches == 2}
+        for branches in (1, 2)
+        if world_size % branches == 0
+        for mix in _mixes(world_size // branches, DEGREES)
+    ]
+    return [degrees(mix) for mix in mixes if _allowed(mix, world_size, folder)]
+
+
+def _mixes(ranks: int, names: Sequence[str]) -> Iterator[dict[str, int]]:
+    """Every way to write `ranks` as a product of degrees."""
+    if len(names) == 1:
+        yield {names[0]: ranks}
+        return
+    for degree in (degree for degree in range(1, ranks + 1) if ranks % degree == 0):
+        for rest in _mixes(ranks // degree, names[1:]):
+            yield {names[0]: degree, **rest}
+
+
+def _allowed(options: Mapping[str, Any], world_size: int, folder: Path | None) -> bool:
+    try:
+        check_degrees(options, world_size)
+        if folder:
+            check_model(folder, options, [])
+    except ValueError:
+        return False
+    return True
 
 
 def check_cache(options: Mapping[str, Any]) -> None:
@@ -87,6 +135,9 @@ def check_model(folder: Path, options: Mapping[str, Any], known: list[str]) -> N
     share = wanted["ulysses_degree"] * wanted["tensor_parallel_degree"]
     if heads and heads % share:
         raise ValueError(f"{heads} attention heads of {kind} do not divide by ulysses x tensor parallel = {share}")
+    blocks = sum(transformer.get(name) or 0 for name in ("num_layers", "num_single_layers"))
+    if blocks and blocks < wanted["pipefusion_parallel_degree"]:
+        raise ValueError(f"{blocks} blocks of {kind} are too few for {wanted['pipefusion_parallel_degree']} stages")
     if wanted["tensor_parallel_degree"] > 1 and kind != "FluxTransformer2DModel":
         raise ValueError(f"xDiT has no tensor parallelism for {kind}; set tensor_parallel_degree=1")
     if wanted["cfg_degree"] > 1 and kind == "FluxTransformer2DModel":

@@ -1,0 +1,72 @@
+"""`doctor`: what is installed, what this machine can run, and one line of advice for what does not fit."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from fastcache_xdit.cli.arguments import is_first_rank, parse
+from fastcache_xdit.cli.pipeline import model_folder
+from fastcache_xdit.doctor import checkpoint, machine
+from fastcache_xdit.doctor.finding import Finding
+from fastcache_xdit.host.xdit import engine
+from fastcache_xdit.reference.loading import SHIPPED, shipped_calibrations
+
+STYLES = {"fine": "green", "hint": "yellow", "problem": "bold red"}
+MARKS, PLAIN_MARKS = dict(zip(STYLES, "✓!✗", strict=True)), dict(zip(STYLES, "+!x", strict=True))
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The command's options."""
+    parser.add_argument("--model", default=SHIPPED[0], help="folder, hub id or shipped model; default: %(default)s")
+    parser.add_argument(
+        "--calibration", type=Path, nargs="*", metavar="FILE", help="of this model; default: those shipped with it"
+    )
+    parser.add_argument("--json", action="store_true", help="findings as one JSON object")
+
+
+def main(argv: list[str]) -> int:
+    """Look at everything; the first rank prints, and its exit code is 1 where there is a problem."""
+    parser = argparse.ArgumentParser(prog="fastcache_xdit doctor", description=__doc__)
+    add_arguments(parser)
+    options = parse(parser, argv)
+    findings = _findings(options.model, options.calibration)
+    if not is_first_rank():
+        return 0
+    fine = not any(each.problem for each in findings)
+    if options.json:
+        print(json.dumps({"fine": fine, "findings": [each.to_dict() for each in findings]}, indent=1))
+    else:
+        _show(findings)
+    return 0 if fine else 1
+
+
+def _findings(model: str, calibrations: list[Path] | None) -> list[Finding]:
+    folder = checkpoint.on_disk(model_folder(model))
+    files = (shipped_calibrations(model) if model in SHIPPED else []) if calibrations is None else calibrations
+    ranks = engine.world_size() if engine.world_size() > 1 else machine.places()
+    return [*machine.examine(), *checkpoint.examine(model, folder, ranks, files)]
+
+
+def _show(findings: Sequence[Finding]) -> None:
+    console, table = Console(highlight=False), Table.grid(padding=(0, 2))
+    marks = MARKS if console.encoding == "utf-8" else PLAIN_MARKS
+    for each in findings:
+        style = STYLES[each.state]
+        text = Text(each.found)
+        if each.advice:
+            text.append(f"\n{each.advice}", style)
+        table.add_row(Text(marks[each.state], style), Text(each.topic, "bold"), text)
+    console.print(table, _summary(findings), sep="\n")
+
+
+def _summary(findings: Sequence[Finding]) -> str:
+    numbers = {state: sum(each.state == state for each in findings) for state in ("problem", "hint")}
+    counts = [f"{number} {state}{'s' * (number > 1)}" for state, number in numbers.items() if number]
+    return f"\n{' and '.join(counts) or 'All fine'}."
