@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
@@ -30,6 +30,9 @@ def unknown_option(name: str, known: Any) -> str:
     return f"unknown option {name!r}; {hint}"
 
 
+Share = Annotated[float, Field(gt=0, le=1)]
+
+
 class TokensConfig(Options):
     """Partial steps: only the tokens that move go through the blocks, the others take the stand-in; or all do, merged.
 
@@ -45,7 +48,8 @@ class TokensConfig(Options):
         threshold: instead of `keep_ratio`: tokens are computed whose score, a squared distance, is at least this share
             of the mean squared norm of the tokens. At 0 every token is computed.
         merge_ratio: instead of either: similar tokens of a window are merged to this share of them before the blocks
-            and unmerged behind; none is static, and keys and values are those of the merged ones.
+            and unmerged behind; none is static, and keys and values are those of the merged ones. A list merges in
+            stages, each a share of what the one before left, and each of windows that reach further.
         merge_window: consecutive tokens of one rank among which some are merged.
         merge_neighbours: nearest others of a window by which a token's density is measured.
         merge_temporal_weight: how much a token's change since the last whole step adds to its importance in a merge.
@@ -57,6 +61,8 @@ class TokensConfig(Options):
         static_kv: static tokens stay in sight of the others by their last keys and values (`reuse`), by keys and values
             that a calibration's weights make of those of the last whole steps (`forecast`, which holds three of them),
             or not at all (`drop`, the paper's).
+        blend: motion-aware blending, g: static tokens become g stand-in + (1 - g) the mean of what they came to at this
+            request's whole steps; 1 is the stand-in alone.
         balance: sequence-parallel ranks must compute equally many tokens. `pad`: each computes as many of its own as
             the rank with the most needs. `reshard`: rows move between ranks, so that no rank computes more than its
             part, at two more messages per block.
@@ -66,7 +72,7 @@ class TokensConfig(Options):
     score: Literal["predicted_change", "input_change", "region"] = "predicted_change"
     keep_ratio: float | None = Field(None, gt=0, le=1)
     threshold: float | None = Field(None, ge=0, allow_inf_nan=False)
-    merge_ratio: float | None = Field(None, gt=0, le=1)
+    merge_ratio: Share | tuple[Share, ...] | None = None
     merge_window: int = Field(64, ge=1)
     merge_neighbours: int = Field(5, ge=1)
     merge_temporal_weight: float = Field(1.0, ge=0, allow_inf_nan=False)
@@ -74,6 +80,7 @@ class TokensConfig(Options):
     min_static_ratio: float = Field(0.1, ge=0, lt=1)
     costs: dict[float, float] | None = None
     static_kv: Literal["reuse", "forecast", "drop"] = "reuse"
+    blend: float = Field(1.0, gt=0, le=1)
     balance: Literal["pad", "reshard"] = "pad"
 
     @model_validator(mode="after")
@@ -95,7 +102,7 @@ class TokensConfig(Options):
 
     def pays(self, share: float) -> bool:
         """Whether a partial step that computes this share of the tokens is worth it."""
-        if share >= 1 or 1 - share < self.min_static_ratio:
+        if share >= 1 or 1 - share < self.min_static_ratio - 1e-9:
             return False
         if self.costs is None:
             return True
@@ -104,7 +111,7 @@ class TokensConfig(Options):
 
     @model_validator(mode="after")
     def _merged_alone(self) -> TokensConfig:
-        for name in ("score", "static_kv", "balance"):
+        for name in ("score", "static_kv", "balance", "blend"):
             if self.merge_ratio is not None and getattr(self, name) != type(self).model_fields[name].default:
                 raise ValueError(
                     f"{name}={getattr(self, name)} has no meaning with merge_ratio, which keeps no token static"

@@ -41,7 +41,9 @@ OPTIONS = [
 ]
 TOKENS = [
     "balance",
+    "blend",
     "bucket",
+    "costs",
     "keep_ratio",
     "merge_neighbours",
     "merge_ratio",

@@ -60,7 +60,6 @@ class Driver:
         self.counters = counters
         self.on_request = on_request
         self.partial = partial
-        self.context = partial.context if partial else None
         self.states: dict[tuple[str, int | None, int], SegmentState] = {}
         self.witness: Witness | None = None
         self._plan: dict[int, Decision] = {}
@@ -77,13 +76,13 @@ class Driver:
         self.states.clear()
         self._plan.clear()
         self._passes.clear()
-        if self.context:
-            self.context.clear()
+        if self.partial:
+            self.partial.clear()
 
     def bytes_held(self) -> int:
         """Bytes of the cached tensors."""
-        context = self.context.bytes_held() if self.context else 0
-        return sum(state.bytes_held() for state in self.states.values()) + context
+        beside = self.partial.bytes_held() if self.partial else 0
+        return sum(state.bytes_held() for state in self.states.values()) + beside
 
     def counted(self, block: Block) -> Callable[..., Any]:
         """What takes the place of a lead block's forward: always computed, but counted."""
@@ -143,8 +142,8 @@ class Driver:
         return block.spec.pack(part.finish(block.spec.unpack(output)))
 
     def _leave(self, segment: Segment, step: Pass, left: Streams) -> None:
-        if self.context:
-            self.context.leave()
+        if self.partial:
+            self.partial.leave(step.tick, None if step.part else left)
         if step.part is None:
             self._learn(segment, step, left)
 
@@ -185,8 +184,7 @@ class Driver:
             part = partial.choose(step.tick, step.state, step.entered, guess)
             step = step._replace(part=part, decision=step.decision._replace(partial=part is not None))
             step.state.track.correct(step.decision)
-        if self.context:
-            self.context.enter(step.tick, step.part and step.part.kept)
+        partial.enter(step.tick, step.part)
         return step
 
     def _state(self, tick: Tick, segment: Segment) -> SegmentState:

@@ -15,6 +15,7 @@ from fastcache_xdit.options import TokensConfig
 from fastcache_xdit.parallel.balance import Kept, Shares, share_out
 from fastcache_xdit.parallel.consensus import Consensus
 from fastcache_xdit.parallel.ledger import Ledger
+from fastcache_xdit.runtime.background import Background
 from fastcache_xdit.runtime.context import Context
 from fastcache_xdit.runtime.merged import merge
 from fastcache_xdit.runtime.patch import Undo
@@ -50,6 +51,7 @@ class PartialSteps:
         self.consensus = consensus
         self.ledger = ledger
         self.context = Context(forecast)
+        self.background = Background(options.blend)
         self.watch: Watch | None = None
         self._twins: torch.Tensor | None = None
         self._mask: torch.Tensor | None = None
@@ -88,7 +90,27 @@ class PartialSteps:
             self.ledger.amend(partial=False, reason="most tokens move")
             return None
         self.ledger.amend(tokens=kept.count)
-        return Part(kept, guess)
+        static = self.background.blended(tick, guess.hidden_states)
+        return Part(kept, guess._replace(hidden_states=static))
+
+    def enter(self, tick: Tick, part: Part | None) -> None:
+        """The blocks are about to be computed, whole or in part."""
+        self.context.enter(tick, part and part.kept)
+
+    def leave(self, tick: Tick, whole: Streams | None) -> None:
+        """The blocks are done; `whole` is what they gave, where all tokens were computed."""
+        self.context.leave()
+        if whole is not None:
+            self.background.add(tick, whole.hidden_states)
+
+    def clear(self) -> None:
+        """Forget what is kept of a request."""
+        self.context.clear()
+        self.background.clear()
+
+    def bytes_held(self) -> int:
+        """Bytes of the tensors kept."""
+        return self.context.bytes_held() + self.background.bytes_held()
 
     def _kept(self, tick: Tick, state: SegmentState, entered: torch.Tensor, guess: torch.Tensor) -> Kept | None:
         reference = state.reference

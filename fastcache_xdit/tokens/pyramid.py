@@ -1,4 +1,4 @@
-"""Merging in several stages, each on what the one before left (FastCache v3's multi-stage form)."""
+"""Merging in several stages, each on what the one before left."""
 
 from __future__ import annotations
 
@@ -27,19 +27,6 @@ class Pyramid(NamedTuple):
         for place in reversed(range(len(levels) - 1)):
             y = self.stages[place].unmerge(y, levels[place], levels[place + 1])
         return y
-
-    def aggregate(
-        self, outputs: Sequence[torch.Tensor], levels: Sequence[torch.Tensor], weights: Sequence[float]
-    ) -> torch.Tensor:
-        """sum_s w_s U_s(y_s) / sum_s w_s over the stages' outputs y_s, where U_s undoes the stages up to s.
-
-        Where blocks ran on every stage's tokens, coarse outputs carry the whole and fine ones the detail; `outputs` and
-        `weights` are one per stage, finest first, and `levels` are from `merge`. Summed in float32.
-        """
-        total = torch.zeros_like(levels[0], dtype=torch.float32)
-        for end, y, weight in zip(range(2, len(levels) + 1), outputs, weights, strict=True):
-            total += weight / sum(weights) * self.unmerge(y, levels[:end])
-        return total.to(levels[0].dtype)
 
     def take_centres(self, x: torch.Tensor) -> torch.Tensor:
         """Token-aligned inputs at the centres of the last stage: [B, N, ...] or [1, N, ...] -> [B, M, ...]."""

@@ -39,7 +39,7 @@ def partly(pipe: Any, family: str, config: dict, twice: bool = False, **request:
         if config["tokens"].get("score") == "region":
             handle.focus(REGION)
         answer = asked(handle, pipe, family, **request)
-        rows = {key[1:]: known[0][1] for key, known in handle.driver.context._stored.items()}
+        rows = {key[1:]: known[0][1] for key, known in handle.driver.partial.context._stored.items()}
         again = asked(handle, pipe, family, **request).latents if twice else None
         return TokenAnswer(**vars(answer), again=again, kept=kept, rows=rows, store=_in_store(handle, rows))
 
