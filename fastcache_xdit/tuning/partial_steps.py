@@ -20,7 +20,7 @@ from fastcache_xdit.tuning.calibrate import FORM, SCHEDULED
 from fastcache_xdit.tuning.runner import Runner
 
 SETTINGS = ("text", "edit")
-BUDGETS = (1 / 2, 1 / 2.5, 1 / 3)
+BUDGETS = (1 / 1.5, 1 / 2, 1 / 2.5)
 KEPT = 0.25  # share of tokens that a partial step computes of a whole picture
 EDITED = 0.25  # side of the edited box; its tokens are what a partial step computes of an edit
 REPEATS = 3
@@ -30,7 +30,6 @@ KINDS: dict[str, dict[str, dict[str, Any] | None]] = {
         "steps only": None,
         "tokens, forecast": {**SOME, "static_kv": "forecast"},
         "tokens, reuse": SOME,
-        "tokens by input, reuse": {**SOME, "score": "input_change"},
         "tokens, drop": {**SOME, "static_kv": "drop"},
         "merged": {"merge_ratio": KEPT},
     },
@@ -68,9 +67,9 @@ def partial_mask(steps: int, budget: float, kept: float) -> str:
     return "".join("p" if step in chosen else mark for step, mark in enumerate(whole))
 
 
-def region_mask(steps: int, budget: float, kept: float) -> str:
-    """Every step is partial, except for as many evenly spaced whole ones as the budget has room for."""
-    whole = int((budget - kept) * steps / (1 - kept) + 1e-9)
+def region_mask(steps: int, budget: float, cost: float) -> str:
+    """Every step is partial, at `cost` of a whole one, but for as many even whole ones as the budget has room for."""
+    whole = int((budget - cost) * steps / (1 - cost) + 1e-9)
     return uniform_mask(steps, max(1, whole)).replace("0", "p")
 
 
@@ -106,7 +105,9 @@ class Bench:
         return edited, Batch(batch.indices, turned, tuple(seed + 1000 for seed in batch.seeds))
 
     def _config(self, budget: float, tokens: dict[str, Any] | None) -> FastCacheConfig:
-        mask = self._mask(budget, tokens)
+        return self._scheduled(self._mask(budget, tokens), tokens)
+
+    def _scheduled(self, mask: str, tokens: dict[str, Any] | None) -> FastCacheConfig:
         fitted = {"stand_in": FORM, "calibration": self.calibration}
         return FastCacheConfig(**SCHEDULED, **fitted, lead_blocks=0, schedule={self.steps: mask}, tokens=tokens)
 
@@ -114,8 +115,14 @@ class Bench:
         if tokens is None:
             return uniform_mask(self.steps, round(budget * self.steps))
         if tokens.get("score") == "region":
-            return region_mask(self.steps, budget, EDITED**2)
+            return region_mask(self.steps, budget, self._cost(tokens))
         return partial_mask(self.steps, budget, KEPT)
+
+    def _cost(self, tokens: dict[str, Any]) -> float:
+        """FLOPs of a partial step over those of a whole one; text, for one, is computed whole."""
+        partial = self.steps - 1
+        spent = self._flops(self._scheduled("1" + partial * "p", tokens)) / self.flops
+        return (spent * self.steps - 1) / partial
 
     def _row(self, kind: str, config: FastCacheConfig) -> Row:
         each: list[float] = []
