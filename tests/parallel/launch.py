@@ -19,7 +19,7 @@ ROOT = Path(__file__).resolve().parents[2]
 TAIL = 4000  # characters of each rank's output shown when a run fails
 
 
-def run_ranks(worker: str, nproc: int, timeout: float = 240.0, **arguments: Any) -> list[Any]:
+def run_ranks(worker: str, nproc: int, timeout: float = 600.0, **arguments: Any) -> list[Any]:
     """Start `tests/parallel/<worker>` on `nproc` ranks and return what each rank's `main(**arguments)` returned.
 
     `worker` is a script that ends in `report(main)` of `tests.parallel.ranks`; `arguments` travel as JSON, results

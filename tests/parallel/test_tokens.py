@@ -26,13 +26,20 @@ MORE = {
     "significant": run({"threshold": 0, "error_budget": 1e9, "warmup_steps": 2, "tokens": PART}),
     "drop": run({**MASK, "tokens": {**PART, "static_kv": "drop"}}),
 }
-MERGE = {"merge": run({**MASK, "tokens": {"merge_ratio": 0.75, "merge_window": 16}})}
+MERGE = {
+    "merge": run({**MASK, "tokens": {"merge_ratio": 0.75, "merge_window": 16}}),
+    "merge ratio 1": run({**MASK, "tokens": {"merge_ratio": 1.0}}),
+}
 DROP = {"drop, reshard": run({**MASK, "tokens": {**PART, "static_kv": "drop", "balance": "reshard"}})}
 EDIT = {
     "region": run({**MASK, "tokens": {"score": "region", "bucket": 2}}),
     "region, reshard": run({**MASK, "tokens": {"score": "region", "bucket": 2, "balance": "reshard"}}),
 }
-WHOLE = {"uncached": {"steps": STEPS}, "all": run({**MASK, "tokens": {"keep_ratio": 1.0}})}
+WHOLE = {
+    "uncached": {"steps": STEPS},
+    "all": run({**MASK, "tokens": {"keep_ratio": 1.0}}),
+    "threshold 0": run({**MASK, "tokens": {"threshold": 0}}),
+}
 ULYSSES, RING, TWO = {"ulysses_degree": 2}, {"ring_degree": 2}, {"pipefusion_parallel_degree": 2}
 BRANCHES = {"use_cfg_parallel": True}
 FLAT = {"u2": ULYSSES, "ring2": RING, "cfg2": BRANCHES, "u2 cfg2": {**ULYSSES, **BRANCHES}}
@@ -72,9 +79,12 @@ def agreeing(case: str) -> list[list[int]]:
     return pairs.get(case, [[0, 1], [2, 3]])
 
 
-@pytest.mark.parametrize("case", [*FLAT, *STAGES])
-def test_keeping_everything_is_bit_identical_to_no_cache(results, case):
-    for plain, whole in zip(answers(results, case, "uncached"), answers(results, case, "all"), strict=True):
+KEPT = [(case, name) for case in [*FLAT, *STAGES] for name in ("all", "threshold 0")]
+
+
+@pytest.mark.parametrize("case, name", [*KEPT, *((case, "merge ratio 1") for case in FLAT)])
+def test_keeping_everything_is_bit_identical_to_no_cache(results, case, name):
+    for plain, whole in zip(answers(results, case, "uncached"), answers(results, case, name), strict=True):
         assert whole.counts["partial_total"] == 0
         assert (plain.latents is None) == (whole.latents is None)
         assert plain.latents is None or torch.equal(plain.latents, whole.latents)
