@@ -7,7 +7,18 @@ from setuptools import find_packages, setup
 ROOT = Path(__file__).parent
 
 BENCH = ["cache-dit>=1.5"]
-DEV = ["pytest>=8", "hypothesis>=6", "ruff>=0.9", "mypy>=1.14", "pre-commit>=4", "types-PyYAML", "types-tqdm"]
+RAY, PARQUET = ["ray>=2.40"], ["pyarrow>=15"]
+DEV = [
+    *RAY,
+    *PARQUET,
+    "pytest>=8",
+    "hypothesis>=6",
+    "ruff>=0.9",
+    "mypy>=1.14",
+    "pre-commit>=4",
+    "types-PyYAML",
+    "types-tqdm",
+]
 
 setup(
     name="fastcache_xdit",
@@ -35,6 +46,6 @@ setup(
         "rich",
         "tqdm",
     ],
-    extras_require={"gpu": ["flash-attn"], "ray": ["ray>=2.40"], "bench": BENCH, "dev": DEV},
+    extras_require={"gpu": ["flash-attn"], "ray": RAY, "parquet": PARQUET, "bench": BENCH, "dev": DEV},
     entry_points={"console_scripts": ["fastcache-xdit = fastcache_xdit.cli.main:entry"]},
 )

@@ -24,6 +24,7 @@ LAYER = {
     "plugin": 6,
     "reference": 7,
     "evaluate": 8,
+    "jobs": 8,
     "tuning": 9,
     "cli": 10,
     "__init__": 11,
