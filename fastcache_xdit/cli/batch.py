@@ -16,17 +16,20 @@ from fastcache_xdit.cli.batch_arguments import (
     add_status,
     add_submit,
     check_layout,
+    check_replicas,
     recipe_of,
     refuse_settled,
 )
 from fastcache_xdit.cli.pipeline import engine_parser, pipeline_options
 from fastcache_xdit.host.xdit import engine, layout
 from fastcache_xdit.host.xdit.replica import check_machines
+from fastcache_xdit.jobs.cluster import ranks_per_replica
 from fastcache_xdit.jobs.export import damaged, export
 from fastcache_xdit.jobs.progress import describe
 from fastcache_xdit.jobs.prompts import read_prompts
+from fastcache_xdit.jobs.ray_run import run_on_ray
 from fastcache_xdit.jobs.recipe import Recipe
-from fastcache_xdit.jobs.run import SOME_FAILED
+from fastcache_xdit.jobs.run import SOME_FAILED, exit_code
 from fastcache_xdit.jobs.run import run as run_job
 from fastcache_xdit.jobs.store import Store
 from fastcache_xdit.jobs.submit import items_of
@@ -69,22 +72,24 @@ def run(argv: list[str]) -> int:
     recipe = Recipe.load(folder)
     parser.set_defaults(**recipe.engine)
     options = vars(parse(parser, argv))
-    if options["max_attempts"] < 1:
-        raise ValueError(f"max_attempts={options['max_attempts']} is not possible; set 1 or more")
+    check_replicas(options)
     check_layout(recipe, options)
+    if options["ray"] is not None:
+        layout.check_degrees(options, ranks_per_replica(options))
+        return run_on_ray(folder, options, options["max_attempts"], options["ray"] or None, options["replicas"] or 1)
     layout.check_degrees(options, engine.world_size())
     check_machines(options["data_parallel_degree"] or 1, os.environ)
     return run_job(folder, options, options["max_attempts"])
 
 
 def status(argv: list[str]) -> int:
-    """Print how far a job is, and why items failed."""
+    """Print how far a job is, and why items failed; the exit code says it as that of `run` does."""
     options = _options("status", argv, add_status)
     store = Store(options["job"])
     counts, totals = store.counts(), store.totals()
     if options["json"]:
         print(json.dumps({**counts, **totals}))
-        return 0
+        return exit_code(store)
     print(f"fastcache: {describe(counts, totals)}")
     failed = store.items("state = 'failed'")
     for item in failed[:SHOWN]:
@@ -92,7 +97,7 @@ def status(argv: list[str]) -> int:
     if len(failed) > SHOWN:
         more = f"fastcache-xdit batch export {options['job']} --output items.jsonl"
         print(f"  ... and {len(failed) - SHOWN} more: {more}")
-    return 0
+    return exit_code(store)
 
 
 def retry(argv: list[str]) -> int:

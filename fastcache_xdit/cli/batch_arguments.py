@@ -44,6 +44,10 @@ def add_run(parser: argparse.ArgumentParser) -> None:
         default=MAX_ATTEMPTS,
         help="an item is failed after so many attempts that each ended with a dead process; default: %(default)s",
     )
+    own.add_argument(
+        "--ray", nargs="?", const="", metavar="ADDRESS", help="on a Ray cluster; without ADDRESS, on one started here"
+    )
+    own.add_argument("--replicas", type=int, help="with --ray: copies of the model that work at once; default: 1")
 
 
 def add_status(parser: argparse.ArgumentParser) -> None:
@@ -97,6 +101,17 @@ def refuse_settled(argv: list[str]) -> None:
         name = word.split("=")[0].removeprefix("--").replace("-", "_")
         if word.startswith("--") and name in MAKES_THE_IMAGE:
             raise ValueError(f"--{name} was settled when the job was submitted; submit another job to change it")
+
+
+def check_replicas(options: dict[str, Any]) -> None:
+    """Raise ValueError where replicas are counted by the wrong option, or are none."""
+    if options["ray"] is None and options["replicas"] is not None:
+        raise ValueError("--replicas counts those of --ray; under torchrun set --data_parallel_degree")
+    if options["ray"] is not None and (options["data_parallel_degree"] or 1) > 1:
+        raise ValueError("data_parallel_degree counts replicas under torchrun; with --ray set --replicas")
+    for name in ("max_attempts", "replicas"):
+        if options[name] is not None and options[name] < 1:
+            raise ValueError(f"{name}={options[name]} is not possible; set 1 or more")
 
 
 def check_layout(recipe: Recipe, options: dict[str, Any]) -> None:

@@ -23,8 +23,8 @@ class Work(NamedTuple):
 class Desk(Protocol):
     """What the first rank of a replica talks to."""
 
-    def next(self) -> Work:
-        """The next batch; its items belong to this desk until they are delivered, or the desk is gone."""
+    def next(self) -> Work | None:
+        """The next batch, whose items belong to this desk until delivered, or until it is gone; None to stop."""
         ...
 
     def deliver(self, outcomes: Sequence[Outcome], figures: Figures) -> None:

@@ -11,11 +11,11 @@ from fastcache_xdit.jobs.desk import StoreDesk
 from fastcache_xdit.jobs.progress import Bar, describe
 from fastcache_xdit.jobs.recipe import Recipe, printable
 from fastcache_xdit.jobs.replica import Replica
-from fastcache_xdit.jobs.stop import Stop, end_with_launcher
+from fastcache_xdit.jobs.stop import Stop, end_with_launcher, is_under_torchrun
 from fastcache_xdit.jobs.store import Store
 from fastcache_xdit.jobs.worker import work
 
-ALL_DONE, SOME_FAILED, STOPPED = 0, 3, 75  # exit codes; 75 is EX_TEMPFAIL: call again, and it goes on
+ALL_DONE, SOME_FAILED, NOT_OVER = 0, 3, 75  # exit codes; 75 is EX_TEMPFAIL: call again, and it goes on
 
 
 def run(folder: Path, options: dict[str, Any], max_attempts: int) -> int:
@@ -24,22 +24,27 @@ def run(folder: Path, options: dict[str, Any], max_attempts: int) -> int:
     with Stop() as stop:
         number = join(options.get("data_parallel_degree") or 1)
         store = Store(folder) if engine.rank() == 0 else None
-        if any(engine.share(store is not None and _is_over(store))):
+        if any(engine.share(store is not None and is_over(store))):
             finished = True
         else:
             finished = _work(folder, store, options, max_attempts, stop, is_shown=number == 0)
-    code = engine.share(exit_code(store, finished) if store else None)[0]
+    code = engine.share(exit_code(store) if store else None)[0]
     if store and number == 0:
         print(f"fastcache: {closing_line(store, folder, finished)}", flush=True)
     engine.finish()
-    return code
+    return _for_torchrun(code)
 
 
-def exit_code(store: Store, finished: bool) -> int:
-    """What a run that is over says to its caller."""
-    if not finished:
-        return STOPPED
+def exit_code(store: Store) -> int:
+    """What a job's state is to a caller."""
+    if not is_over(store):
+        return NOT_OVER
     return SOME_FAILED if store.counts()["failed"] else ALL_DONE
+
+
+def _for_torchrun(code: int) -> int:
+    """torchrun takes every code but 0 for a crash, tears down what is left, and may start it all again."""
+    return ALL_DONE if is_under_torchrun() and code == SOME_FAILED else code
 
 
 def closing_line(store: Store, folder: Path, finished: bool) -> str:
@@ -51,7 +56,8 @@ def closing_line(store: Store, folder: Path, finished: bool) -> str:
     return "; ".join(parts)
 
 
-def _is_over(store: Store) -> bool:
+def is_over(store: Store) -> bool:
+    """Whether no item waits or runs."""
     counts = store.counts()
     return counts["pending"] + counts["running"] == 0
 

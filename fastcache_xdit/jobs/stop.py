@@ -32,7 +32,12 @@ class Stop:
         signal.signal(number, self._before[number])
 
 
+def is_under_torchrun() -> bool:
+    """Whether torchrun started this process."""
+    return "TORCHELASTIC_RUN_ID" in os.environ
+
+
 def end_with_launcher() -> None:
     """Have the kernel kill this rank when torchrun dies: a rank that nobody watches could wait for others forever."""
-    if "TORCHELASTIC_RUN_ID" in os.environ:
+    if is_under_torchrun():
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
