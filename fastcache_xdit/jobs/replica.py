@@ -13,6 +13,7 @@ from PIL import Image
 from fastcache_xdit.config import FastCacheConfig
 from fastcache_xdit.counters import Counters
 from fastcache_xdit.host.xdit import engine
+from fastcache_xdit.host.xdit.positions import Positions
 from fastcache_xdit.host.xdit.replica import meet
 from fastcache_xdit.jobs.item import Figures, Item, Outcome
 from fastcache_xdit.jobs.limits import too_long
@@ -36,6 +37,7 @@ class Replica:
         self._engine.pipe.set_progress_bar_config(disable=True)
         self._config = FastCacheConfig.from_dict(recipe.cache) if recipe.cache is not None else None
         self._call = recipe.call
+        self._positions = Positions(self._engine.pipe.transformer)
         self._stages = options.get("pipefusion_parallel_degree") or 1
 
     def generate(self, items: Sequence[Item]) -> tuple[list[Outcome], Figures]:
@@ -66,6 +68,7 @@ class Replica:
     def _images(self, items: Sequence[Item]) -> tuple[list[Outcome], Counters | None]:
         batch = engine.Batch(*map(tuple, zip(*((item.id, item.prompt, item.seed) for item in items), strict=True)))
         call = self._call | _arguments(items[0]) | {"output_type": "pt"}
+        self._positions.restore()  # each batch is generated as if it were the first one
         if self._config is None:
             return _outcomes(self._engine.generate(batch, **call)), None
         with fastcache(self._engine.pipe, self._config) as handle:  # anew for each batch: nothing is left of the last
