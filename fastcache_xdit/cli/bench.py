@@ -11,9 +11,12 @@ from typing import Any
 
 from fastcache_xdit.approx.calibration import Calibration
 from fastcache_xdit.cli.arguments import is_first_rank
+from fastcache_xdit.cli.batch_arguments import recipe_of
 from fastcache_xdit.cli.pipeline import add_pipeline_arguments, call_arguments, model_folder, pipeline_options
 from fastcache_xdit.config import FastCacheConfig
 from fastcache_xdit.host.xdit import engine
+from fastcache_xdit.jobs.benchmark import memory, replicas
+from fastcache_xdit.jobs.recipe import Recipe
 from fastcache_xdit.plugin import register
 from fastcache_xdit.reference.loading import SHIPPED, calibration_path, tuned_configs
 from fastcache_xdit.reference.sampling import prompts
@@ -24,7 +27,8 @@ from fastcache_xdit.tuning.partial_steps import Row as TokensRow
 from fastcache_xdit.tuning.partial_steps import tokens
 from fastcache_xdit.tuning.runner import Runner
 
-WHAT = ("approximations", "significance", "tokens")
+WHAT = ("approximations", "significance", "tokens", "batch")
+REPLICAS, MEMORY_ITEMS = (1, 2), 200  # of bench batch
 ALPHAS = (0.01, 0.05, 0.2)
 
 
@@ -49,6 +53,8 @@ def main(argv: list[str]) -> int:
     if options["model"] not in SHIPPED:
         raise ValueError(f"bench knows held-out prompts of shipped models only: {', '.join(SHIPPED)}")
     folder = Path(options["output"])
+    if argv[0] == "batch":
+        return _batch(folder, recipe_of(options), options)
     runner = Runner(engine.Engine(model, options, options["dtype"] or engine.default_dtype()), call)
     runner.engine.pipe.set_progress_bar_config(disable=True)
     batches = engine.batches(prompts(options["count"], options["seed"]), options["batch_size"], options["seed"])
@@ -110,6 +116,22 @@ def _tokens(runner: Runner, batches: Sequence[engine.Batch], options: dict[str, 
 def _show_tokens(row: TokensRow) -> None:
     line = f"{row.setting:<8} {row.kind:<24} {row.flops:>6.1%} {row.speedup:>7.2f}x"
     _say(f"{line} {row.psnr_mean:>8.2f} {row.psnr_min:>6.1f}  {row.mask}")
+
+
+def _batch(folder: Path, recipe: Recipe, options: dict[str, Any]) -> int:
+    """Replicas of one rank beside each other, and one process over many items; every run is one of `batch run`."""
+    texts = prompts(max(MEMORY_ITEMS, options["count"]), options["seed"])
+    rows = replicas(folder / "jobs", recipe, texts[: options["count"]], REPLICAS)
+    for row in rows:
+        share = row.working_seconds / rows[0].working_seconds
+        _say(f"{row.replicas} replicas: {row.items} items, {row.working_seconds:.1f} s at work ({share:.2f} of one's)")
+    used = memory(folder / "jobs", recipe, texts[:MEMORY_ITEMS])
+    _say(f"memory over {used.items} items: {used.early:.0f} MiB early, {used.late:.0f} MiB at most later")
+    found = {"replicas": [row._asdict() for row in rows], "memory_mib": used._asdict()}
+    path = folder / "batch.json"
+    path.write_text(json.dumps({"model": options["model"], **versions(), **found}, indent=1) + "\n")
+    _say(f"fastcache: -> {path}")
+    return 0
 
 
 def _say(line: str) -> None:

@@ -15,7 +15,7 @@ COMMANDS = {
     "batch": "thousands of prompts as a job that survives any crash: batch submit, run, status, retry, export",
     "calibrate": "measure a model once, so that stand-ins are fitted and tests mean something",
     "tune": "from a target (speedup, psnr or budget) to a config for --cache_config",
-    "bench": "benchmarks: bench approximations, bench significance",
+    "bench": "benchmarks: bench approximations, bench significance, bench tokens, bench batch",
 }
 USAGE = "usage: [torchrun --nproc_per_node N] -m fastcache_xdit COMMAND [options]; COMMAND --help lists its options"
 

@@ -49,7 +49,7 @@ def check_cache(options: Mapping[str, Any]) -> None:
     refused = {
         "use_fast_attn": "DiTFastAttn reuses attention outputs on its own schedule",
         "vae_parallel_size": "ranks that only decode take no cache decisions",
-        "use_ray": "xDiT's Ray workers do not load plugins",
+        "use_ray": "this command runs on torchrun; take batch run --ray, or RayDiffusionPipeline in a script",
     }
     for name, why in refused.items():
         if options.get(name):
