@@ -79,11 +79,13 @@ class _Fleet:
                 self._end_of(result, stop)
 
     def _end_of(self, result: Any, stop: Stop) -> None:
-        """One rank has ended: in order, or with its whole replica."""
+        """One rank has ended: in order, or with its whole replica. A ValueError is the user's: none would do better."""
         group = self._groups.pop(result)
         try:
             ray_module().get(result)
         except ray_module().exceptions.RayError as error:
+            if isinstance(error, ValueError):
+                raise ValueError(str(getattr(error, "cause", error))) from None
             self._lose(group, error)
             if not stop.asked:
                 self._start()

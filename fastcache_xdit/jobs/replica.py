@@ -18,7 +18,7 @@ from fastcache_xdit.host.xdit.replica import meet
 from fastcache_xdit.jobs.item import Figures, Item, Outcome
 from fastcache_xdit.jobs.limits import too_long
 from fastcache_xdit.jobs.recipe import Recipe, printable
-from fastcache_xdit.plugin import fastcache
+from fastcache_xdit.plugin import enable, fastcache
 
 PATIENCE = 60.0  # seconds in which all ranks must have met an error, for it to be the item's and not a rank's
 NOT_FINITE = "the image is not finite (NaN or infinite latents); lower guidance, or use another dtype"
@@ -30,6 +30,8 @@ class Replica:
     Args:
         recipe: of the job.
         options: xDiT's options: the layout inside this replica.
+    Raises:
+        ValueError: a model that xDiT or the cache does not know, or a config that does not fit it.
     """
 
     def __init__(self, recipe: Recipe, options: dict[str, Any]) -> None:
@@ -38,6 +40,8 @@ class Replica:
         self._config = FastCacheConfig.from_dict(recipe.cache) if recipe.cache is not None else None
         self._call = recipe.call
         self._positions = Positions(self._engine.pipe.transformer)
+        if self._config:
+            enable(self._engine.pipe, self._config).disable()  # what does not fit is said now, not of every item
         self._stages = options.get("pipefusion_parallel_degree") or 1
 
     def generate(self, items: Sequence[Item]) -> tuple[list[Outcome], Figures]:

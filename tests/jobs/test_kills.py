@@ -53,3 +53,13 @@ def test_a_job_that_is_over_loads_no_model(undisturbed):
     with launched(0, str(undisturbed.folder)) as process:
         assert "60 of 60 images done" in process.communicate(timeout=LIMIT)[0]
     assert process.returncode == 0 and undisturbed.items() == before
+
+
+@pytest.mark.parametrize("where", [(), ("--ray",)], ids=["here", "ray"])
+def test_a_config_that_does_not_fit_the_model_ends_the_run_and_fails_no_item(tmp_path, where):
+    job = submit(tmp_path / "job", 3, "--cache_config", '{"lead_blocks": 50}')
+    with launched(0, str(job.folder), *where) as process:
+        words = told(process)
+    assert process.returncode == 2 and "Traceback" not in words
+    assert "lead_blocks=50 leaves nothing to skip" in words
+    assert job.counts() == {"pending": 3, "running": 0, "done": 0, "failed": 0}
