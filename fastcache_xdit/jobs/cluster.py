@@ -19,6 +19,9 @@ from fastcache_xdit.jobs.store import Store
 from fastcache_xdit.jobs.worker import work
 from fastcache_xdit.plugin import register
 
+STARTS = 3  # a busy machine can take longer than the 30 s that Ray allows for a start
+ANSWER = 10.0  # seconds in which a cluster's head must answer
+
 
 class Queue:
     """Actor beside the store: one desk for each replica, which is abandoned once the replica is lost."""
@@ -126,10 +129,30 @@ class Group:
 def connect(address: str | None) -> None:
     """Join the cluster at `address`, or start one on this machine. Raises ValueError where there is none, or no Ray."""
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    if address and ":" in address:
+        _check_address(address)
+    settings = {"include_dashboard": False, "logging_level": "error", "log_to_driver": False}
+    for left in reversed(range(STARTS)):
+        try:
+            ray_module().init(address=address, **settings)
+            return
+        except ConnectionError as error:
+            raise ValueError(f"no Ray cluster at {address}: {printable(str(error))}") from None
+        except Exception as error:
+            if not left or "timed out during startup" not in str(error):
+                raise
+
+
+def _check_address(address: str) -> None:
+    """Raise ValueError where nobody listens: Ray itself would try for minutes."""
+    host, _, port = address.rpartition(":")
     try:
-        ray_module().init(address=address, include_dashboard=False, logging_level="error", log_to_driver=False)
-    except ConnectionError as error:
-        raise ValueError(f"no Ray cluster at {address}: {printable(str(error))}") from None
+        socket.create_connection((host, int(port)), timeout=ANSWER).close()
+    except (OSError, ValueError) as error:
+        raise ValueError(
+            f"no Ray cluster at {address} ({error}); give HOST:PORT of its head, as ray start printed it, or auto on a "
+            "machine of the cluster"
+        ) from None
 
 
 def check_room(replicas: int, size: int) -> None:

@@ -110,6 +110,8 @@ def test_status_retry_and_export_follow_a_job(submit, run, tmp_path):
         (["run", "JOB", "--replicas", 2], ["--replicas counts those of --ray", "--data_parallel_degree"]),
         (["run", "JOB", "--ray", "--replicas", 0], ["replicas=0 is not possible"]),
         (["run", "JOB", "--ray", "--data_parallel_degree", 2], ["with --ray set --replicas"]),
+        (["run", "JOB", "--ray", "127.0.0.1:1"], ["no Ray cluster at 127.0.0.1:1", "HOST:PORT"]),
+        (["run", "JOB", "--ray", "ray://head:10001"], ["no Ray cluster at ray://head:10001"]),
         (["run", "JOB", "--max_attempts", 0], ["max_attempts=0 is not possible"]),
         (["run", "JOB", "--use_fast_attn"], ["use_fast_attn with fastcache is not supported"]),
     ],
