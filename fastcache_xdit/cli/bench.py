@@ -11,9 +11,12 @@ from typing import Any
 
 from fastcache_xdit.approx.calibration import Calibration
 from fastcache_xdit.cli.arguments import is_first_rank
+from fastcache_xdit.cli.batch_arguments import recipe_of
 from fastcache_xdit.cli.pipeline import add_pipeline_arguments, call_arguments, model_folder, pipeline_options
 from fastcache_xdit.config import FastCacheConfig
 from fastcache_xdit.host.xdit import engine
+from fastcache_xdit.jobs.benchmark import memory, replicas
+from fastcache_xdit.jobs.recipe import Recipe
 from fastcache_xdit.plugin import register
 from fastcache_xdit.reference.loading import SHIPPED, calibration_path, tuned_configs
 from fastcache_xdit.reference.sampling import prompts
@@ -25,7 +28,8 @@ from fastcache_xdit.tuning.partial_steps import Row as TokensRow
 from fastcache_xdit.tuning.partial_steps import tokens
 from fastcache_xdit.tuning.runner import Runner
 
-WHAT = ("approximations", "significance", "tokens", "costs")
+WHAT = ("approximations", "significance", "tokens", "costs", "batch")
+REPLICAS, MEMORY_ITEMS = (1, 2), 200  # of bench batch
 ALPHAS = (0.01, 0.05, 0.2)
 
 
@@ -53,14 +57,15 @@ def main(argv: list[str]) -> int:
     if options["model"] not in SHIPPED:
         raise ValueError(f"bench knows held-out prompts of shipped models only: {', '.join(SHIPPED)}")
     folder = Path(options["output"])
+    if argv[0] == "batch":
+        return _batch(folder, recipe_of(options), options)
     runner = Runner(engine.Engine(model, options, options["dtype"] or engine.default_dtype()), call)
     runner.engine.pipe.set_progress_bar_config(disable=True)
     batches = engine.batches(prompts(options["count"], options["seed"]), options["batch_size"], options["seed"])
     size: dict[str, Any] = {name: call[name] for name in ("height", "width") if name in call}
     settings = {"model": options["model"], **size, "count": options["count"], "seed": options["seed"], **versions()}
-    run = {"approximations": _approximations, "significance": _significance, "tokens": _tokens, "costs": _costs}[
-        argv[0]
-    ]
+    kinds = {"approximations": _approximations, "significance": _significance, "tokens": _tokens, "costs": _costs}
+    run = kinds[argv[0]]
     for steps in options["steps"][:1] if argv[0] == "costs" else options["steps"]:
         results = run(runner.steps(steps), batches, options)
         if is_first_rank():
@@ -123,6 +128,22 @@ def _costs(runner: Runner, batches: Sequence[engine.Batch], options: dict[str, A
     found = {share: round(cost, 3) for share, cost in costs(runner, batches[0]).items()}
     _say(f"tokens computed, and the time of the step over a whole one's; for the config:\ntokens:\n  costs: {found}")
     return {"costs": found}
+
+
+def _batch(folder: Path, recipe: Recipe, options: dict[str, Any]) -> int:
+    """Replicas of one rank beside each other, and one process over many items; every run is one of `batch run`."""
+    texts = prompts(max(MEMORY_ITEMS, options["count"]), options["seed"])
+    rows = replicas(folder / "jobs", recipe, texts[: options["count"]], REPLICAS)
+    for row in rows:
+        share = row.working_seconds / rows[0].working_seconds
+        _say(f"{row.replicas} replicas: {row.items} items, {row.working_seconds:.1f} s at work ({share:.2f} of one's)")
+    used = memory(folder / "jobs", recipe, texts[:MEMORY_ITEMS])
+    _say(f"memory over {used.items} items: {used.early:.0f} MiB early, {used.late:.0f} MiB at most later")
+    found = {"replicas": [row._asdict() for row in rows], "memory_mib": used._asdict()}
+    path = folder / "batch.json"
+    path.write_text(json.dumps({"model": options["model"], **versions(), **found}, indent=1) + "\n")
+    _say(f"fastcache: -> {path}")
+    return 0
 
 
 def _say(line: str) -> None:

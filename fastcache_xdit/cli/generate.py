@@ -7,10 +7,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from fastcache_xdit.cli.arguments import cache_config, is_first_rank
+from fastcache_xdit.cli.arguments import is_first_rank
 from fastcache_xdit.cli.pipeline import (
     add_pipeline_arguments,
     call_arguments,
+    chosen_cache,
     model_folder,
     pipeline_options,
     prompts_of,
@@ -20,7 +21,7 @@ from fastcache_xdit.evaluate import compare, summary
 from fastcache_xdit.evaluate.output import OutputFolder
 from fastcache_xdit.evaluate.quality import shapes_accuracy
 from fastcache_xdit.evaluate.report import write_report
-from fastcache_xdit.host.xdit import engine, layout, registration
+from fastcache_xdit.host.xdit import engine, layout
 from fastcache_xdit.host.xdit.pipeline import topology
 from fastcache_xdit.models.catalogue import known_models
 from fastcache_xdit.plugin import register
@@ -111,16 +112,9 @@ class _Job:
 
 
 def _cache(options: dict[str, Any]) -> FastCacheConfig | None:
-    method = options["cache_method"]
-    if method not in (None, registration.METHOD):
-        raise ValueError(f"generate knows --cache fastcache only, not {method}; xDiT's own methods work with run")
-    if method is None:
-        if options["compare"]:
-            raise ValueError("--compare compares the cache with an uncached run; add --cache fastcache")
-        return None
-    layout.check_cache(options)
-    config = cache_config(options["cache_config"])
-    layout.check_decision(config, options["pipefusion_parallel_degree"])
+    config = chosen_cache("generate", options)
+    if options["compare"] and config is None:
+        raise ValueError("--compare compares the cache with an uncached run; add --cache fastcache")
     return config
 
 

@@ -12,9 +12,10 @@ from fastcache_xdit.host.xdit import engine
 COMMANDS = {
     "run": "xDiT's own runner, all its flags and models, with --cache fastcache",
     "generate": "images for prompts with any pipeline xDiT has; --compare measures the cache",
+    "batch": "thousands of prompts as a job that survives any crash: batch submit, run, status, retry, export",
     "calibrate": "measure a model once, so that stand-ins are fitted and tests mean something",
     "tune": "from a target (speedup, psnr or budget) to a config for --cache_config",
-    "bench": "benchmarks: bench approximations, bench significance",
+    "bench": "benchmarks: bench approximations, bench significance, bench tokens, bench costs, bench batch",
     "doctor": "what is installed, what this machine can run, and what to do about what does not fit",
 }
 USAGE = "usage: [torchrun --nproc_per_node N] -m fastcache_xdit COMMAND [options]; COMMAND --help lists its options"

@@ -7,7 +7,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from fastcache_xdit.cli.arguments import look_ahead, parse, read_options
+from fastcache_xdit.cli.arguments import cache_config, look_ahead, parse, read_options
+from fastcache_xdit.config import FastCacheConfig
+from fastcache_xdit.host.xdit import layout, registration
 from fastcache_xdit.host.xdit.engine import DTYPES
 from fastcache_xdit.reference.loading import SHIPPED, generation_defaults, model_path
 
@@ -16,6 +18,17 @@ CALL = ("num_inference_steps", "guidance_scale", "height", "width", "max_sequenc
 
 def pipeline_options(command: str, argv: list[str], add_arguments: Callable[[argparse.ArgumentParser], None]) -> dict:
     """Command line over config file over the shipped model's own defaults over xDiT's."""
+    parser = engine_parser(command, add_arguments)
+    ahead, _ = look_ahead(argv, "config", "model")
+    values = read_options(parser, ahead.config, argv) if ahead.config else {}
+    model = ahead.model or values.get("model")
+    defaults = generation_defaults(model) if model in SHIPPED else {}
+    parser.set_defaults(**{name: value for name, value in defaults.items() if name in CALL} | values)
+    return vars(parse(parser, argv)) | {"defaults": defaults}
+
+
+def engine_parser(command: str, add_arguments: Callable[[argparse.ArgumentParser], None]) -> argparse.ArgumentParser:
+    """A parser of xDiT's engine flags and a command's own."""
     from xfuser import xFuserArgs
     from xfuser.config import FlexibleArgumentParser
 
@@ -24,12 +37,7 @@ def pipeline_options(command: str, argv: list[str], add_arguments: Callable[[arg
     add_arguments(parser)
     parser._option_string_actions["--model"].required = False
     parser.set_defaults(model=None)
-    ahead, _ = look_ahead(argv, "config", "model")
-    values = read_options(parser, ahead.config, argv) if ahead.config else {}
-    model = ahead.model or values.get("model")
-    defaults = generation_defaults(model) if model in SHIPPED else {}
-    parser.set_defaults(**{name: value for name, value in defaults.items() if name in CALL} | values)
-    return vars(parse(parser, argv)) | {"defaults": defaults}
+    return parser
 
 
 def add_pipeline_arguments(group: Any, batch_size: int) -> None:
@@ -69,6 +77,28 @@ def call_arguments(options: dict[str, Any]) -> dict[str, Any]:
     if options["batch_size"] < 1:
         raise ValueError(f"batch_size={options['batch_size']} is not possible; set 1 or more")
     return call
+
+
+def chosen_cache(command: str, options: dict[str, Any]) -> FastCacheConfig | None:
+    """The cache that is asked for, None for none.
+
+    Raises:
+        ValueError: a method of xDiT's own, an option that is not possible, or a layout that FastCache does not support.
+    """
+    method = options["cache_method"]
+    if method is None:
+        return None
+    if method != registration.METHOD:
+        raise ValueError(f"{command} knows --cache fastcache only, not {method}; xDiT's own methods work with run")
+    config = cache_config(options["cache_config"])
+    check_cached_layout(config, options)
+    return config
+
+
+def check_cached_layout(config: FastCacheConfig, options: dict[str, Any]) -> None:
+    """Raise ValueError for a layout that FastCache does not support with this config."""
+    layout.check_cache(options)
+    layout.check_decision(config, options["pipefusion_parallel_degree"])
 
 
 def prompts_of(options: dict[str, Any]) -> list[str]:

@@ -153,6 +153,14 @@ def _patch_farewell() -> None:
 def _patch_placement() -> None:
     loading = importlib.import_module("xfuser.model_executor.models.runner_models.loading.meta_load")
     loading.ModelLoader.materialize_pipeline = _leave_in_place
+    wrapper = importlib.import_module("xfuser.model_executor.pipelines.base_pipeline").xFuserPipelineBaseWrapper
+    original = wrapper.to
+
+    def to(self, device: Any = None, *args: Any, **kwargs: Any) -> Any:
+        """xDiT's Ray workers move pipelines to a CUDA device, whatever there is."""
+        return self if str(device).startswith("cuda") else original(self, device, *args, **kwargs)
+
+    wrapper.to = to
 
 
 def _leave_in_place(loader: Any) -> None:

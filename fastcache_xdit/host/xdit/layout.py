@@ -18,6 +18,7 @@ DEGREES = (
     "data_parallel_degree",
 )
 PARALLEL = (*DEGREES, "use_cfg_parallel")
+PACKED = ("FluxTransformer2DModel", "Flux2Transformer2DModel")  # their pipelines make one token of 2 x 2 latents
 
 
 def degrees(options: Mapping[str, Any]) -> dict[str, int]:
@@ -96,7 +97,7 @@ def check_cache(options: Mapping[str, Any]) -> None:
     refused = {
         "use_fast_attn": "DiTFastAttn reuses attention outputs on its own schedule",
         "vae_parallel_size": "ranks that only decode take no cache decisions",
-        "use_ray": "xDiT's Ray workers do not load plugins",
+        "use_ray": "this command runs on torchrun; take batch run --ray, or RayDiffusionPipeline in a script",
     }
     for name, why in refused.items():
         if options.get(name):
@@ -155,6 +156,14 @@ def transformer_class(folder: Path) -> str:
     if not entry or not entry[1]:
         raise ValueError(f"{folder} holds a {pipeline_class(folder)} without transformer; FastCache needs one")
     return entry[1]
+
+
+def pixels_per_token(folder: Path) -> int:
+    """Width and height of one token of the pipeline saved in `folder`, in pixels: sizes are multiples of it."""
+    transformer, vae = (_config(folder / part / "config.json") for part in ("transformer", "vae"))
+    levels = vae.get("block_out_channels") or vae.get("encoder_block_out_channels") or [0] * 4
+    patch = 2 if transformer_class(folder) in PACKED else transformer.get("patch_size", 1)
+    return 2 ** (len(levels) - 1) * (patch if isinstance(patch, int) else max(patch))
 
 
 def _check_pipefusion(options: Mapping[str, Any], stages: int) -> None:

@@ -8,6 +8,7 @@ import functools
 from collections.abc import Callable
 from typing import Any
 
+from fastcache_xdit.host.xdit import ray_workers
 from fastcache_xdit.runtime.patch import Undo
 
 METHOD = "fastcache"
@@ -16,11 +17,14 @@ Apply = Callable[[Any, "str | None"], Any]  # (pipeline, text of --cache_config)
 _chosen: dict[str, str | None] = {}  # what a script's command line asked for, until a pipeline is built
 
 
-def install(apply: Apply, undo: Undo) -> None:
-    """Patch xDiT so that `--cache fastcache` calls `apply` once a pipeline is ready; its own methods go on working."""
+def install(apply: Apply, hook: str, undo: Undo) -> None:
+    """Patch xDiT so that `--cache fastcache` calls `apply` once a pipeline is ready; its own methods go on working.
+
+    `hook` is the dotted name of what registers the plugin in another process, for xDiT's Ray workers.
+    """
     _extend_flags(undo)
     _extend_runner(apply, undo)
-    _extend_pipelines(apply, undo)
+    _extend_pipelines(apply, hook, undo)
 
 
 def _extend_flags(undo: Undo) -> None:
@@ -89,7 +93,7 @@ def _extend_runner(apply: Apply, undo: Undo) -> None:
         undo.set(module, "apply_cache", apply_cache)
 
 
-def _extend_pipelines(apply: Apply, undo: Undo) -> None:
+def _extend_pipelines(apply: Apply, hook: str, undo: Undo) -> None:
     """Pipeline wrappers: they forget the command line's method, and would apply it before the pipeline is complete."""
     from xfuser import xFuserArgs
     from xfuser.model_executor.pipelines.base_pipeline import xFuserPipelineBaseWrapper
@@ -101,6 +105,8 @@ def _extend_pipelines(apply: Apply, undo: Undo) -> None:
         _chosen.clear()
         if getattr(args, "cache_method", None) == METHOD:
             _chosen[METHOD] = args.cache_config
+            if args.use_ray:
+                ray_workers.extend(apply, lambda: _chosen[METHOD], hook, undo)
         return from_cli_args(cls, args)
 
     @functools.wraps(build)

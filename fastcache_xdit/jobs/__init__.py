@@ -1,0 +1,1 @@
+"""Batch jobs: a file of prompts becomes images, each exactly once, whatever dies on the way."""

@@ -1,0 +1,189 @@
+"""A job on a Ray cluster: replicas of actors on any machine, and one queue beside the store that serves them."""
+
+from __future__ import annotations
+
+import math
+import os
+import socket
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from fastcache_xdit.host.xdit import engine, layout
+from fastcache_xdit.host.xdit.replica import join
+from fastcache_xdit.jobs.desk import StoreDesk, Work
+from fastcache_xdit.jobs.item import Figures, Outcome
+from fastcache_xdit.jobs.recipe import Recipe, printable
+from fastcache_xdit.jobs.replica import Replica
+from fastcache_xdit.jobs.store import Store
+from fastcache_xdit.jobs.worker import work
+from fastcache_xdit.plugin import register
+
+STARTS = 3  # a busy machine can take longer than the 30 s that Ray allows for a start
+ANSWER = 10.0  # seconds in which a cluster's head must answer
+
+
+class Queue:
+    """Actor beside the store: one desk for each replica, which is abandoned once the replica is lost."""
+
+    def __init__(self, folder: str, max_attempts: int) -> None:
+        self._store = Store(folder)
+        self._max_attempts = max_attempts
+        self._desks: dict[int, StoreDesk] = {}
+        self._lost: set[int] = set()
+        self._stopped = False
+
+    def next(self, replica: int) -> Work | None:
+        """The next batch of a replica; None where it should end."""
+        if self._stopped or replica in self._lost:
+            return None
+        if replica not in self._desks:
+            self._desks[replica] = StoreDesk(self._store, self._max_attempts)
+        return self._desks[replica].next()
+
+    def deliver(self, replica: int, outcomes: Sequence[Outcome], figures: Figures) -> None:
+        """Keep what a replica made; what comes from a lost one is made by another already."""
+        if replica not in self._lost:
+            self._desks[replica].deliver(outcomes, figures)
+
+    def lose(self, replica: int, trouble: str) -> None:
+        """A replica is dead: others take its items."""
+        self._lost.add(replica)
+        if desk := self._desks.pop(replica, None):
+            desk.abandon(trouble)
+
+    def stop(self) -> None:
+        """Hand out nothing more."""
+        self._stopped = True
+
+
+class RemoteDesk:
+    """A `Desk` at the queue, for the first rank of a replica."""
+
+    def __init__(self, queue: Any, replica: int) -> None:
+        self._queue = queue
+        self._replica = replica
+
+    def next(self) -> Work | None:
+        """See `Desk`."""
+        return ray_module().get(self._queue.next.remote(self._replica))
+
+    def deliver(self, outcomes: Sequence[Outcome], figures: Figures) -> None:
+        """See `Desk`."""
+        ray_module().get(self._queue.deliver.remote(self._replica, outcomes, figures))
+
+
+class Rank:
+    """Actor: one rank of a replica, with the plugin registered in its process."""
+
+    def __init__(self) -> None:
+        engine.prepare()
+        register()
+
+    def address(self) -> tuple[str, int]:
+        """Where the ranks of this replica can meet: this machine, a free port."""
+        with socket.socket() as free:
+            free.bind(("", 0))
+            return ray_module().util.get_node_ip_address(), free.getsockname()[1]
+
+    def run(
+        self, rank: int, size: int, address: tuple[str, int], recipe: Recipe, options: dict[str, Any], desk: RemoteDesk
+    ) -> bool:
+        """Load the model and work until nothing is left; False where the queue was stopped."""
+        place = {
+            "RANK": rank,
+            "WORLD_SIZE": size,
+            "LOCAL_RANK": 0,
+            "MASTER_ADDR": address[0],
+            "MASTER_PORT": address[1],
+        }
+        os.environ.update({name: str(value) for name, value in place.items()})
+        join(replicas=1)
+        return work(Replica(recipe, options), desk if rank == 0 else None, lambda: False, lambda: None)
+
+
+class Group:
+    """The actors of one replica, in a placement group of their own."""
+
+    def __init__(self, number: int, size: int, recipe: Recipe, options: dict[str, Any], queue: Any) -> None:
+        ray = ray_module()
+        resources = {"CPU": 1.0, "GPU": 1.0} if ray.cluster_resources().get("GPU") else {"CPU": 1.0}
+        self.number = number
+        self._place = ray.util.placement_group([resources] * size, strategy="PACK")
+        actor = ray.remote(Rank).options(
+            num_cpus=1, num_gpus=resources.get("GPU", 0), placement_group=self._place, max_restarts=0
+        )
+        self._actors = [actor.remote() for _ in range(size)]
+        address, desk = self._actors[0].address.remote(), RemoteDesk(queue, number)
+        self.results = [
+            each.run.remote(rank, size, address, recipe, options, desk) for rank, each in enumerate(self._actors)
+        ]
+
+    def end(self) -> None:
+        """Kill what is left of the actors and free their place."""
+        for actor in self._actors:
+            ray_module().kill(actor)
+        ray_module().util.remove_placement_group(self._place)
+
+
+def connect(address: str | None) -> None:
+    """Join the cluster at `address`, or start one on this machine. Raises ValueError where there is none, or no Ray."""
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    if address and ":" in address:
+        _check_address(address)
+    settings = {"include_dashboard": False, "logging_level": "error", "log_to_driver": False}
+    for left in reversed(range(STARTS)):
+        try:
+            ray_module().init(address=address, **settings)
+            return
+        except ConnectionError as error:
+            raise ValueError(f"no Ray cluster at {address}: {printable(str(error))}") from None
+        except Exception as error:
+            if not left or "timed out during startup" not in str(error):
+                raise
+
+
+def _check_address(address: str) -> None:
+    """Raise ValueError where nobody listens: Ray itself would try for minutes."""
+    host, _, port = address.rpartition(":")
+    try:
+        socket.create_connection((host, int(port)), timeout=ANSWER).close()
+    except (OSError, ValueError) as error:
+        raise ValueError(
+            f"no Ray cluster at {address} ({error}); give HOST:PORT of its head, as ray start printed it, or auto on a "
+            "machine of the cluster"
+        ) from None
+
+
+def check_room(replicas: int, size: int) -> None:
+    """Raise ValueError where the cluster cannot hold `replicas` of `size` ranks, one GPU each where it has any."""
+    resources = ray_module().cluster_resources()
+    kind = "GPU" if resources.get("GPU") else "CPU"
+    if (there := int(resources.get(kind, 0))) < replicas * size:
+        raise ValueError(
+            f"{replicas} replicas of {size} ranks need {replicas * size} {kind}s, the cluster has {there}; "
+            f"set --replicas {max(1, there // size)}, smaller degrees, or add machines"
+        )
+
+
+def ranks_per_replica(options: dict[str, Any]) -> int:
+    """The product of the degrees inside a replica."""
+    return math.prod(layout.degrees(options).values())
+
+
+def queue_beside(folder: Path, max_attempts: int) -> Any:
+    """The queue actor, on the machine that holds the job."""
+    ray = ray_module()
+    here = ray.util.scheduling_strategies.NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), False)
+    actor = ray.remote(Queue).options(num_cpus=0, scheduling_strategy=here)
+    return actor.remote(str(folder.resolve()), max_attempts)
+
+
+def ray_module() -> Any:
+    """Ray, imported where it is used: most jobs run without. Raises ValueError where it is not installed."""
+    try:
+        import ray
+        import ray.util.scheduling_strategies
+    except ImportError:
+        raise ValueError("--ray needs Ray: pip install 'fastcache_xdit[ray]'") from None
+    return ray

@@ -1,0 +1,69 @@
+"""One image of a job: what is asked for, and what became of it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from fastcache_xdit.jobs.files import checksum
+from fastcache_xdit.options import Options
+
+
+class Item(Options):
+    """A row of the store; `id` is its place in the prompts file, from 0.
+
+    Items of one `batch` are generated together, always the same ones, so that an image does not depend on which run
+    makes it; a line that was bad at submit has none. `output` is relative to the job's folder. `seconds`, `computed`
+    and `approximated` (block calls, over the replica's ranks) and `compute_ratio` (share of block work that was
+    executed) are those of its batch; `started` and `finished` are seconds since 1970.
+    """
+
+    id: int
+    batch: int | None = None
+    prompt: str
+    negative_prompt: str | None = None
+    seed: int | None = None
+    width: int | None = None
+    height: int | None = None
+    steps: int | None = None
+    guidance: float | None = None
+    state: str = "pending"
+    attempts: int = 0
+    owner: str | None = None
+    error: str | None = None
+    output: str | None = None
+    checksum: str | None = None
+    started: float | None = None
+    finished: float | None = None
+    seconds: float | None = None
+    computed: int | None = None
+    approximated: int | None = None
+    compute_ratio: float | None = None
+
+    @property
+    def shape(self) -> tuple[object, ...]:
+        """What items of one batch share: a pipeline call takes one of each."""
+        return (self.width, self.height, self.steps, self.guidance, self.negative_prompt)
+
+
+class Figures(NamedTuple):
+    """What a batch took; see `Item`. Block calls are None without a cache."""
+
+    seconds: float | None = None
+    computed: int | None = None
+    approximated: int | None = None
+    compute_ratio: float | None = None
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of one item: a PNG file, or the reason why there is none."""
+
+    id: int
+    image: bytes | None = None
+    error: str | None = None
+
+    @property
+    def checksum(self) -> str | None:
+        """Of the file; None without one."""
+        return None if self.image is None else checksum(self.image)

@@ -1,0 +1,62 @@
+"""How far a job is: a bar while it runs, and a line for its state."""
+
+from __future__ import annotations
+
+import sys
+from typing import Any
+
+from tqdm import tqdm
+
+from fastcache_xdit.jobs.store import Store
+
+QUIET = 30.0  # seconds between two lines where no terminal shows a bar
+
+
+class Bar:
+    """A bar over the items of all replicas: images/s, time left, hit rate. One that is not `shown` does nothing."""
+
+    def __init__(self, store: Store | None, shown: bool) -> None:
+        self._store = store if shown else None
+        if self._store:
+            counts = self._store.counts()
+            interval = 0.1 if sys.stderr.isatty() else QUIET
+            self._bar = tqdm(total=sum(counts.values()), initial=_settled(counts), unit="image", mininterval=interval)
+
+    def show(self) -> None:
+        """Look at the store and draw."""
+        if self._store:
+            counts = self._store.counts()
+            self._bar.set_postfix_str(_postfix(counts, self._store.totals()), refresh=False)
+            self._bar.update(_settled(counts) - self._bar.n)
+
+    def close(self) -> None:
+        """Draw a last time."""
+        if self._store:
+            self.show()
+            self._bar.close()
+
+
+def describe(counts: dict[str, int], totals: dict[str, Any]) -> str:
+    """A job's state in one line."""
+    parts = [f"{counts['done']} of {sum(counts.values())} images done"]
+    parts += [f"{counts[state]} {state}" for state in ("running", "pending", "failed") if counts[state]]
+    parts += [f"hit rate {rate:.0%}"] if (rate := hit_rate(totals)) is not None else []
+    return ", ".join(parts)
+
+
+def hit_rate(totals: dict[str, Any]) -> float | None:
+    """Share of block calls that were approximated; None without a cache, or before the first image."""
+    calls = (totals["computed"] or 0) + (totals["approximated"] or 0)
+    return totals["approximated"] / calls if calls else None
+
+
+def _settled(counts: dict[str, int]) -> int:
+    return counts["done"] + counts["failed"]
+
+
+def _postfix(counts: dict[str, int], totals: dict[str, Any]) -> str:
+    rate = hit_rate(totals)
+    parts = ([f"hit rate {rate:.0%}"] if rate is not None else []) + (
+        [f"{counts['failed']} failed"] if counts["failed"] else []
+    )
+    return ", ".join(parts)

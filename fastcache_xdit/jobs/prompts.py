@@ -1,0 +1,126 @@
+"""Files of prompts: txt, jsonl, csv and parquet, line by line, so that a bad line spoils no other."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+from fastcache_xdit.jobs.recipe import BadLine, Line, bad_line, checked
+from fastcache_xdit.options import unknown_option
+
+Raw = dict[str, Any] | BadLine
+
+
+def read_prompts(path: str | Path) -> list[Line | BadLine]:
+    """Every line of a prompts file, in order.
+
+    txt holds one prompt a line (# begins a comment line), jsonl one object a line, csv and parquet one column for each
+    field of `Line`. Bytes that are not UTF-8 make a bad line, not a bad file.
+
+    Raises:
+        ValueError: no such file, a kind of file or a column that is not known, or no line at all.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise ValueError(f"no such prompts file: {path}")
+    if path.suffix.lower() not in READERS:
+        raise ValueError(
+            f"{path}: prompts come in {', '.join(READERS)}, not in {path.suffix or 'a file without ending'}"
+        )
+    lines = [raw if isinstance(raw, BadLine) else checked(raw) for raw in READERS[path.suffix.lower()](path)]
+    if not lines:
+        raise ValueError(f"{path} holds no prompt; give one a line")
+    return lines
+
+
+def _text(path: Path) -> str:
+    """The file with every byte that is not UTF-8 as a lone surrogate, which `Line` refuses."""
+    return path.read_bytes().decode("utf-8-sig", "surrogateescape")
+
+
+def _txt(path: Path) -> Iterator[Raw]:
+    for line in _text(path).split("\n"):
+        if line.strip() and not line.lstrip().startswith("#"):
+            yield {"prompt": line.strip()}
+
+
+def _jsonl(path: Path) -> Iterator[Raw]:
+    for line in _text(path).split("\n"):
+        if line.strip():
+            yield _object(line)
+
+
+def _object(line: str) -> Raw:
+    try:
+        values = json.loads(line)
+    except (json.JSONDecodeError, RecursionError) as error:
+        return bad_line(line, f"not JSON: {error}")
+    if not isinstance(values, dict):
+        return bad_line(line, f'a line is an object like {{"prompt": "a red circle"}}, not {type(values).__name__}')
+    return values
+
+
+def _csv(path: Path) -> Iterator[Raw]:
+    rows = csv.reader(io.StringIO(_text(path), newline=""))
+    columns = next(rows, [])
+    _check_columns(path, columns)
+    while (cells := _next_row(rows)) is not None:
+        if isinstance(cells, BadLine):
+            yield cells
+        elif len(cells) > len(columns):
+            yield bad_line(",".join(cells), f"{len(cells)} cells in {len(columns)} columns; quote texts with commas")
+        elif cells:
+            yield dict(zip(columns, cells, strict=False))
+
+
+def _next_row(rows: Iterator[list[str]]) -> list[str] | BadLine | None:
+    try:
+        return next(rows, None)
+    except csv.Error as error:
+        return bad_line("", f"not CSV: {error}")
+
+
+def _parquet(path: Path) -> Iterator[Raw]:
+    try:
+        import pyarrow
+        from pyarrow import parquet
+    except ImportError:
+        raise ValueError(f"{path} needs pyarrow: pip install 'fastcache_xdit[parquet]', or give .jsonl") from None
+    try:
+        table = parquet.read_table(path)
+    except pyarrow.ArrowException as error:
+        raise ValueError(f"{path} is not a parquet file: {error}") from None
+    _check_columns(path, table.column_names)
+    columns = [_cells(column, pyarrow) for column in table.columns]
+    for values in zip(*columns, strict=True):
+        yield dict(zip(table.column_names, values, strict=True))
+
+
+def _cells(column: Any, pyarrow: Any) -> list[Any]:
+    """A column's values; text is decoded cell by cell, so that one that is not UTF-8 spoils no other."""
+    if not (pyarrow.types.is_string(column.type) or pyarrow.types.is_large_string(column.type)):
+        return column.to_pylist()
+    cells = column.cast(pyarrow.large_binary()).to_pylist()
+    return [cell.decode("utf-8", "surrogateescape") if cell is not None else None for cell in cells]
+
+
+def _check_columns(path: Path, columns: list[str]) -> None:
+    for name in columns:
+        if name not in Line.model_fields:
+            raise ValueError(f"{path}: {unknown_option(name, Line.model_fields)}")
+    if "prompt" not in columns:
+        raise ValueError(
+            f"{path} has no column 'prompt'; its first line names the columns: {', '.join(Line.model_fields)}"
+        )
+
+
+READERS: dict[str, Callable[[Path], Iterator[Raw]]] = {
+    ".txt": _txt,
+    ".jsonl": _jsonl,
+    ".csv": _csv,
+    ".parquet": _parquet,
+}

@@ -1,0 +1,105 @@
+"""A run of a job on a Ray cluster: starts the replicas, replaces those that die, and watches until the job is over."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from fastcache_xdit.jobs.cluster import Group, check_room, connect, queue_beside, ranks_per_replica, ray_module
+from fastcache_xdit.jobs.progress import Bar
+from fastcache_xdit.jobs.recipe import Recipe, printable
+from fastcache_xdit.jobs.run import closing_line, exit_code, is_over
+from fastcache_xdit.jobs.stop import Stop
+from fastcache_xdit.jobs.store import Store
+
+GLANCE = 0.5  # seconds between two looks at the bar and at signals
+MAX_LOSSES = 5  # replicas in a row that die without an item being settled: then it is not the items
+
+
+def run_on_ray(folder: Path, options: dict[str, Any], max_attempts: int, address: str | None, replicas: int) -> int:
+    """Work on the job in `folder` with `replicas` on a cluster, one started here without `address`.
+
+    Returns the exit code.
+
+    Raises:
+        ValueError: no Ray, no such cluster, or one that is too small.
+        RuntimeError: replicas die one after the other before they make an image.
+    """
+    store, size = Store(folder), ranks_per_replica(options)
+    finished = is_over(store)
+    if not finished:
+        connect(address)
+        check_room(replicas, size)
+        fleet = _Fleet(store, options, size, queue_beside(folder, max_attempts))
+        try:
+            finished = fleet.work(replicas)
+        finally:
+            ray_module().shutdown()
+    print(f"fastcache: {closing_line(store, folder, finished)}", flush=True)
+    return exit_code(store)
+
+
+class _Fleet:
+    """The replicas that are at work."""
+
+    def __init__(self, store: Store, options: dict[str, Any], size: int, queue: Any) -> None:
+        self._store = store
+        self._options = options
+        self._size = size
+        self._queue = queue
+        self._groups: dict[Any, Group] = {}  # by the result that a rank will have
+        self._started = 0
+        self._losses = 0
+        self._settled_at_loss = -1
+
+    def work(self, replicas: int) -> bool:
+        """Until every replica has ended; False where they were asked to stop."""
+        bar = Bar(self._store, shown=True)
+        with Stop() as stop:  # Ray has set handlers of its own
+            for _ in range(replicas):
+                self._start()
+            while self._groups:
+                self._look(stop)
+                bar.show()
+        bar.close()
+        return not stop.asked
+
+    def _start(self) -> None:
+        recipe: Recipe = self._store.recipe
+        group = Group(self._started, self._size, recipe, self._options, self._queue)
+        self._groups.update(dict.fromkeys(group.results, group))
+        self._started += 1
+
+    def _look(self, stop: Stop) -> None:
+        if stop.asked:
+            self._queue.stop.remote()
+        ready, _ = ray_module().wait(list(self._groups), timeout=GLANCE)
+        for result in ready:
+            if result in self._groups:
+                self._end_of(result, stop)
+
+    def _end_of(self, result: Any, stop: Stop) -> None:
+        """One rank has ended: in order, or with its whole replica. A ValueError is the user's: none would do better."""
+        group = self._groups.pop(result)
+        try:
+            ray_module().get(result)
+        except ray_module().exceptions.RayError as error:
+            if isinstance(error, ValueError):
+                raise ValueError(str(getattr(error, "cause", error))) from None
+            self._lose(group, error)
+            if not stop.asked:
+                self._start()
+        if group not in self._groups.values():
+            group.end()
+
+    def _lose(self, group: Group, error: Exception) -> None:
+        self._groups = {result: other for result, other in self._groups.items() if other is not group}
+        ray_module().get(self._queue.lose.remote(group.number, printable(str(error))))
+        counts = self._store.counts()
+        settled = counts["done"] + counts["failed"]
+        self._losses = self._losses + 1 if settled == self._settled_at_loss else 1
+        self._settled_at_loss = settled
+        if self._losses >= MAX_LOSSES:
+            raise RuntimeError(
+                f"{self._losses} replicas in a row died without an image; the last one: {error}"
+            ) from error

@@ -1,0 +1,106 @@
+"""What a job is: one line of its prompts file, and what all lines have in common."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from pydantic import Field, ValidationError
+
+from fastcache_xdit.config import one_line
+from fastcache_xdit.jobs.files import write_whole
+from fastcache_xdit.options import Options
+
+RECIPE = "recipe.json"
+LONGEST_PROMPT = 10_000  # characters; far more than any text encoder reads
+LARGEST_SIDE = 16_384  # pixels
+REASON_LENGTH = 300  # characters kept of a reason, which may quote what was given
+
+
+class Line(Options):
+    """One image that is asked for; what is left out comes from the job.
+
+    Attributes:
+        prompt: the text.
+        negative_prompt: what guidance leads away from.
+        seed: of the start noise; without one, the job's seed plus the line's place in the file.
+        width: in pixels.
+        height: in pixels.
+        steps: denoising steps.
+        guidance: scale of classifier-free, or embedded, guidance.
+    """
+
+    prompt: str = Field(min_length=1, max_length=LONGEST_PROMPT)
+    negative_prompt: str | None = Field(None, max_length=LONGEST_PROMPT)
+    seed: int | None = Field(None, ge=0, lt=2**63)
+    width: int | None = Field(None, ge=8, le=LARGEST_SIDE, multiple_of=8)
+    height: int | None = Field(None, ge=8, le=LARGEST_SIDE, multiple_of=8)
+    steps: int | None = Field(None, ge=1, le=1000)
+    guidance: float | None = Field(None, ge=0, allow_inf_nan=False)
+
+
+class Recipe(Options):
+    """What every item of a job has in common, as submitted.
+
+    Attributes:
+        model: folder or hub id.
+        dtype: of weights and activations.
+        seed: seed of the first line; see `Line.seed`.
+        batch_size: images that are generated together; which ones is settled at submit.
+        call: arguments of every pipeline call, defaults of what lines leave out among them.
+        cache: options of FastCache, None for none.
+        engine: xDiT's options as submitted, such as the layout; `run` may change those.
+    """
+
+    model: str
+    dtype: str
+    seed: int
+    batch_size: int = Field(1, ge=1)
+    call: dict[str, Any]
+    cache: dict[str, Any] | None = None
+    engine: dict[str, Any] = {}
+
+    def save(self, folder: Path) -> None:
+        """Write `recipe.json`, which every rank reads; the store is for the first ones alone."""
+        write_whole(folder / RECIPE, self.model_dump_json(indent=1).encode())
+
+    @classmethod
+    def load(cls, folder: Path) -> Recipe:
+        """The recipe of the job in `folder`. Raises ValueError where there is none."""
+        if not (folder / RECIPE).is_file():
+            raise ValueError(f"no job in {folder}; make one with: batch submit {folder} --prompts FILE --model MODEL")
+        return cls.model_validate_json((folder / RECIPE).read_bytes())
+
+
+class BadLine(Options):
+    """A line that cannot become an image, and why."""
+
+    text: str
+    reason: str
+
+
+def checked(values: dict[str, Any]) -> Line | BadLine:
+    """A line of these values; empty ones count as left out."""
+    given = {name: value for name, value in values.items() if value not in (None, "")}
+    if any(isinstance(value, str) and not _is_utf8(value) for value in given.values()):
+        return bad_line(values.get("prompt") or "", "the line is not UTF-8; save the file as UTF-8")
+    try:
+        return Line(**given)
+    except ValidationError as error:
+        return bad_line(values.get("prompt") or "", one_line(error))
+
+
+def _is_utf8(text: str) -> bool:
+    """Whether a text, read with surrogates in the place of wrong bytes, had none."""
+    return not any("\ud800" <= letter <= "\udfff" for letter in text)
+
+
+def bad_line(text: Any, reason: str) -> BadLine:
+    """A bad line with what can be shown of it."""
+    shown = str(text)[:REASON_LENGTH].encode(errors="replace").decode()
+    return BadLine(text=shown, reason=printable(reason))
+
+
+def printable(reason: str) -> str:
+    """A reason in one line of bounded length that every database and terminal takes."""
+    return " ".join(reason.encode(errors="replace").decode().split())[:REASON_LENGTH]

@@ -1,0 +1,127 @@
+"""One loaded model on one or more ranks, which turns batches of items into PNG files."""
+
+from __future__ import annotations
+
+import io
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from PIL import Image
+
+from fastcache_xdit.config import FastCacheConfig
+from fastcache_xdit.counters import Counters
+from fastcache_xdit.host.xdit import engine
+from fastcache_xdit.host.xdit.positions import Positions
+from fastcache_xdit.host.xdit.replica import meet
+from fastcache_xdit.jobs.item import Figures, Item, Outcome
+from fastcache_xdit.jobs.limits import too_long
+from fastcache_xdit.jobs.recipe import Recipe, printable
+from fastcache_xdit.plugin import enable, fastcache
+
+PATIENCE = 60.0  # seconds in which all ranks must have met an error, for it to be the item's and not a rank's
+NOT_FINITE = "the image is not finite (NaN or infinite latents); lower guidance, or use another dtype"
+
+
+class Replica:
+    """The model of a job, loaded once, after `join`. Every rank of the replica makes one and calls it alike.
+
+    Args:
+        recipe: of the job.
+        options: xDiT's options: the layout inside this replica.
+    Raises:
+        ValueError: a model that xDiT or the cache does not know, or a config that does not fit it.
+    """
+
+    def __init__(self, recipe: Recipe, options: dict[str, Any]) -> None:
+        self._engine = engine.Engine(recipe.model, {**options, "data_parallel_degree": 1}, recipe.dtype)
+        self._engine.pipe.set_progress_bar_config(disable=True)
+        self._config = FastCacheConfig.from_dict(recipe.cache) if recipe.cache is not None else None
+        self._call = recipe.call
+        self._positions = Positions(self._engine.pipe.transformer)
+        if self._config:
+            enable(self._engine.pipe, self._config).disable()  # what does not fit is said now, not of every item
+        self._stages = options.get("pipefusion_parallel_degree") or 1
+
+    def generate(self, items: Sequence[Item]) -> tuple[list[Outcome], Figures]:
+        """All items of one batch; outcomes are complete on the first rank only.
+
+        Raises:
+            Exception: an error that not all ranks met: their state is unknown, and the replica must end.
+        """
+        start = time.perf_counter()
+        reasons = {item.id: too_long(self._engine.pipe, item, self._call) for item in items}
+        refused = [Outcome(id, error=reason) for id, reason in reasons.items() if reason]
+        outcomes, counters = self._made([item for item in items if not reasons[item.id]])
+        parts = engine.gather((outcomes, counters))
+        unique = {outcome.id: outcome for part, _ in parts for outcome in part}
+        figures = _figures(time.perf_counter() - start, [counters for _, counters in parts if counters])
+        return [*refused, *unique.values()], figures
+
+    def _made(self, items: Sequence[Item]) -> tuple[list[Outcome], Counters | None]:
+        if not items:
+            return [], None
+        try:
+            return self._images(items)
+        except Exception as error:
+            self._refuse_unshared(error)
+            reason = printable(f"{type(error).__name__}: {error}")
+            return [Outcome(item.id, error=reason) for item in items], None
+
+    def _images(self, items: Sequence[Item]) -> tuple[list[Outcome], Counters | None]:
+        batch = engine.Batch(*map(tuple, zip(*((item.id, item.prompt, item.seed) for item in items), strict=True)))
+        call = self._call | _arguments(items[0]) | {"output_type": "pt"}
+        self._positions.restore()  # each batch is generated as if it were the first one
+        if self._config is None:
+            return _outcomes(self._engine.generate(batch, **call)), None
+        with fastcache(self._engine.pipe, self._config) as handle:  # anew for each batch: nothing is left of the last
+            pixels = self._engine.generate(batch, **call)
+            counters = handle.report().counters
+        assert counters.requests == 1, f"the cache saw {counters.requests} requests in one batch"
+        return _outcomes(pixels), counters
+
+    def _refuse_unshared(self, error: Exception) -> None:
+        """Raise `error` unless all ranks met it with no message under way: then it is the batch's, and work goes on."""
+        if engine.world_size() == 1:
+            return
+        if (self._stages > 1 and not isinstance(error, ValueError)) or not meet(PATIENCE):
+            raise error
+
+
+def _arguments(item: Item) -> dict[str, Any]:
+    """A pipeline call's arguments that all items of a batch share."""
+    return {
+        "width": item.width,
+        "height": item.height,
+        "num_inference_steps": item.steps,
+        "guidance_scale": item.guidance,
+        "negative_prompt": item.negative_prompt,
+    }
+
+
+def _outcomes(pixels: dict[int, torch.Tensor]) -> list[Outcome]:
+    return [_outcome(id, image) for id, image in pixels.items()]
+
+
+def _outcome(id: int, image: torch.Tensor) -> Outcome:
+    if not image.isfinite().all():
+        return Outcome(id, error=NOT_FINITE)
+    return Outcome(id, image=png(image))
+
+
+def png(image: torch.Tensor) -> bytes:
+    """[3, H, W] in 0..1 as a PNG file, rounded as diffusers rounds."""
+    pixels = (image.float().permute(1, 2, 0).cpu().numpy() * 255).round().astype("uint8")
+    file = io.BytesIO()
+    Image.fromarray(pixels).save(file, format="PNG")
+    return file.getvalue()
+
+
+def _figures(seconds: float, ranks: Sequence[Counters]) -> Figures:
+    if not ranks:
+        return Figures(seconds)
+    total = Counters()
+    for counters in ranks:
+        total.add(counters)
+    return Figures(seconds, total.computed.total(), total.approximated.total(), total.compute_ratio())

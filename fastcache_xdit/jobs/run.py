@@ -1,0 +1,80 @@
+"""A run of a job on the ranks that torchrun started, or on this process alone."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from fastcache_xdit.host.xdit import engine
+from fastcache_xdit.host.xdit.replica import join
+from fastcache_xdit.jobs.desk import StoreDesk
+from fastcache_xdit.jobs.progress import Bar, describe
+from fastcache_xdit.jobs.recipe import Recipe, printable
+from fastcache_xdit.jobs.replica import Replica
+from fastcache_xdit.jobs.stop import Stop, end_with_launcher, is_under_torchrun
+from fastcache_xdit.jobs.store import Store
+from fastcache_xdit.jobs.worker import work
+
+ALL_DONE, SOME_FAILED, NOT_OVER = 0, 3, 75  # exit codes; 75 is EX_TEMPFAIL: call again, and it goes on
+
+
+def run(folder: Path, options: dict[str, Any], max_attempts: int) -> int:
+    """Work on the job in `folder` with `options` (xDiT's) on every rank; returns the exit code."""
+    end_with_launcher()
+    with Stop() as stop:
+        number = join(options.get("data_parallel_degree") or 1)
+        store = Store(folder) if engine.rank() == 0 else None
+        if any(engine.share(store is not None and is_over(store))):
+            finished = True
+        else:
+            finished = _work(folder, store, options, max_attempts, stop, is_shown=number == 0)
+    code = engine.share(exit_code(store) if store else None)[0]
+    if store and number == 0:
+        print(f"fastcache: {closing_line(store, folder, finished)}", flush=True)
+    engine.finish()
+    return _for_torchrun(code)
+
+
+def exit_code(store: Store) -> int:
+    """What a job's state is to a caller."""
+    if not is_over(store):
+        return NOT_OVER
+    return SOME_FAILED if store.counts()["failed"] else ALL_DONE
+
+
+def _for_torchrun(code: int) -> int:
+    """torchrun takes every code but 0 for a crash, tears down what is left, and may start it all again."""
+    return ALL_DONE if is_under_torchrun() and code == SOME_FAILED else code
+
+
+def closing_line(store: Store, folder: Path, finished: bool) -> str:
+    """What a run that is over says to its reader, and what to do next."""
+    counts = store.counts()
+    parts = [describe(counts, store.totals())]
+    parts += [f"reasons: fastcache-xdit batch status {folder}"] if counts["failed"] else []
+    parts += ["stopped; the same command goes on"] if not finished else []
+    return "; ".join(parts)
+
+
+def is_over(store: Store) -> bool:
+    """Whether no item waits or runs."""
+    counts = store.counts()
+    return counts["pending"] + counts["running"] == 0
+
+
+def _work(
+    folder: Path, store: Store | None, options: dict[str, Any], max_attempts: int, stop: Stop, is_shown: bool
+) -> bool:
+    replica = Replica(Recipe.load(folder), options)
+    desk = StoreDesk(store, max_attempts) if store else None
+    bar = Bar(store, is_shown)
+    try:
+        finished = work(replica, desk, lambda: stop.asked, bar.show)
+    except BaseException as error:
+        if desk:
+            desk.abandon(printable(f"{type(error).__name__}: {error}"))
+        raise
+    bar.close()
+    if desk:
+        desk.close()
+    return finished
