@@ -6,6 +6,7 @@ import gc
 from typing import Any
 
 import torch
+from diffusers.models.embeddings import PatchEmbed
 
 from fastcache_xdit.host.xdit import engine
 from fastcache_xdit.host.xdit.replica import join
@@ -46,12 +47,19 @@ def main(model: str, call: dict[str, Any], options: dict[str, Any]) -> dict[str,
         "outcomes": [{outcome.id: outcome.checksum or outcome.error for outcome in outcomes} for outcomes, _ in made],
         "figures": [tuple(figures) for _, figures in made],
         "weights": _weights(replica),
+        "positions": _positions(replica),
     }
 
 
 def _item(number: int) -> Item:
     prompt = f"a {('red', 'blue', 'green', 'pink', 'cyan', 'gray')[number]} circle"
     return Item(id=number, prompt=prompt, seed=number, **BASE)
+
+
+def _positions(replica: Replica) -> list[torch.dtype]:
+    """Precision of the image tokens' positions that the last image was made with."""
+    modules = replica._engine.pipe.transformer.modules()
+    return [each.pos_embed.dtype for each in modules if isinstance(each, PatchEmbed)]
 
 
 def _weights(replica: Replica) -> int:

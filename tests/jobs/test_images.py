@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+import torch
 
 from fastcache_xdit.reference.loading import generation_defaults, model_path
 from tests import tiny
@@ -26,6 +27,7 @@ def made(request, tmp_path_factory):
 def test_an_image_does_not_depend_on_what_was_made_before(made):
     alone, other, small, *_, again, pair, small_again, pair_again, last = made[0]["outcomes"]
     assert alone == again == last and small == small_again and pair == pair_again
+    assert all(kind == torch.float32 for kind in made[0]["positions"]), "as loaded: xDiT works them out in float64"
     assert len({alone[FIRST], other[OTHER], small[SMALL]}) == 3
     assert all(len(each[FIRST]) == 64 for each in (alone, pair)), "checksums, not errors"
 
