@@ -95,6 +95,7 @@ FLAGS = {
         "--maps",
         "--output",
         "--prompts",
+        "--settings",
         "--steps",
         "--tolerance",
     ],

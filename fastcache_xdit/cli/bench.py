@@ -24,8 +24,8 @@ from fastcache_xdit.tuning.approximations import Bench, Row, approximations, sig
 from fastcache_xdit.tuning.calibrate import versions
 from fastcache_xdit.tuning.costs import costs
 from fastcache_xdit.tuning.frontier import draw
+from fastcache_xdit.tuning.partial_steps import SETTINGS, tokens
 from fastcache_xdit.tuning.partial_steps import Row as TokensRow
-from fastcache_xdit.tuning.partial_steps import tokens
 from fastcache_xdit.tuning.runner import Runner
 
 WHAT = ("approximations", "significance", "tokens", "costs", "batch")
@@ -40,6 +40,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     own.add_argument("--steps", type=int, nargs="+", default=[20, 30, 50], help="default: 20 30 50")
     own.add_argument("--count", type=int, default=32, help="held-out prompts; default: %(default)s")
     own.add_argument("--tolerance", type=float, default=0.005, help="of the significance test; default: %(default)s")
+    own.add_argument("--settings", nargs="+", choices=SETTINGS, default=SETTINGS, help="of bench tokens; default: both")
     own.add_argument("--maps", metavar="FILE", help="of calibrate --maps, for the paper's W H + b with whole matrices")
     own.add_argument("--output", metavar="FOLDER", default="results/bench", help="default: %(default)s")
 
@@ -115,7 +116,7 @@ def _significance(runner: Runner, batches: Sequence[engine.Batch], options: dict
 
 def _tokens(runner: Runner, batches: Sequence[engine.Batch], options: dict[str, Any]) -> dict[str, Any]:
     _say(f"{'setting':<8} {'kind':<24} {'FLOPs':>6} {'speedup':>8} {'PSNR dB':>8} {'worst':>6}  mask")
-    rows = tokens(runner, batches, str(calibration_path(options["model"])), _show_tokens)
+    rows = tokens(runner, batches, str(calibration_path(options["model"])), options["settings"], _show_tokens)
     return {"rows": [asdict(row) for row in rows]}
 
 

@@ -156,10 +156,16 @@ class Bench:
         return time.perf_counter() - start
 
 
-def tokens(runner: Runner, batches: Sequence[Batch], calibration: str, report: Callable[[Row], None]) -> list[Row]:
-    """Rows of every setting."""
+def tokens(
+    runner: Runner,
+    batches: Sequence[Batch],
+    calibration: str,
+    settings: Sequence[str],
+    report: Callable[[Row], None],
+) -> list[Row]:
+    """Rows of every setting that is asked for."""
     found = []
-    for setting in SETTINGS:
+    for setting in settings:
         for row in Bench(runner, batches, calibration, setting).rows():
             report(row)
             found.append(row)
