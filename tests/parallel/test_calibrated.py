@@ -43,7 +43,7 @@ def results(folder) -> list[dict[str, dict[str, Answer]]]:
     configs = {
         "scheduled": {**file, "test": "none", "schedule": {STEPS: MASK}},
         "calibrated test": {**file, "test": "calibrated", "tolerance": 0.001, "granularity": "step"},
-        "partial": {**file, "test": "none", "schedule": {STEPS: MASK.replace("0", "p")}, "tokens": PART},
+        "partial": {**file, "test": "none", "schedule": {STEPS: MASK.replace("0", "p", 2)}, "tokens": PART},
         "history": {**file, "stand_in": "history", "test": "none", "schedule": {STEPS: MASK}},
         "taylor1": {**FREE, "test": "none", "schedule": {STEPS: MASK}},
     }
