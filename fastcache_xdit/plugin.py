@@ -272,14 +272,14 @@ def _stand_ins(
 def _forecast(config: FastCacheConfig, segments: list[Segment], calibration: Calibration | None) -> Forecast | None:
     if not config.tokens or config.tokens.static_kv != "forecast":
         return None
-    known = calibration.keys_values if calibration else None
-    missing = [name for name, _ in projections(segments) if known is None or name not in known.layers]
-    if known is None or missing:
+    known = calibration.keys_values.layers if calibration and calibration.keys_values else ()
+    missing = [name for name, _ in projections(segments) if name not in known]
+    if calibration is None or missing:
         raise ValueError(
             f"tokens.static_kv=forecast needs a calibration that has {missing[0]}; run fastcache-xdit calibrate on "
             "this model and set calibration, or set tokens.static_kv=reuse"
         )
-    return known.forecast()
+    return calibration.forecast()
 
 
 def _spreads(config: FastCacheConfig, segments: list[Segment], calibration: Calibration | None) -> dict[int, Spread]:

@@ -21,7 +21,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from fastcache_xdit.approx.fitted import Coherence, Fitted, Halves, Refitted, Solved
-from fastcache_xdit.approx.keys_values import SEGMENT, STREAM, KeysValues
+from fastcache_xdit.approx.keys_values import FORM, SEGMENT, STREAM, Forecast, KeysValues
 from fastcache_xdit.approx.maps import Affine, Maps
 from fastcache_xdit.approx.moments import Moments
 
@@ -74,6 +74,11 @@ class Calibration:
         solved = self._solved.setdefault((segment, name, carry_errors), Solved())
         coherence = self.coherence if carry_errors else ()
         return Fitted(name, self.moments[segment], solved, self.refits, segment, coherence)
+
+    def forecast(self) -> Forecast:
+        """What makes keys and values of static tokens; there must be `keys_values`."""
+        assert self.keys_values is not None
+        return Forecast(self.keys_values, self._solved.setdefault((SEGMENT, FORM, False), Solved()))
 
     def affine(self, segment: str, rank: int) -> Affine:
         """`affine` of a segment with a diagonal and a part of this rank.

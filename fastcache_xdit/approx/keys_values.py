@@ -24,22 +24,18 @@ class KeysValues(NamedTuple):
     layers: tuple[str, ...]
     halves: Halves
 
-    def forecast(self) -> Forecast:
-        """What serves one cache."""
-        return Forecast(self.layers, self.halves)
-
 
 class Forecast:
     """Weights of earlier rows, solved once for each pattern of steps.
 
     Args:
-        layers: names of the projections.
-        halves: their moments, [L, 2T+1, 2T+1], entry states and bias left empty.
+        known: names of the projections, and their moments [L, 2T+1, 2T+1], entry states and bias left empty.
+        solved: what other caches have solved already.
     """
 
-    def __init__(self, layers: Sequence[str], halves: Halves) -> None:
-        self._number = {layer: number for number, layer in enumerate(layers)}
-        self._fitted = Fitted(FORM, {STREAM: halves}, Solved())
+    def __init__(self, known: KeysValues, solved: Solved | None = None) -> None:
+        self._number = {layer: number for number, layer in enumerate(known.layers)}
+        self._fitted = Fitted(FORM, {STREAM: known.halves}, solved)
         self._weights: dict[tuple[tuple[float, ...], int, tuple[int, ...]], list[list[float]]] = {}
         self.references = self._fitted.references
 

@@ -46,7 +46,8 @@ def pyramid(
     """A stage of `merging` for each ratio, on the merged tokens, and on `before` merged the same way."""
     stages: list[Merge | KeepAll] = []
     for ratio in ratios:
+        if stages:
+            tokens = stages[-1].merge(tokens)
+            before = None if before is None else stages[-1].merge(before)
         stages.append(merging(tokens, before, ratio, window, neighbours, temporal_weight))
-        tokens = stages[-1].merge(tokens)
-        before = None if before is None else stages[-1].merge(before)
     return Pyramid(tuple(stages))

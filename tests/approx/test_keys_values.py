@@ -26,7 +26,7 @@ def seen(seed):
 
 @pytest.fixture
 def forecast() -> Forecast:
-    return KeysValues(tuple(LAYERS), Halves(seen(0), seen(1))).forecast()
+    return Forecast(KeysValues(tuple(LAYERS), Halves(seen(0), seen(1))))
 
 
 @pytest.mark.parametrize("dtype, close", [(torch.float32, 1e-3), (torch.bfloat16, 3e-2)])
