@@ -107,7 +107,7 @@ class Group:
 
     def __init__(self, number: int, size: int, recipe: Recipe, options: dict[str, Any], queue: Any) -> None:
         ray = ray_module()
-        resources = {"CPU": 1.0, "GPU": 1.0} if ray.cluster_resources().get("GPU") else {"CPU": 1.0}
+        resources = {"CPU": 1.0, _device_kind(): 1.0}
         self.number = number
         self._place = ray.util.placement_group([resources] * size, strategy="PACK")
         actor = ray.remote(Rank).options(
@@ -157,13 +157,17 @@ def _check_address(address: str) -> None:
 
 def check_room(replicas: int, size: int) -> None:
     """Raise ValueError where the cluster cannot hold `replicas` of `size` ranks, one GPU each where it has any."""
-    resources = ray_module().cluster_resources()
-    kind = "GPU" if resources.get("GPU") else "CPU"
-    if (there := int(resources.get(kind, 0))) < replicas * size:
+    kind = _device_kind()
+    if (there := int(ray_module().cluster_resources().get(kind, 0))) < replicas * size:
         raise ValueError(
             f"{replicas} replicas of {size} ranks need {replicas * size} {kind}s, the cluster has {there}; "
             f"set --replicas {max(1, there // size)}, smaller degrees, or add machines"
         )
+
+
+def _device_kind() -> str:
+    """What each rank has one of: a GPU where the cluster has any, else a CPU."""
+    return "GPU" if ray_module().cluster_resources().get("GPU") else "CPU"
 
 
 def ranks_per_replica(options: dict[str, Any]) -> int:

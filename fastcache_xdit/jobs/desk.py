@@ -50,8 +50,7 @@ class StoreDesk:
     def next(self) -> Work:
         """See `Desk`."""
         items = self._store.claim(self._owner.name, self._max_attempts)
-        counts = self._store.counts()
-        return Work(tuple(items), bool(items) or counts["pending"] + counts["running"] > 0)
+        return Work(tuple(items), bool(items) or not self._store.is_over())
 
     def deliver(self, outcomes: Sequence[Outcome], figures: Figures) -> None:
         """See `Desk`: the file first, then the row, so that a row never speaks of a file that is not there."""

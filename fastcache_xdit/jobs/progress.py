@@ -20,14 +20,14 @@ class Bar:
         if self._store:
             counts = self._store.counts()
             interval = 0.1 if sys.stderr.isatty() else QUIET
-            self._bar = tqdm(total=sum(counts.values()), initial=_settled(counts), unit="image", mininterval=interval)
+            self._bar = tqdm(total=sum(counts.values()), initial=settled(counts), unit="image", mininterval=interval)
 
     def show(self) -> None:
         """Look at the store and draw."""
         if self._store:
             counts = self._store.counts()
             self._bar.set_postfix_str(_postfix(counts, self._store.totals()), refresh=False)
-            self._bar.update(_settled(counts) - self._bar.n)
+            self._bar.update(settled(counts) - self._bar.n)
 
     def close(self) -> None:
         """Draw a last time."""
@@ -50,7 +50,8 @@ def hit_rate(totals: dict[str, Any]) -> float | None:
     return totals["approximated"] / calls if calls else None
 
 
-def _settled(counts: dict[str, int]) -> int:
+def settled(counts: dict[str, int]) -> int:
+    """Items that need no more work."""
     return counts["done"] + counts["failed"]
 
 

@@ -6,9 +6,9 @@ from pathlib import Path
 from typing import Any
 
 from fastcache_xdit.jobs.cluster import Group, check_room, connect, queue_beside, ranks_per_replica, ray_module
-from fastcache_xdit.jobs.progress import Bar
+from fastcache_xdit.jobs.progress import Bar, settled
 from fastcache_xdit.jobs.recipe import Recipe, printable
-from fastcache_xdit.jobs.run import closing_line, exit_code, is_over
+from fastcache_xdit.jobs.run import closing_line, exit_code
 from fastcache_xdit.jobs.stop import Stop
 from fastcache_xdit.jobs.store import Store
 
@@ -26,7 +26,7 @@ def run_on_ray(folder: Path, options: dict[str, Any], max_attempts: int, address
         RuntimeError: replicas die one after the other before they make an image.
     """
     store, size = Store(folder), ranks_per_replica(options)
-    finished = is_over(store)
+    finished = store.is_over()
     if not finished:
         connect(address)
         check_room(replicas, size)
@@ -95,10 +95,9 @@ class _Fleet:
     def _lose(self, group: Group, error: Exception) -> None:
         self._groups = {result: other for result, other in self._groups.items() if other is not group}
         ray_module().get(self._queue.lose.remote(group.number, printable(str(error))))
-        counts = self._store.counts()
-        settled = counts["done"] + counts["failed"]
-        self._losses = self._losses + 1 if settled == self._settled_at_loss else 1
-        self._settled_at_loss = settled
+        now = settled(self._store.counts())
+        self._losses = self._losses + 1 if now == self._settled_at_loss else 1
+        self._settled_at_loss = now
         if self._losses >= MAX_LOSSES:
             raise RuntimeError(
                 f"{self._losses} replicas in a row died without an image; the last one: {error}"

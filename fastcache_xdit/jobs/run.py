@@ -24,7 +24,7 @@ def run(folder: Path, options: dict[str, Any], max_attempts: int) -> int:
     with Stop() as stop:
         number = join(options.get("data_parallel_degree") or 1)
         store = Store(folder) if engine.rank() == 0 else None
-        if any(engine.share(store is not None and is_over(store))):
+        if any(engine.share(store is not None and store.is_over())):
             finished = True
         else:
             finished = _work(folder, store, options, max_attempts, stop, is_shown=number == 0)
@@ -37,7 +37,7 @@ def run(folder: Path, options: dict[str, Any], max_attempts: int) -> int:
 
 def exit_code(store: Store) -> int:
     """What a job's state is to a caller."""
-    if not is_over(store):
+    if not store.is_over():
         return NOT_OVER
     return SOME_FAILED if store.counts()["failed"] else ALL_DONE
 
@@ -54,12 +54,6 @@ def closing_line(store: Store, folder: Path, finished: bool) -> str:
     parts += [f"reasons: fastcache-xdit batch status {folder}"] if counts["failed"] else []
     parts += ["stopped; the same command goes on"] if not finished else []
     return "; ".join(parts)
-
-
-def is_over(store: Store) -> bool:
-    """Whether no item waits or runs."""
-    counts = store.counts()
-    return counts["pending"] + counts["running"] == 0
 
 
 def _work(

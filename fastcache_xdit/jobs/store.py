@@ -134,6 +134,11 @@ class Store:
             found["pending" if orphaned else row["state"]] += row["count"]
         return {state: found[state] for state in STATES}
 
+    def is_over(self) -> bool:
+        """Whether no item waits or runs."""
+        counts = self.counts()
+        return counts["pending"] + counts["running"] == 0
+
     def totals(self) -> dict[str, Any]:
         """Sums over done items: `computed` and `approximated` block calls, and seconds from `began` to `ended`."""
         return self._rows(
