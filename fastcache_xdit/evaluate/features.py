@@ -7,7 +7,6 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
-from scipy.linalg import sqrtm
 
 from fastcache_xdit.reference.classifier import shipped_classifier
 from fastcache_xdit.reference.sampling import place
@@ -39,10 +38,10 @@ def _drawings(prompt: str, rng: random.Random) -> list:
 def frechet(first: np.ndarray, second: np.ndarray) -> float:
     """Frechet distance between the normal distributions of two sets of features, [N, F] and [M, F]."""
     spread = [np.cov(each, rowvar=False) for each in (first, second)]
-    # The root of a product that is singular (fewer images than features) has a tiny imaginary part.
-    mixed = sqrtm(spread[0] @ spread[1]).real
+    # The trace of the product's root, which exists for singular covariances (fewer images than features) as well.
+    mixed = np.sqrt(np.linalg.eigvals(spread[0] @ spread[1]).real.clip(min=0)).sum()
     apart = np.square(first.mean(0) - second.mean(0)).sum()
-    return float(apart + np.trace(spread[0] + spread[1] - 2 * mixed))
+    return float(apart + np.trace(spread[0] + spread[1]) - 2 * mixed)
 
 
 def temporal_frechet(predictions: Sequence[torch.Tensor]) -> float:

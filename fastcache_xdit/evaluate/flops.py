@@ -36,6 +36,18 @@ def counted(target: Any) -> Iterator[Counter[str]]:
         yield flops
 
 
+class _OneModule(contextlib.nullcontext):
+    """In place of the counter's walk over the module tree, which caches make cyclic."""
+
+    parents = ("Global",)
+
+
+def _counter() -> FlopCounterMode:
+    counter = FlopCounterMode(display=False, custom_mapping=_MISSING)
+    counter.mod_tracker = _OneModule()  # type: ignore[assignment]
+    return counter
+
+
 @contextlib.contextmanager
 def counted_steps(transformer: Any) -> Iterator[list[int]]:
     """Count FLOPs of each denoising step, whatever a cache made of the transformer's `forward`.
@@ -53,7 +65,7 @@ def counted_steps(transformer: Any) -> Iterator[list[int]]:
         if now != last:
             steps.append(0)
             last = now
-        with FlopCounterMode(display=False, custom_mapping=_MISSING) as counter:
+        with _counter() as counter:
             output = original(*args, **kwargs)
         steps[-1] += counter.get_total_flops()
         return output
@@ -66,7 +78,7 @@ def counted_steps(transformer: Any) -> Iterator[list[int]]:
 def _counting(block: Block, original: Callable[..., Any], flops: Counter[str]) -> Callable[..., Any]:
     @functools.wraps(original)
     def forward(*args: Any, **kwargs: Any) -> Any:
-        with FlopCounterMode(display=False, custom_mapping=_MISSING) as counter:
+        with _counter() as counter:
             output = original(*args, **kwargs)
         flops[block.name] += counter.get_total_flops()
         return output

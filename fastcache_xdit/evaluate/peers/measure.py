@@ -120,15 +120,12 @@ class Bench:
 
     def _fresh(self) -> None:
         self.place = self.load()
+        self.transformer = host_of(self.place.pipe).transformer  # before a cache is on, which a host would refuse
         self.site = Site(self.place.pipe, self.plan.steps, lambda: self.place.generate(self.plan.rehearsal, self.plan.call))
-
-    @property
-    def _transformer(self) -> Any:
-        return host_of(self.place.pipe).transformer
 
     def _uncached(self) -> tuple[Sample, float]:
         """The truth, and the FLOPs of a step outside the blocks."""
-        with counted(self.place.pipe) as blocks, counted_steps(self._transformer) as steps:
+        with counted(self.place.pipe) as blocks, counted_steps(self.transformer) as steps:
             self.place.generate(self.plan.batches[0], self.plan.call)
         outside = (sum(steps) - blocks.total()) / len(steps)
         return self._sample(None, None), sum(share(outside))
@@ -138,7 +135,7 @@ class Bench:
         for batch in self.plan.batches:
             tape = Tape(self.place.pipe)
             with self._switched(peer, setting) as changes, tape.running():
-                counting = contextlib.nullcontext([]) if first else counted_steps(self._transformer)
+                counting = contextlib.nullcontext([]) if first else counted_steps(self.transformer)
                 with counting as steps:
                     pictures.append(self.place.generate(batch, {**self.plan.call, **changes}))
             counts.append(steps)
