@@ -104,9 +104,13 @@ def _chosen(options: dict[str, Any]) -> list[Peer]:
         labels = dict(zip(PRESETS.values(), PRESETS, strict=True))
         shipped = {labels[share]: path for share, path in tuned_configs(options["model"]).items() if path.is_file()}
         files = shipped | files
-    peers = [peer for peer in catalogue(files) if not options["only"] or any(name in peer.name for name in options["only"])]
+    peers = [
+        peer for peer in catalogue(files) if not options["only"] or any(name in peer.name for name in options["only"])
+    ]
     if not peers:
-        raise ValueError(f"no cache is called {', '.join(options['only'])}; there are {', '.join(p.name for p in catalogue({}))}")
+        raise ValueError(
+            f"no cache is called {', '.join(options['only'])}; there are {', '.join(p.name for p in catalogue({}))}"
+        )
     return [_thinned(peer) for peer in peers] if options["quick"] else peers
 
 
@@ -182,5 +186,7 @@ def _machine() -> str:
         return torch.cuda.get_device_name()
     path = Path("/proc/cpuinfo")
     lines = path.read_text().splitlines() if path.exists() else []
-    name = next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), platform.processor())
+    name = next(
+        (line.partition(":")[2].strip() for line in lines if line.startswith("model name")), platform.processor()
+    )
     return f"{name}, {torch.get_num_threads()} thread{'s' * (torch.get_num_threads() > 1)} a process"

@@ -160,7 +160,10 @@ def _sweep(words: str, *values: Any, **fixed: Any) -> tuple[Setting, ...]:
     names = words.split()
     rows = [value if isinstance(value, tuple) else (value,) for value in values]
     return tuple(
-        Setting(", ".join(f"{name} {each:g}" for name, each in zip(names, row, strict=True)), dict(zip(names, row, strict=True)) | fixed)
+        Setting(
+            ", ".join(f"{name} {each:g}" for name, each in zip(names, row, strict=True)),
+            dict(zip(names, row, strict=True)) | fixed,
+        )
         for row in rows
     )
 
@@ -172,11 +175,49 @@ def peers() -> list[Peer]:
     )
     intervals = (2, 3, 4, 5, 6)
     return [
-        Peer("diffusers FirstBlockCache", "diffusers", _first_block, _sweep("threshold", 0.05, 0.1, 0.2, 0.35, 0.6), note=LENT),
-        Peer("diffusers MagCache", "diffusers", _magnitude, magnitude, note="calibrated on a prompt of its own; " + LENT),
-        Peer("diffusers TaylorSeer", "diffusers", _taylorseer, _sweep("cache_interval", *intervals, cache_identifiers=[SUBLAYERS]), note="attention and MLP outputs, order 1; " + LENT),
-        Peer("diffusers TaylorSeer lite", "diffusers", _taylorseer, _sweep("cache_interval", *intervals, use_lite_mode=True), note=LENT),
-        Peer("diffusers SeaCache", "diffusers", _spectral, _sweep("threshold max_consecutive_cached", (0.1, 2), (0.25, 2), (0.5, 3), (1.0, 4), (2.0, 6)), note=LENT),
-        Peer("diffusers PAB", "diffusers", _broadcast, _sweep("spatial cross", (2, 2), (2, 4), (4, 6), (6, 9)), note="attention only; " + LENT),
-        Peer("diffusers FasterCache", "diffusers", _faster, _sweep("attention guidance", (2, 3), (2, 5), (4, 5), (6, 9)), note=LENT),
+        Peer(
+            "diffusers FirstBlockCache",
+            "diffusers",
+            _first_block,
+            _sweep("threshold", 0.05, 0.1, 0.2, 0.35, 0.6),
+            note=LENT,
+        ),
+        Peer(
+            "diffusers MagCache", "diffusers", _magnitude, magnitude, note="calibrated on a prompt of its own; " + LENT
+        ),
+        Peer(
+            "diffusers TaylorSeer",
+            "diffusers",
+            _taylorseer,
+            _sweep("cache_interval", *intervals, cache_identifiers=[SUBLAYERS]),
+            note="attention and MLP outputs, order 1; " + LENT,
+        ),
+        Peer(
+            "diffusers TaylorSeer lite",
+            "diffusers",
+            _taylorseer,
+            _sweep("cache_interval", *intervals, use_lite_mode=True),
+            note=LENT,
+        ),
+        Peer(
+            "diffusers SeaCache",
+            "diffusers",
+            _spectral,
+            _sweep("threshold max_consecutive_cached", (0.1, 2), (0.25, 2), (0.5, 3), (1.0, 4), (2.0, 6)),
+            note=LENT,
+        ),
+        Peer(
+            "diffusers PAB",
+            "diffusers",
+            _broadcast,
+            _sweep("spatial cross", (2, 2), (2, 4), (4, 6), (6, 9)),
+            note="attention only; " + LENT,
+        ),
+        Peer(
+            "diffusers FasterCache",
+            "diffusers",
+            _faster,
+            _sweep("attention guidance", (2, 3), (2, 5), (4, 5), (6, 9)),
+            note=LENT,
+        ),
     ]

@@ -75,10 +75,10 @@ def margins(study: Study) -> list[Margin]:
     table = by_peer(study)
     found = []
     for name in BUDGETS:
-        known = {peer: values[name] for peer, values in table.items() if values[name] is not None}
+        known = {peer: value for peer, values in table.items() if (value := values[name]) is not None}
         mine = max((value for peer, value in known.items() if peer in ours), default=None)
-        best = max((peer for peer in known if peer not in ours), key=lambda peer: known[peer], default="")
-        found.append(Margin(name, mine, known.get(best), best))
+        best, peer = max(((value, peer) for peer, value in known.items() if peer not in ours), default=(None, ""))
+        found.append(Margin(name, mine, best, peer))
     return found
 
 

@@ -17,6 +17,7 @@ from fastcache_xdit.evaluate.peers.score import Scores, score
 from fastcache_xdit.evaluate.peers.site import Place, Tape
 from fastcache_xdit.host.find import host_of
 from fastcache_xdit.host.xdit.engine import Batch, share, wait_for_all
+from fastcache_xdit.plugin import repaired
 
 RAN, NOTHING, REFUSED, CRASHED, LEFT_OUT = "ran", "did nothing", "refused", "crashed", "left out"
 DECIDES_APART = "hooks one process's transformer: under parallelism its ranks would decide apart, and hang"
@@ -82,7 +83,7 @@ class Bench:
         self.load, self.plan = load, plan
         self._fresh()
         self.truth, self.outside = self._uncached()
-        self.timed_truth = self._timed({})[1]
+        self.timed_truth = self._timed(None, None)[1]
 
     def measure(self, peer: Peer, setting: Setting) -> Outcome:
         """One setting, whatever becomes of it."""
@@ -94,7 +95,9 @@ class Bench:
             refused = isinstance(error, Refusal)
             cause = error.__cause__ if refused else error
             self._fresh()
-            return Outcome(peer.name, setting.label, REFUSED if refused else CRASHED, f"{type(cause).__name__}: {cause}")
+            return Outcome(
+                peer.name, setting.label, REFUSED if refused else CRASHED, f"{type(cause).__name__}: {cause}"
+            )
 
     def _measure(self, peer: Peer, setting: Setting) -> Outcome:
         sample = self._sample(peer, setting)
@@ -121,34 +124,41 @@ class Bench:
     def _fresh(self) -> None:
         self.place = self.load()
         self.transformer = host_of(self.place.pipe).transformer  # before a cache is on, which a host would refuse
-        self.site = Site(self.place.pipe, self.plan.steps, lambda: self.place.generate(self.plan.rehearsal, self.plan.call))
+        self.site = Site(
+            self.place.pipe, self.plan.steps, lambda: self.place.generate(self.plan.rehearsal, self.plan.call)
+        )
 
     def _uncached(self) -> tuple[Sample, float]:
         """The truth, and the FLOPs of a step outside the blocks."""
-        with counted(self.place.pipe) as blocks, counted_steps(self.transformer) as steps:
+        with self._switched(None, None), counted(self.place.pipe) as blocks, counted_steps(self.transformer) as steps:
             self.place.generate(self.plan.batches[0], self.plan.call)
         outside = (sum(steps) - blocks.total()) / len(steps)
         return self._sample(None, None), sum(share(outside))
 
     def _sample(self, peer: Peer | None, setting: Setting | None) -> Sample:
-        pictures, latents, counts, first = [], [], [], None
-        for batch in self.plan.batches:
-            tape = Tape(self.place.pipe)
-            with self._switched(peer, setting) as changes, tape.running():
-                counting = contextlib.nullcontext([]) if first else counted_steps(self.transformer)
-                with counting as steps:
-                    pictures.append(self.place.generate(batch, {**self.plan.call, **changes}))
-            counts.append(steps)
-            latents.append(tape.latents)
-            first = first or tape
-        known = [each for each in latents if each is not None]
-        total = [sum(parts) for parts in zip(*share(counts[0]), strict=True)]
-        return Sample(torch.cat(pictures), torch.cat(known) if known else None, total, first)
+        first, *others = self.plan.batches
+        with self._switched(peer, setting) as changes, counted_steps(self.transformer) as steps:
+            runs = [self._taped(first, changes)]
+        for batch in others:
+            with self._switched(peer, setting) as changes:
+                runs.append(self._taped(batch, changes))
+        latents = [tape.latents for _, tape in runs if tape.latents is not None]
+        return Sample(
+            pictures=torch.cat([pictures for pictures, _ in runs]),
+            latents=torch.cat(latents) if latents else None,
+            steps=[sum(parts) for parts in zip(*share(steps), strict=True)],
+            tape=runs[0][1],
+        )
+
+    def _taped(self, batch: Batch, changes: dict[str, Any]) -> tuple[torch.Tensor, Tape]:
+        with Tape(self.place.pipe).running(self.place.ranks == 1) as tape:
+            return self.place.generate(batch, {**self.plan.call, **changes}), tape
 
     @contextlib.contextmanager
     def _switched(self, peer: Peer | None, setting: Setting | None) -> Iterator[dict[str, Any]]:
         if peer is None or setting is None:
-            yield {}
+            with repaired(self.place.pipe):
+                yield {}
             return
         with contextlib.ExitStack() as stack:
             try:
@@ -158,20 +168,20 @@ class Bench:
             yield changes
 
     def _speedup(self, peer: Peer, setting: Setting) -> tuple[dict[str, float], bool]:
-        """Wall time of a request without decoding, uncached over cached, pair by pair; and whether uncached is intact."""
+        """Wall time without decoding, uncached over cached, pair by pair; and whether uncached gives the same bits."""
         ratios, restored = [], True
         for _ in range(self.plan.repetitions):
-            with self._switched(peer, setting) as changes:
-                cached, _ = self._timed(changes)
-            uncached, latents = self._timed({})
+            cached, _ = self._timed(peer, setting)
+            uncached, latents = self._timed(None, None)
             restored = restored and torch.equal(latents, self.timed_truth)
             ratios.append(uncached / cached)
         found = {"median": statistics.median(ratios), "least": min(ratios), "most": max(ratios)}
         return {**found, "repetitions": len(ratios)}, restored
 
-    def _timed(self, changes: dict[str, Any]) -> tuple[float, torch.Tensor]:
-        wait_for_all()
-        start = time.perf_counter()
-        latents = self.place.generate(self.plan.timed, {**self.plan.call, **changes, "output_type": "latent"})
-        wait_for_all()
-        return time.perf_counter() - start, latents
+    def _timed(self, peer: Peer | None, setting: Setting | None) -> tuple[float, torch.Tensor]:
+        with self._switched(peer, setting) as changes:
+            wait_for_all()
+            start = time.perf_counter()
+            latents = self.place.generate(self.plan.timed, {**self.plan.call, **changes, "output_type": "latent"})
+            wait_for_all()
+            return time.perf_counter() - start, latents

@@ -10,7 +10,7 @@ from typing import Any
 from fastcache_xdit.config import FastCacheConfig
 from fastcache_xdit.decision.schedule import uniform_mask
 from fastcache_xdit.evaluate.peers.peer import Peer, Setting, Site
-from fastcache_xdit.plugin import fastcache
+from fastcache_xdit.plugin import fastcache, repaired
 
 SHARES = (1 / 1.5, 1 / 2, 1 / 2.5, 1 / 3, 1 / 4, 1 / 5)
 THRESHOLDS = (0.02, 0.05, 0.1, 0.2, 0.4)
@@ -53,7 +53,8 @@ def _fixed(site: Site, share: float) -> Iterator[dict[str, Any]]:
 
 @contextlib.contextmanager
 def _fewer(site: Site, share: float) -> Iterator[dict[str, Any]]:
-    yield {"num_inference_steps": round(share * site.steps)}
+    with repaired(site.pipe):
+        yield {"num_inference_steps": round(share * site.steps)}
 
 
 def _shares() -> tuple[Setting, ...]:

@@ -96,7 +96,9 @@ def studies(folder: Path) -> list[Study]:
     found = [_study(path.parent) for path in sorted(folder.rglob(CONDITIONS))]
     if not found:
         raise ValueError(f"no results of bench peers in {folder}")
-    return sorted(found, key=lambda study: (study.conditions["model"], study.conditions["steps"], study.conditions["ranks"]))
+    return sorted(
+        found, key=lambda study: (study.conditions["model"], study.conditions["steps"], study.conditions["ranks"])
+    )
 
 
 def _study(folder: Path) -> Study:
@@ -123,7 +125,9 @@ def write_csv(study: Study) -> Path:
     figures = [field.name for field in fields(Scores)]
     with path.open("w", newline="") as stream:
         lines = csv.writer(stream)
-        lines.writerow(["peer", "setting", "status", "compute", *(f"speedup_{part}" for part in SPEEDUP), *figures, "error"])
+        lines.writerow(
+            ["peer", "setting", "status", "compute", *(f"speedup_{part}" for part in SPEEDUP), *figures, "error"]
+        )
         for row in study.rows:
             pace, scores = row["speedup"] or {}, row["scores"] or {}
             times = [pace.get(part) for part in SPEEDUP]

@@ -24,9 +24,9 @@ class Scores:
     """Of one setting, or of the uncached pictures themselves; None where the model gives no such figure.
 
     PSNR is of each image, then averaged. `latent_error` is |cached - uncached| / |uncached| of the final latents, the
-    mean over prompts. `prompt_accuracy` is the checker's share of attributes that are right. `classifier_frechet` is the
-    distance to true drawings of the same prompts, `classifier_t_frechet` between predictions of neighbouring steps of
-    the first batch.
+    mean over prompts. `prompt_accuracy` is the checker's share of right attributes. `classifier_frechet` is the
+    distance to true drawings of the same prompts, `classifier_t_frechet` that between predictions of neighbouring
+    steps, of the first batch.
     """
 
     psnr_db: float

@@ -9,9 +9,7 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 
-from fastcache_xdit.host.find import host_of
 from fastcache_xdit.host.xdit.engine import DTYPES, Batch, Engine, share
-from fastcache_xdit.plugin import repaired
 from fastcache_xdit.runtime.patch import Undo
 
 
@@ -26,11 +24,8 @@ class Place(Protocol):
     pipe: Any
     ranks: int
 
-    def generate(self, batch: Batch, call: dict[str, Any]) -> torch.Tensor | None:
-        """Pictures [N, 3, H, W] in 0..1 (frames of videos one after the other), or with `output_type` "latent" those.
-
-        None on ranks that hold none.
-        """
+    def generate(self, batch: Batch, call: dict[str, Any]) -> torch.Tensor:
+        """Pictures [N, 3, H, W] in 0..1, frames of videos one after the other; or latents, by `output_type`."""
 
 
 class Plain:
@@ -54,7 +49,7 @@ class Plain:
 
 
 class Parallel:
-    """xDiT on all ranks that were started, its known defects cured."""
+    """xDiT on all ranks that were started."""
 
     def __init__(self, engine: Engine, ranks: int) -> None:
         self.engine, self.ranks = engine, ranks
@@ -63,10 +58,8 @@ class Parallel:
 
     def generate(self, batch: Batch, call: dict[str, Any]) -> torch.Tensor:
         """See `Place`; every rank holds all pictures."""
-        wanted = {"output_type": "np", **call}
-        cured = contextlib.nullcontext() if hasattr(host_of(self.pipe).transformer, "_fastcache_handle") else repaired(self.pipe)
-        with cured:
-            found = {index: each for part in share(self.engine.generate(batch, **wanted)) for index, each in part.items()}
+        everyone = share(self.engine.generate(batch, **{"output_type": "np", **call}))
+        found = {index: each for part in everyone for index, each in part.items()}
         rows = [found[index] for index in batch.indices]
         return torch.stack(rows).cpu() if isinstance(rows[0], torch.Tensor) else _pictures(np.stack(rows))
 
@@ -86,9 +79,12 @@ class Tape:
         self._pipe = pipe
 
     @contextlib.contextmanager
-    def running(self) -> Iterator[Tape]:
-        """Record for the length of a with block."""
+    def running(self, on: bool) -> Iterator[Tape]:
+        """Record for the length of a with block, or stay empty (xDiT hands its patches on inside of `step`)."""
         with Undo() as undo:
+            if not on:
+                yield self
+                return
             undo.set(self._pipe.vae, "decode", self._decoding(self._pipe.vae.decode))
             undo.set(self._pipe.scheduler, "step", self._stepping(self._pipe.scheduler.step))
             yield self
