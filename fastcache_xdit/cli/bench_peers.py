@@ -37,8 +37,8 @@ from fastcache_xdit.reference.loading import PRESETS, SHIPPED, calibration_promp
 from fastcache_xdit.reference.sampling import prompts
 from fastcache_xdit.tuning.calibrate import versions
 
-TIMED = 4  # prompts of the requests whose time is taken
-QUICK = {"count": 8, "timed": 2, "every": 3}
+TIMED = 2  # prompts of the requests whose time is taken
+QUICK_COUNT, QUICK_EVERY = 8, 3
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -61,7 +61,7 @@ def main(argv: list[str]) -> int:
     layout.check_degrees(options, engine.world_size())
     dtype = options["dtype"] or engine.default_dtype()
     peers = _chosen(options)
-    conditions = _conditions(options, call, dtype, peers)
+    conditions = _conditions(options, call, dtype)
     output = Path(options["output"]) / f"{Path(options['model']).name}-{conditions['steps']}" / conditions["layout"]
     results = Results(output, conditions) if is_first_rank() else None
     known = engine.share(results.known() if results else None)[0]
@@ -98,31 +98,34 @@ def _line(outcome: Outcome) -> str:
     return f"{name} {outcome.compute:>6.1%} {outcome.scores.psnr_db:>6.2f} dB  {times}{left}"
 
 
+def _configs(options: dict[str, Any]) -> dict[str, Path]:
+    """FastCache's config files by label: those that ship with the model, and those of the command line."""
+    given = {Path(path).stem: Path(path) for path in options["configs"]}
+    if options["model"] not in SHIPPED:
+        return given
+    labels = dict(zip(PRESETS.values(), PRESETS, strict=True))
+    return {labels[share]: path for share, path in tuned_configs(options["model"]).items() if path.is_file()} | given
+
+
 def _chosen(options: dict[str, Any]) -> list[Peer]:
-    files = {Path(path).stem: Path(path) for path in options["configs"]}
-    if options["model"] in SHIPPED:
-        labels = dict(zip(PRESETS.values(), PRESETS, strict=True))
-        shipped = {labels[share]: path for share, path in tuned_configs(options["model"]).items() if path.is_file()}
-        files = shipped | files
-    peers = [
-        peer for peer in catalogue(files) if not options["only"] or any(name in peer.name for name in options["only"])
-    ]
+    everybody = catalogue(_configs(options))
+    words = options["only"] or [""]
+    peers = [peer for peer in everybody if any(word in peer.name for word in words)]
     if not peers:
-        raise ValueError(
-            f"no cache is called {', '.join(options['only'])}; there are {', '.join(p.name for p in catalogue({}))}"
-        )
+        names = ", ".join(peer.name for peer in everybody)
+        raise ValueError(f"no cache has {' or '.join(words)} in its name; there are {names}")
     return [_thinned(peer) for peer in peers] if options["quick"] else peers
 
 
 def _thinned(peer: Peer) -> Peer:
-    return peer if peer.ours else replace(peer, settings=peer.settings[1 :: QUICK["every"]])
+    return peer if peer.ours else replace(peer, settings=peer.settings[1::QUICK_EVERY])
 
 
 def _plan(options: dict[str, Any], call: dict[str, Any]) -> Plan:
     quick = options["quick"]
-    texts = _prompts(options, QUICK["count"] if quick else options["count"])
+    texts = _prompts(options, QUICK_COUNT if quick else options["count"])
     batches = engine.batches(texts, options["batch_size"], options["seed"])
-    timed = engine.batches(texts, QUICK["timed"] if quick else TIMED, options["seed"])[0]
+    timed = engine.batches(texts, TIMED, options["seed"])[0]
     rehearsal = engine.batches(_rehearsal(options, texts), 1, 0)[0]
     return Plan(batches, timed, rehearsal, options["repetitions"], call)
 
@@ -152,7 +155,7 @@ def _loader(folder: str, options: dict[str, Any], dtype: str) -> Any:
     return load
 
 
-def _conditions(options: dict[str, Any], call: dict[str, Any], dtype: str, peers: list[Peer]) -> dict[str, Any]:
+def _conditions(options: dict[str, Any], call: dict[str, Any], dtype: str) -> dict[str, Any]:
     texts = _plan(options, call).batches
     degrees = [f"{name.split('_')[0]}{degree}" for name, degree in layout.degrees(options).items() if degree > 1]
     return {
@@ -167,7 +170,7 @@ def _conditions(options: dict[str, Any], call: dict[str, Any], dtype: str, peers
         "prompts": hashlib.sha256(repr(texts).encode()).hexdigest()[:12],
         "call": call,
         "versions": versions() | {"cache-dit": _version("cache-dit")},
-        "peers": [peer.name for peer in peers],
+        "peers": [peer.name for peer in catalogue(_configs(options))],
         "machine": _machine(),
         "date": datetime.now(timezone.utc).strftime("%Y-%m-%d %H:%M UTC"),
         "command": shlex.join(["python", "-m", "fastcache_xdit", "bench", "peers", *sys.argv[3:]]),

@@ -90,7 +90,8 @@ def _ratios(site: Site) -> list[float]:
     calibrating = MagCacheConfig(calibrate=True, num_inference_steps=site.steps)
     with _enabled(site, calibrating), contextlib.redirect_stdout(printed):
         site.rehearse()
-    return next(ast.literal_eval(line) for line in printed.getvalue().splitlines() if line.startswith("["))
+    lines = printed.getvalue().splitlines()
+    return next(ast.literal_eval(line) for line in lines if line.startswith("[") and line.endswith("]"))
 
 
 @contextlib.contextmanager

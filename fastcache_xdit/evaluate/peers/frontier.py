@@ -30,16 +30,18 @@ def frontier(rows: Sequence[Row]) -> list[Row]:
 
 
 def at_budget(rows: Sequence[Row], budget: float) -> float | None:
-    """PSNR in dB on the frontier at a share of the block FLOPs, straight between settings over log compute.
+    """PSNR in dB of one cache's settings at a share of the block FLOPs; None where even the cheapest costs more.
 
-    None where even the cheapest setting costs more.
+    Of FastCache the best setting that there is. Others are given what lies straight between two of their settings, over
+    log compute, so that none is behind for the coarseness of its sweep.
     """
-    points: list[Point] = [(row["compute"], row["scores"]["psnr_db"]) for row in frontier(rows)]
+    best = frontier(rows)
+    points: list[Point] = [(row["compute"], row["scores"]["psnr_db"]) for row in best]
     below = [point for point in points if point[0] <= budget * ROUNDING]
     above = [point for point in points if point[0] > budget * ROUNDING]
     if not below:
         return None
-    if not above or below[-1][0] >= budget:
+    if not above or below[-1][0] >= budget or best[0].get("ours"):
         return below[-1][1]
     (left, low), (right, high) = below[-1], above[0]
     return low + (high - low) * math.log(budget / left) / math.log(right / left)

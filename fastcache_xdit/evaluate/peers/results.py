@@ -42,6 +42,14 @@ class Results:
         if other:
             raise ValueError(f"{folder} holds results with another {', '.join(other)}; give another --output")
         path.write_text(json.dumps({**known, **conditions}, indent=1) + "\n")
+        self._finish_line()
+
+    def _finish_line(self) -> None:
+        """Part a line that an interruption cut short from the next one."""
+        path = self.folder / RESULTS
+        if path.exists() and not path.read_text().endswith("\n"):
+            with path.open("a") as lines:
+                lines.write("\n")
 
     def known(self) -> set[tuple[str, str]]:
         """Which (peer, setting) are there already."""
@@ -49,7 +57,7 @@ class Results:
 
     def add(self, outcome: Outcome, peer: Peer | None = None, setting: Setting | None = None) -> None:
         """Keep an outcome, and its first pictures."""
-        row = {name: value for name, value in _plain(outcome).items()}
+        row = _plain(outcome)
         if peer and setting:
             row |= {"package": peer.package, "ours": peer.ours, "note": peer.note, "knobs": setting.knobs}
         if outcome.pictures is not None:

@@ -9,7 +9,7 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 
-from fastcache_xdit.host.xdit.engine import DTYPES, Batch, Engine, share
+from fastcache_xdit.host.xdit.engine import DTYPES, Batch, Engine, share, silence_loading
 from fastcache_xdit.runtime.patch import Undo
 
 
@@ -36,6 +36,7 @@ class Plain:
     def __init__(self, folder: str, dtype: str) -> None:
         from diffusers import DiffusionPipeline
 
+        silence_loading()
         self.pipe = DiffusionPipeline.from_pretrained(folder, torch_dtype=DTYPES[dtype])
         if torch.cuda.is_available():
             self.pipe.to("cuda")

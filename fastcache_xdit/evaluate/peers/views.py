@@ -43,6 +43,7 @@ def _view(study: Study) -> dict[str, Any]:
         "chart": {"width": WIDTH, "height": HEIGHT, "ticks": axes.ticks(), "lines": lines(study, axes)},
         "budgets": list(BUDGETS),
         "table": by_peer(study),
+        "best": {each.budget: max(filter(None, (each.ours, each.best)), default=None) for each in margins(study)},
         "ours": {row["peer"] for row in study.rows if row.get("ours")},
         "shown": {name: _nearest(study, budget) for name, budget in SHOWN.items()},
         "uncached": _pictures(study, UNCACHED, ""),

@@ -67,7 +67,7 @@ class Engine:
             os.environ.setdefault(name, value)
         engine_config = _engine_config(model, options)
         engine_config.runtime_config.dtype = DTYPES[dtype]
-        _silence_loading()
+        silence_loading()
         self.pipe = _wrapper_of(model).from_pretrained(model, engine_config=engine_config, torch_dtype=DTYPES[dtype])
         if cpu.has_accelerator():
             self.pipe = self.pipe.to(f"cuda:{os.environ['LOCAL_RANK']}")
@@ -206,7 +206,7 @@ def _apply_vae_options(pipe: Any, options: dict[str, Any]) -> None:
         pipe.vae.enable_slicing()
 
 
-def _silence_loading() -> None:
+def silence_loading() -> None:
     """No progress bars of loading: one per rank would scramble the terminal."""
     import diffusers.utils.logging
     import transformers.utils.logging
