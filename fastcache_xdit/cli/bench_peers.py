@@ -67,7 +67,7 @@ def main(argv: list[str]) -> int:
     known = engine.share(results.known() if results else None)[0]
     todo = [(peer, setting) for peer in peers for setting in peer.settings if (peer.name, setting.label) not in known]
     if todo:
-        _run(Bench(_loader(folder, options, dtype), _plan(options, call)), todo, results, UNCACHED not in dict(known))
+        _run(Bench(_loader(folder, options, dtype), _plan(options, call)), todo, results, (UNCACHED, "") not in known)
     if results:
         study = studies(output)[0]
         print(f"fastcache: -> {output / 'results.jsonl'}, {write_csv(study)}, {draw(study)}")
@@ -84,7 +84,7 @@ def _run(bench: Bench, todo: list[tuple[Peer, Setting]], results: Results | None
         bar.set_description(peer.name)
         outcome = bench.measure(peer, setting)
         if results:
-            results.add(outcome, peer, setting)
+            results.add(outcome, peer)
             bar.write(_line(outcome))
 
 

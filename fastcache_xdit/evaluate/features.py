@@ -36,7 +36,7 @@ def _drawings(prompt: str, rng: random.Random) -> list:
 
 
 def frechet(first: np.ndarray, second: np.ndarray) -> float:
-    """Frechet distance between the normal distributions of sets of features, [N, F] and [M, F]; one alone has no spread."""
+    """Distance between the normal distributions of sets of features, [N, F] and [M, F]; one alone has no spread."""
     spread = [np.cov(each, rowvar=False, ddof=min(1, len(each) - 1)) for each in (first, second)]
     # The trace of the product's root, which exists for singular covariances (fewer images than features) as well.
     mixed = np.sqrt(np.linalg.eigvals(spread[0] @ spread[1]).real.clip(min=0)).sum()

@@ -1,8 +1,4 @@
-"""The caches of diffusers' hooks.
-
-A transformer class without diffusers' cache mixin (PixArt is one) is lent it, and its calls a cache context with the
-step's index and noise level, which its pipeline does not give: every cache gets its best chance.
-"""
+"""The caches of diffusers' hooks."""
 
 from __future__ import annotations
 
@@ -13,71 +9,17 @@ import io
 from collections.abc import Iterator
 from typing import Any
 
-from fastcache_xdit.evaluate.peers.peer import Peer, Setting, Site
-from fastcache_xdit.runtime.patch import Undo
+from fastcache_xdit.evaluate.peers.lending import LENT, enabled, step_of, timestep_of
+from fastcache_xdit.evaluate.peers.peer import Apply, Peer, Setting, Site
 
-LENT = "diffusers' cache mixin and a cache context are lent to transformers that lack them"
 SUBLAYERS = r".*blocks\.\d+\.(attn\d?|ff|ff_context|ffn)"  # attention and MLP outputs, as TaylorSeer's paper caches
-ALL_STEPS = (-1, 1001)
-
-
-@contextlib.contextmanager
-def _enabled(site: Site, config: Any) -> Iterator[dict[str, Any]]:
-    transformer = site.pipe.transformer
-    with _mixin_lent(transformer) as lent:
-        transformer.enable_cache(config)
-        try:
-            with _contexts_given(site) if lent else contextlib.nullcontext():
-                yield {}
-        finally:
-            transformer.disable_cache()
-
-
-@contextlib.contextmanager
-def _mixin_lent(transformer: Any) -> Iterator[bool]:
-    from diffusers.models.cache_utils import CacheMixin
-
-    kind = type(transformer)
-    if issubclass(kind, CacheMixin):
-        yield False
-        return
-    transformer.__class__ = type(kind.__name__, (kind, CacheMixin), {"__module__": kind.__module__})
-    try:
-        yield True
-    finally:
-        transformer.__class__ = kind
-
-
-@contextlib.contextmanager
-def _contexts_given(site: Site) -> Iterator[None]:
-    transformer = site.pipe.transformer
-    original = transformer.forward
-
-    @functools.wraps(original)
-    def forward(*args: Any, **kwargs: Any) -> Any:
-        index = _step(site)
-        sigma = float(site.pipe.scheduler.sigmas[index])
-        with transformer.cache_context("both", step_index=index, num_inference_steps=site.steps, sigma=sigma):
-            return original(*args, **kwargs)
-
-    with Undo() as undo:
-        undo.set(transformer, "forward", forward)
-        yield
-
-
-def _step(site: Site) -> int:
-    return site.pipe.scheduler.step_index or 0
-
-
-def _timestep(site: Site) -> int:
-    return int(site.pipe.scheduler.timesteps[_step(site)])
 
 
 @contextlib.contextmanager
 def _first_block(site: Site, threshold: float) -> Iterator[dict[str, Any]]:
     from diffusers import FirstBlockCacheConfig
 
-    with _enabled(site, FirstBlockCacheConfig(threshold=threshold)) as changes:
+    with enabled(site, FirstBlockCacheConfig(threshold=threshold)) as changes:
         yield changes
 
 
@@ -88,7 +30,7 @@ def _ratios(site: Site) -> list[float]:
 
     printed = io.StringIO()
     calibrating = MagCacheConfig(calibrate=True, num_inference_steps=site.steps)
-    with _enabled(site, calibrating), contextlib.redirect_stdout(printed):
+    with enabled(site, calibrating), contextlib.redirect_stdout(printed):
         site.rehearse()
     lines = printed.getvalue().splitlines()
     return next(ast.literal_eval(line) for line in lines if line.startswith("[") and line.endswith("]"))
@@ -99,7 +41,7 @@ def _magnitude(site: Site, **knobs: Any) -> Iterator[dict[str, Any]]:
     from diffusers import MagCacheConfig
 
     config = MagCacheConfig(mag_ratios=_ratios(site), num_inference_steps=site.steps, **knobs)
-    with _enabled(site, config) as changes:
+    with enabled(site, config) as changes:
         yield changes
 
 
@@ -110,7 +52,7 @@ def _taylorseer(site: Site, **knobs: Any) -> Iterator[dict[str, Any]]:
 
     # Its factors are bfloat16 by default, which would lose what a float32 model knows.
     config = TaylorSeerCacheConfig(taylor_factors_dtype=torch.float32, **knobs)
-    with _enabled(site, config) as changes:
+    with enabled(site, config) as changes:
         yield changes
 
 
@@ -124,7 +66,7 @@ def _spectral(site: Site, **knobs: Any) -> Iterator[dict[str, Any]]:
         return [sample[:, None] for sample in states] if states is not None and states.ndim == 4 else None
 
     lent = None if hasattr(site.pipe.transformer, "enable_cache") else latents
-    with _enabled(site, SeaCacheConfig(raw_vision_callback=lent, **knobs)) as changes:
+    with enabled(site, SeaCacheConfig(raw_vision_callback=lent, **knobs)) as changes:
         yield changes
 
 
@@ -135,9 +77,9 @@ def _broadcast(site: Site, spatial: int, cross: int) -> Iterator[dict[str, Any]]
     config = PyramidAttentionBroadcastConfig(
         spatial_attention_block_skip_range=spatial,
         cross_attention_block_skip_range=cross,
-        current_timestep_callback=lambda: _timestep(site),
+        current_timestep_callback=lambda: timestep_of(site),
     )
-    with _enabled(site, config) as changes:
+    with enabled(site, config) as changes:
         yield changes
 
 
@@ -148,11 +90,11 @@ def _faster(site: Site, attention: int, guidance: int) -> Iterator[dict[str, Any
     config = FasterCacheConfig(
         spatial_attention_block_skip_range=attention,
         unconditional_batch_skip_range=guidance,
-        attention_weight_callback=lambda _: _step(site) / site.steps,  # from 0 to 1, as its paper has it
-        current_timestep_callback=lambda: _timestep(site),
+        attention_weight_callback=lambda _: step_of(site) / site.steps,  # from 0 to 1, as its paper has it
+        current_timestep_callback=lambda: timestep_of(site),
         tensor_format="BCHW",
     )
-    with _enabled(site, config) as changes:
+    with enabled(site, config) as changes:
         yield changes
 
 
@@ -169,56 +111,31 @@ def _sweep(words: str, *values: Any, **fixed: Any) -> tuple[Setting, ...]:
     )
 
 
+INTERVALS = (2, 3, 4, 5, 6)
+SWEEPS = {
+    "first block": _sweep("threshold", 0.05, 0.1, 0.2, 0.35, 0.6),
+    "magnitude": _sweep("threshold max_skip_steps", (0.03, 2), (0.06, 3), (0.12, 3), (0.24, 4), (0.5, 6), (2.0, 9)),
+    "taylorseer": _sweep("cache_interval", *INTERVALS, cache_identifiers=[SUBLAYERS]),
+    "lite": _sweep("cache_interval", *INTERVALS, use_lite_mode=True),
+    "spectral": _sweep("threshold max_consecutive_cached", (0.1, 2), (0.25, 2), (0.5, 3), (1.0, 4), (2.0, 6)),
+    "broadcast": _sweep("spatial cross", (2, 2), (2, 4), (4, 6), (6, 9)),
+    "faster": _sweep("attention guidance", (2, 3), (2, 5), (4, 5), (6, 9)),
+}
+
+
 def peers() -> list[Peer]:
     """All of them."""
-    magnitude = _sweep(
-        "threshold max_skip_steps", (0.03, 2), (0.06, 3), (0.12, 3), (0.24, 4), (0.5, 6), (2.0, 9), retention_ratio=0.2
-    )
-    intervals = (2, 3, 4, 5, 6)
+    magnitude, sublayers = f"calibrated on a prompt of its own; {LENT}", f"attention and MLP outputs, order 1; {LENT}"
     return [
-        Peer(
-            "diffusers FirstBlockCache",
-            "diffusers",
-            _first_block,
-            _sweep("threshold", 0.05, 0.1, 0.2, 0.35, 0.6),
-            note=LENT,
-        ),
-        Peer(
-            "diffusers MagCache", "diffusers", _magnitude, magnitude, note="calibrated on a prompt of its own; " + LENT
-        ),
-        Peer(
-            "diffusers TaylorSeer",
-            "diffusers",
-            _taylorseer,
-            _sweep("cache_interval", *intervals, cache_identifiers=[SUBLAYERS]),
-            note="attention and MLP outputs, order 1; " + LENT,
-        ),
-        Peer(
-            "diffusers TaylorSeer lite",
-            "diffusers",
-            _taylorseer,
-            _sweep("cache_interval", *intervals, use_lite_mode=True),
-            note=LENT,
-        ),
-        Peer(
-            "diffusers SeaCache",
-            "diffusers",
-            _spectral,
-            _sweep("threshold max_consecutive_cached", (0.1, 2), (0.25, 2), (0.5, 3), (1.0, 4), (2.0, 6)),
-            note=LENT,
-        ),
-        Peer(
-            "diffusers PAB",
-            "diffusers",
-            _broadcast,
-            _sweep("spatial cross", (2, 2), (2, 4), (4, 6), (6, 9)),
-            note="attention only; " + LENT,
-        ),
-        Peer(
-            "diffusers FasterCache",
-            "diffusers",
-            _faster,
-            _sweep("attention guidance", (2, 3), (2, 5), (4, 5), (6, 9)),
-            note=LENT,
-        ),
+        _peer("FirstBlockCache", _first_block, "first block", LENT),
+        _peer("MagCache", _magnitude, "magnitude", magnitude),
+        _peer("TaylorSeer", _taylorseer, "taylorseer", sublayers),
+        _peer("TaylorSeer lite", _taylorseer, "lite", LENT),
+        _peer("SeaCache", _spectral, "spectral", LENT),
+        _peer("PAB", _broadcast, "broadcast", f"attention only; {LENT}"),
+        _peer("FasterCache", _faster, "faster", LENT),
     ]
+
+
+def _peer(name: str, apply: Apply, sweep: str, note: str) -> Peer:
+    return Peer(f"diffusers {name}", "diffusers", apply, SWEEPS[sweep], note=note)

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from fastcache_xdit.evaluate.peers.measure import RAN, Outcome
-from fastcache_xdit.evaluate.peers.peer import Peer, Setting
+from fastcache_xdit.evaluate.peers.peer import Peer
 from fastcache_xdit.evaluate.peers.score import Scores, as_images
 
 CONDITIONS, RESULTS = "conditions.json", "results.jsonl"
@@ -55,11 +55,11 @@ class Results:
         """Which (peer, setting) are there already."""
         return {(row["peer"], row["setting"]) for row in read_rows(self.folder)}
 
-    def add(self, outcome: Outcome, peer: Peer | None = None, setting: Setting | None = None) -> None:
+    def add(self, outcome: Outcome, peer: Peer | None = None) -> None:
         """Keep an outcome, and its first pictures."""
         row = _plain(outcome)
-        if peer and setting:
-            row |= {"package": peer.package, "ours": peer.ours, "note": peer.note, "knobs": setting.knobs}
+        if peer:
+            row |= {"package": peer.package, "ours": peer.ours, "note": peer.note}
         if outcome.pictures is not None:
             self._keep(slug(outcome.peer, outcome.setting), outcome.pictures)
         with (self.folder / RESULTS).open("a") as lines:
