@@ -7,6 +7,7 @@ import hashlib
 import platform
 import shlex
 import sys
+from collections.abc import Callable
 from dataclasses import replace
 from datetime import datetime, timezone
 from importlib.metadata import PackageNotFoundError, version
@@ -64,10 +65,11 @@ def main(argv: list[str]) -> int:
     conditions = _conditions(options, call, dtype)
     output = Path(options["output"]) / f"{Path(options['model']).name}-{conditions['steps']}" / conditions["layout"]
     results = Results(output, conditions) if is_first_rank() else None
+    load = _loader(folder, options, dtype)
     known = engine.share(results.known() if results else None)[0]
     todo = [(peer, setting) for peer in peers for setting in peer.settings if (peer.name, setting.label) not in known]
     if todo:
-        _run(Bench(_loader(folder, options, dtype), _plan(options, call)), todo, results, (UNCACHED, "") not in known)
+        _run(Bench(load, _plan(options, call)), todo, results, (UNCACHED, "") not in known)
     if results:
         study = studies(output)[0]
         print(f"fastcache: -> {output / 'results.jsonl'}, {write_csv(study)}, {draw(study)}")
@@ -142,17 +144,12 @@ def _rehearsal(options: dict[str, Any], texts: list[str]) -> list[str]:
     return calibration_prompts(options["model"])[:1] if options["model"] in SHIPPED else texts[-1:]
 
 
-def _loader(folder: str, options: dict[str, Any], dtype: str) -> Any:
+def _loader(folder: str, options: dict[str, Any], dtype: str) -> Callable[[], Place]:
+    """A plain pipeline anew for each call; or on several ranks the one that xDiT has, its groups being set up once."""
     if engine.world_size() == 1:
         return lambda: Plain(folder, dtype)
-    running: list[Place] = []  # xDiT's process groups can be set up once
-
-    def load() -> Place:
-        if not running:
-            running.append(Parallel(engine.Engine(folder, options, dtype), engine.world_size()))
-        return running[0]
-
-    return load
+    running = Parallel(engine.Engine(folder, options, dtype), engine.world_size())
+    return lambda: running
 
 
 def _conditions(options: dict[str, Any], call: dict[str, Any], dtype: str) -> dict[str, Any]:
