@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import hashlib
+import os
 import platform
 import shlex
 import sys
@@ -189,4 +190,5 @@ def _machine() -> str:
     name = next(
         (line.partition(":")[2].strip() for line in lines if line.startswith("model name")), platform.processor()
     )
-    return f"{name}, {torch.get_num_threads()} thread{'s' * (torch.get_num_threads() > 1)} a process"
+    threads = torch.get_num_threads()
+    return f"{os.cpu_count()} cores of {name}, {threads} thread{'s' * (threads > 1)} a process"

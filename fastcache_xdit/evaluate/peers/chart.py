@@ -12,7 +12,10 @@ from fastcache_xdit.evaluate.peers.results import Row, Study
 
 WIDTH, HEIGHT, MARGIN = 760, 430, 46
 OURS = ("#c8102e", "#f08a5d")
-OTHERS = ("#1f6fb4", "#2a9d5c", "#8e5bb5", "#b8860b", "#1aa6b7", "#7a5c48", "#d05fa2", "#5d6878", "#9aab2f", "#4455aa")
+OTHERS = (
+    *("#1f6fb4", "#2a9d5c", "#8e5bb5", "#b8860b", "#1aa6b7", "#7a5c48", "#d05fa2", "#5d6878"),
+    *("#9aab2f", "#4455aa", "#7fb8e6", "#83c99b", "#c3a5dc", "#e0bd62", "#a08b80", "#e8a9cd"),
+)
 SAVED = (1, 1.5, 2, 3, 4, 5, 6)  # ticks: block FLOPs saved, times
 
 

@@ -13,7 +13,8 @@ from fastcache_xdit.evaluate.peers.peer import Peer, Setting, Site
 from fastcache_xdit.plugin import fastcache, repaired
 
 SHARES = (1 / 1.5, 1 / 2, 1 / 2.5, 1 / 3, 1 / 4, 1 / 5)
-THRESHOLDS = (0.02, 0.05, 0.1, 0.2, 0.4)
+# (threshold, longest run of skipped steps, warm-up); the second is the default config.
+LADDER = ((0.05, 3, 3), (0.1, 3, 3), (0.2, 4, 3), (0.4, 6, 2), (0.8, 8, 2))
 SCHEDULED: dict[str, Any] = {
     "test": "none",
     "warmup_steps": 1,
@@ -38,7 +39,7 @@ def _from_file(site: Site, path: str) -> Iterator[dict[str, Any]]:
 
 @contextlib.contextmanager
 def _online(site: Site, threshold: float, **options: Any) -> Iterator[dict[str, Any]]:
-    # The budget grows with the threshold as it does in the defaults, or it would be what bounds a bold sweep.
+    # The budget grows with the threshold as it does in the defaults, or it would be what bounds a bold setting.
     with _cached(site, FastCacheConfig(threshold=threshold, error_budget=2 * threshold, **options)) as changes:
         yield changes
 
@@ -69,10 +70,15 @@ def tuned(configs: Mapping[str, Path]) -> Peer:
 
 
 def online() -> Peer:
-    """FastCache as it is without a calibration, over its threshold."""
-    settings = tuple(Setting(f"threshold {value:g}", {"threshold": value}) for value in THRESHOLDS)
-    note = "no calibration; the first setting's neighbours bracket the default threshold of 0.1"
-    return Peer("FastCache, online", "fastcache_xdit", _online, settings, parallel=True, ours=True, note=note)
+    """FastCache as it is without a calibration, from careful to bold."""
+    return Peer(
+        "FastCache, online", "fastcache_xdit", _online, tuple(_rung(*rung) for rung in LADDER), parallel=True, ours=True
+    )
+
+
+def _rung(threshold: float, in_a_row: int, warm_up: int) -> Setting:
+    knobs = {"threshold": threshold, "max_consecutive_skips": in_a_row, "warmup_steps": warm_up}
+    return Setting(f"threshold {threshold:g}, {in_a_row} in a row", knobs)
 
 
 def fixed_interval() -> Peer:

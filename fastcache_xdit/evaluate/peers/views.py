@@ -37,10 +37,12 @@ def _reference(study: Study, folder: Path) -> str:
 
 def _view(study: Study) -> dict[str, Any]:
     axes = Axes(study.ran())
+    drawn = lines(study, axes)
     return {
         "study": study,
         "margins": margins(study),
-        "chart": {"width": WIDTH, "height": HEIGHT, "ticks": axes.ticks(), "lines": lines(study, axes)},
+        "chart": {"width": WIDTH, "height": HEIGHT, "ticks": axes.ticks(), "lines": drawn},
+        "legend": sorted(drawn, key=lambda line: not line.ours),
         "budgets": list(BUDGETS),
         "table": by_peer(study),
         "best": {each.budget: max(filter(None, (each.ours, each.best)), default=None) for each in margins(study)},
