@@ -95,6 +95,7 @@ FLAGS = {
         "--maps",
         "--output",
         "--prompts",
+        "--repeats",
         "--settings",
         "--steps",
         "--tolerance",

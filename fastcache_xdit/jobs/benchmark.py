@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 import time
@@ -14,6 +15,8 @@ from fastcache_xdit.jobs.store import Store
 from fastcache_xdit.jobs.submit import items_of
 
 LOOK = 0.2  # seconds between two looks at a run
+# torchrun gives each of several ranks one thread, and a single rank every core: each replica shall have the same here.
+THREADS = {"OMP_NUM_THREADS": "1"}
 SETTLED = 20  # items after which a process has allocated what it needs
 
 
@@ -57,7 +60,7 @@ def _job(folder: Path, recipe: Recipe, prompts: Sequence[str]) -> Store:
 
 def _timed(store: Store, count: int) -> Row:
     start = time.perf_counter()
-    subprocess.run(_command(store, count), check=True)
+    subprocess.run(_command(store, count), check=True, env=THREADS | os.environ)
     totals = store.totals()
     return Row(count, store.counts()["done"], time.perf_counter() - start, totals["ended"] - totals["began"])
 
