@@ -157,7 +157,7 @@ def _batch(folder: Path, recipe: Recipe, options: dict[str, Any]) -> int:
         seconds = f"{row.working_seconds:.1f} s at work ({work:.2f} of one's), {row.seconds:.1f} s in all ({whole:.2f})"
         _say(f"{row.replicas} replicas: {row.items} items, {seconds}")
     used = memory(folder / "jobs", recipe, texts[:MEMORY_ITEMS])
-    _say(f"memory over {used.items} items: {used.early:.0f} MiB early, {used.late:.0f} MiB at most later")
+    _say(f"memory over {used.items} items: {used.early:.0f} MiB early, {used.late:.0f} MiB late")
     found = {"replicas": [row._asdict() for row in rows], "memory_mib": used._asdict()}
     path = folder / "batch.json"
     path.write_text(json.dumps({"model": options["model"], **versions(), **found}, indent=1) + "\n")

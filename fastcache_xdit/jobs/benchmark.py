@@ -17,7 +17,7 @@ from fastcache_xdit.jobs.submit import items_of
 LOOK = 0.2  # seconds between two looks at a run
 # torchrun gives each of several ranks one thread, and a single rank every core: each replica shall have the same here.
 THREADS = {"OMP_NUM_THREADS": "1"}
-SETTLED = 20  # items after which a process has allocated what it needs
+WINDOW = 20  # items over which memory is compared: as many early as late, since what is resident goes up and down
 
 
 class Row(NamedTuple):
@@ -30,7 +30,7 @@ class Row(NamedTuple):
 
 
 class Memory(NamedTuple):
-    """Resident MiB of a process after `SETTLED` items, and the most later on."""
+    """Resident MiB of a process: the most over its first `WINDOW` items, and over its last."""
 
     items: int
     early: float
@@ -50,8 +50,9 @@ def memory(folder: Path, recipe: Recipe, prompts: Sequence[str]) -> Memory:
         while process.poll() is None:
             seen.append((store.counts()["done"], _resident(process.pid)))
             time.sleep(LOOK)
-    early = [size for done, size in seen if done <= SETTLED]
-    return Memory(len(prompts), max(early), max(size for _, size in seen))
+    early = [size for done, size in seen if done <= WINDOW]
+    late = [size for done, size in seen if done >= len(prompts) - WINDOW]
+    return Memory(len(prompts), max(early), max(late))
 
 
 def _job(folder: Path, recipe: Recipe, prompts: Sequence[str]) -> Store:
