@@ -89,6 +89,7 @@ FLAGS = {
     ],
     bench: [
         "--batch_size",
+        "--budgets",
         "--config",
         "--count",
         "--dtype",

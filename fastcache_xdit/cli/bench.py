@@ -25,7 +25,7 @@ from fastcache_xdit.tuning.approximations import Bench, Row, approximations, sig
 from fastcache_xdit.tuning.calibrate import versions
 from fastcache_xdit.tuning.costs import costs
 from fastcache_xdit.tuning.frontier import draw
-from fastcache_xdit.tuning.partial_steps import SETTINGS, PartialBench
+from fastcache_xdit.tuning.partial_steps import BUDGETS, SETTINGS, PartialBench
 from fastcache_xdit.tuning.partial_steps import Row as TokensRow
 from fastcache_xdit.tuning.runner import Runner
 
@@ -42,6 +42,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     own.add_argument("--count", type=int, default=32, help="held-out prompts; default: %(default)s")
     own.add_argument("--tolerance", type=float, default=0.005, help="of the significance test; default: %(default)s")
     own.add_argument("--settings", nargs="+", choices=SETTINGS, default=SETTINGS, help="of bench tokens; default: both")
+    own.add_argument(
+        "--budgets", type=_share, nargs="+", default=BUDGETS, help="of bench tokens: shares of block FLOPs"
+    )
     own.add_argument("--repeats", type=int, default=3, help="timings of bench tokens; default: %(default)s")
     own.add_argument("--maps", metavar="FILE", help="of calibrate --maps, for the paper's W H + b with whole matrices")
     own.add_argument("--output", metavar="FOLDER", default="results/bench", help="default: %(default)s")
@@ -124,7 +127,7 @@ def _tokens(runner: Runner, batches: Sequence[engine.Batch], options: dict[str, 
     maps: dict[str, tuple[Any, Sequence[TokenMap]]] = {}
     for setting in options["settings"]:
         bench = PartialBench(runner, batches, str(calibration_path(options["model"])), setting, options["repeats"])
-        for row in bench.rows():
+        for row in bench.rows(options["budgets"]):
             _show_tokens(row)
             rows.append(row)
         if engine.world_size() == 1:  # shards would have to be put together
@@ -163,6 +166,13 @@ def _batch(folder: Path, recipe: Recipe, options: dict[str, Any]) -> int:
     path.write_text(json.dumps({"model": options["model"], **versions(), **found}, indent=1) + "\n")
     _say(f"fastcache: -> {path}")
     return 0
+
+
+def _share(word: str) -> float:
+    share = float(word)
+    if not 0 < share <= 1:
+        raise argparse.ArgumentTypeError(f"{word} is not a share of the FLOPs: give more than 0, and at most 1")
+    return share
 
 
 def _say(line: str) -> None:

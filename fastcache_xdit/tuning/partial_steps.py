@@ -93,9 +93,9 @@ class PartialBench:
         self.jobs = [self._job(runner, batch) for batch in batches]
         self.truth, self.flops = self._judged(None)
 
-    def rows(self) -> Iterator[Row]:
+    def rows(self, budgets: Sequence[float]) -> Iterator[Row]:
         """Every kind at every budget."""
-        for budget in BUDGETS:
+        for budget in budgets:
             for kind, tokens in KINDS[self.setting].items():
                 yield self._row(kind, self._config(budget, tokens))
 
@@ -154,10 +154,10 @@ class PartialBench:
         return images, flops.total()
 
     def changes(self) -> tuple[Any, list[TokenMap]]:
-        """The first uncached image, and how far its tokens move at the partial steps of the middle budget."""
+        """The first uncached image, and how far its tokens move at partial steps of half a budget."""
         runner, batch = self.jobs[0]
         maps = TokenMaps()
-        with runner.enabled(self._scheduled(partial_mask(self.steps, BUDGETS[1], KEPT), SOME)) as watched:
+        with runner.enabled(self._scheduled(partial_mask(self.steps, 1 / 2, KEPT), SOME)) as watched:
             watched.handle.driver.partial.watch = maps
             watched.generate(batch)
         image = runner.images(batch, None)[0]

@@ -99,7 +99,7 @@ class Engine:
         return dict(zip(mine.indices, output.images, strict=False)) if output is not None else {}
 
     def _binned(self) -> bool:
-        config = getattr(getattr(self.pipe.module, "transformer", None), "config", None)
+        config = getattr(getattr(self.pipe, "transformer", None), "config", None)
         return getattr(config, "sample_size", None) in BINNED_SAMPLE_SIZES
 
     def _padded(self, batch: Batch) -> Batch:
