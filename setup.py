@@ -31,7 +31,9 @@ setup(
     license="Apache-2.0",
     python_requires=">=3.10",
     packages=find_packages(include=["fastcache_xdit", "fastcache_xdit.*"]),
-    package_data={"fastcache_xdit": ["reference/models/**/*", "reference/presets/**/*", "evaluate/*.html"]},
+    package_data={
+        "fastcache_xdit": ["reference/models/**/*", "reference/presets/**/*", "evaluate/*.html", "evaluate/*.md"]
+    },
     install_requires=[
         "torch>=2.6",
         "xfuser>=0.7,<0.8",

@@ -7,7 +7,19 @@ import argparse
 import pytest
 
 import fastcache_xdit
-from fastcache_xdit.cli import batch, batch_arguments, bench, calibrate, doctor, generate, main, run, tune
+from fastcache_xdit.cli import (
+    batch,
+    batch_arguments,
+    bench,
+    bench_peers,
+    calibrate,
+    doctor,
+    generate,
+    main,
+    report,
+    run,
+    tune,
+)
 from fastcache_xdit.config import FastCacheConfig
 from fastcache_xdit.jobs.recipe import Line
 from fastcache_xdit.models.catalogue import known_models
@@ -101,6 +113,19 @@ FLAGS = {
         "--steps",
         "--tolerance",
     ],
+    bench_peers: [
+        "--batch_size",
+        "--config",
+        "--configs",
+        "--count",
+        "--dtype",
+        "--only",
+        "--output",
+        "--prompts",
+        "--quick",
+        "--repetitions",
+    ],
+    report: ["--markdown", "--output"],
 }
 BATCH = {
     "submit": (batch_arguments.add_submit, ["--batch_size", "--config", "--dtype", "--prompts"]),
@@ -139,7 +164,7 @@ def test_handle_methods():
 
 
 def test_commands():
-    assert sorted(main.COMMANDS) == ["batch", "bench", "calibrate", "doctor", "generate", "run", "tune"]
+    assert sorted(main.COMMANDS) == ["batch", "bench", "calibrate", "doctor", "generate", "report", "run", "tune"]
 
 
 @pytest.mark.parametrize("command", FLAGS, ids=lambda command: command.__name__)

@@ -10,12 +10,13 @@ from pathlib import Path
 from typing import Any
 
 from fastcache_xdit.approx.calibration import Calibration
+from fastcache_xdit.cli import bench_peers
 from fastcache_xdit.cli.arguments import is_first_rank
 from fastcache_xdit.cli.batch_arguments import recipe_of
 from fastcache_xdit.cli.pipeline import add_pipeline_arguments, call_arguments, model_folder, pipeline_options
 from fastcache_xdit.config import FastCacheConfig
 from fastcache_xdit.evaluate.token_maps import TokenMap, sheet
-from fastcache_xdit.host.xdit import engine
+from fastcache_xdit.host.xdit import engine, layout
 from fastcache_xdit.jobs.benchmark import memory, replicas
 from fastcache_xdit.jobs.recipe import Recipe
 from fastcache_xdit.plugin import register
@@ -25,11 +26,12 @@ from fastcache_xdit.tuning.approximations import Bench, Row, approximations, sig
 from fastcache_xdit.tuning.calibrate import versions
 from fastcache_xdit.tuning.costs import costs
 from fastcache_xdit.tuning.frontier import draw
+from fastcache_xdit.tuning.overhead import overhead
 from fastcache_xdit.tuning.partial_steps import BUDGETS, SETTINGS, PartialBench
 from fastcache_xdit.tuning.partial_steps import Row as TokensRow
 from fastcache_xdit.tuning.runner import Runner
 
-WHAT = ("approximations", "significance", "tokens", "costs", "batch")
+WHAT = ("peers", "approximations", "significance", "tokens", "costs", "overhead", "batch")
 REPLICAS, MEMORY_ITEMS = (1, 2), 200  # of bench batch
 ALPHAS = (0.01, 0.05, 0.2)
 
@@ -57,6 +59,8 @@ def main(argv: list[str]) -> int:
     """
     if not argv or argv[0] not in WHAT:
         raise ValueError(f"which benchmark? give one of {', '.join(WHAT)}")
+    if argv[0] == "peers":
+        return bench_peers.main(argv[1:])
     register()
     options = pipeline_options("bench", argv[1:], add_arguments)
     model, call = model_folder(options["model"]), call_arguments(options)
@@ -73,6 +77,7 @@ def main(argv: list[str]) -> int:
     size: dict[str, Any] = {name: call[name] for name in ("height", "width") if name in call}
     settings = {"model": options["model"], **size, "count": options["count"], "seed": options["seed"], **versions()}
     kinds = {"approximations": _approximations, "significance": _significance, "tokens": _tokens, "costs": _costs}
+    kinds |= {"overhead": _overhead}
     run = kinds[argv[0]]
     for steps in options["steps"][:1] if argv[0] == "costs" else options["steps"]:
         results = run(runner.steps(steps), batches, options)
@@ -149,6 +154,16 @@ def _costs(runner: Runner, batches: Sequence[engine.Batch], options: dict[str, A
     found = {share: round(cost, 3) for share, cost in costs(runner, batches[0]).items()}
     _say(f"tokens computed, and the time of the step over a whole one's; for the config:\ntokens:\n  costs: {found}")
     return {"costs": found}
+
+
+def _overhead(runner: Runner, batches: Sequence[engine.Batch], options: dict[str, Any]) -> dict[str, Any]:
+    paths = {path.stem: FastCacheConfig.from_file(path) for path in tuned_configs(options["model"]).values()}
+    rows = {}
+    for name, config in ({"defaults": FastCacheConfig()} | paths).items():
+        rows[name] = overhead(runner, batches[0], config)
+        parts = ", ".join(f"{part} {share:.2%}" for part, share in rows[name].items())
+        _say(f"{name:<10} of the time in the transformer: {parts}")
+    return {"layout": layout.degrees(options), "share_of_transformer_time": rows}
 
 
 def _batch(folder: Path, recipe: Recipe, options: dict[str, Any]) -> int:

@@ -15,7 +15,8 @@ COMMANDS = {
     "batch": "thousands of prompts as a job that survives any crash: batch submit, run, status, retry, export",
     "calibrate": "measure a model once, so that stand-ins are fitted and tests mean something",
     "tune": "from a target (speedup, psnr or budget) to a config for --cache_config",
-    "bench": "benchmarks: bench approximations, bench significance, bench tokens, bench costs, bench batch",
+    "bench": "benchmarks: bench peers, approximations, significance, tokens, costs, overhead, batch",
+    "report": "one page on the results of bench peers, and Markdown tables",
     "doctor": "what is installed, what this machine can run, and what to do about what does not fit",
 }
 USAGE = "usage: [torchrun --nproc_per_node N] -m fastcache_xdit COMMAND [options]; COMMAND --help lists its options"

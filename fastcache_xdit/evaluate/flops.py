@@ -36,10 +36,49 @@ def counted(target: Any) -> Iterator[Counter[str]]:
         yield flops
 
 
+class _OneModule(contextlib.nullcontext):
+    """In place of the counter's walk over the module tree, which caches make cyclic."""
+
+    parents = ("Global",)
+
+
+def _counter() -> FlopCounterMode:
+    counter = FlopCounterMode(display=False, custom_mapping=_MISSING)
+    counter.mod_tracker = _OneModule()  # type: ignore[assignment]
+    return counter
+
+
+@contextlib.contextmanager
+def counted_steps(transformer: Any) -> Iterator[list[int]]:
+    """Count FLOPs of each denoising step, whatever a cache made of the transformer's `forward`.
+
+    Calls of one timestep (branches of guidance, PipeFusion patches) are one step. It must be the last to take the place
+    of `forward`, and the first to give it back.
+    """
+    steps: list[int] = []
+    original, last = transformer.forward, None
+
+    @functools.wraps(original)
+    def forward(*args: Any, **kwargs: Any) -> Any:
+        nonlocal last
+        now = float(torch.as_tensor(kwargs["timestep"]).flatten()[0])
+        if now != last:
+            steps.append(0)
+            last = now
+        with _counter() as counter:
+            output = original(*args, **kwargs)
+        steps[-1] += counter.get_total_flops()
+        return output
+
+    with Undo() as undo:
+        undo.set(transformer, "forward", forward)
+        yield steps
+
+
 def _counting(block: Block, original: Callable[..., Any], flops: Counter[str]) -> Callable[..., Any]:
     @functools.wraps(original)
     def forward(*args: Any, **kwargs: Any) -> Any:
-        with FlopCounterMode(display=False, custom_mapping=_MISSING) as counter:
+        with _counter() as counter:
             output = original(*args, **kwargs)
         flops[block.name] += counter.get_total_flops()
         return output

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import base64
 import io
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, PackageLoader, select_autoescape
-
+from fastcache_xdit.evaluate.page import data_url, write_page
 from fastcache_xdit.evaluate.summary import View, images_of, pace
 from fastcache_xdit.evaluate.token_maps import assembled, heat, over
 from fastcache_xdit.parallel.ledger import Entry
@@ -27,19 +25,17 @@ DEGREE_NAMES = {
 
 def write_report(path: Path, figures: dict[str, Any], prompts: Sequence[str], views: Sequence[View]) -> None:
     """Write the page; it needs no other file and no network."""
-    loader = PackageLoader("fastcache_xdit.evaluate", ".")
-    page = Environment(loader=loader, autoescape=select_autoescape(default=True)).get_template("report.html")
-    path.write_text(
-        page.render(
-            figures=figures,
-            pace=pace,
-            layout=_layout(figures["parallel"]),
-            pairs=_pairs(figures, prompts, views),
-            left_out=max(0, len(prompts) - MOST_IMAGES),
-            grids=_grids(views),
-            token_maps=_token_maps(views),
-            threshold=(figures["cache_config"] or {}).get("threshold", 0.0),
-        )
+    write_page(
+        path,
+        "report.html",
+        figures=figures,
+        pace=pace,
+        layout=_layout(figures["parallel"]),
+        pairs=_pairs(figures, prompts, views),
+        left_out=max(0, len(prompts) - MOST_IMAGES),
+        grids=_grids(views),
+        token_maps=_token_maps(views),
+        threshold=(figures["cache_config"] or {}).get("threshold", 0.0),
     )
 
 
@@ -67,7 +63,7 @@ def _pairs(figures: dict[str, Any], prompts: Sequence[str], views: Sequence[View
 def _data_url(image: Any) -> str:
     buffer = io.BytesIO()
     image.save(buffer, format="PNG")
-    return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
+    return data_url(buffer.getvalue(), "png")
 
 
 def _grids(views: Sequence[View]) -> list[dict[str, Any]]:

@@ -45,3 +45,9 @@ def tuned_configs(name: str) -> dict[float, Path]:
 def shipped_calibrations(name: str) -> list[Path]:
     """The calibration of a shipped model, and what its presets refitted of it. Raises ValueError as `model_path`."""
     return sorted((_PRESETS / model_path(name).name).glob("*.safetensors"))
+
+
+def calibration_prompts(name: str) -> list[str]:
+    """Prompts that a shipped model's calibration and tuning have seen. Raises ValueError as `model_path`."""
+    lines = [path.read_text().splitlines() for path in sorted((_PRESETS / model_path(name).name).glob("*prompts.txt"))]
+    return [line.strip() for each in lines for line in each if line.strip() and not line.startswith("#")]

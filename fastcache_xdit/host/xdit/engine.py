@@ -68,7 +68,7 @@ class Engine:
             os.environ.setdefault(name, value)
         engine_config = _engine_config(model, options)
         engine_config.runtime_config.dtype = DTYPES[dtype]
-        _silence_loading()
+        silence_loading()
         kind = _pipeline_name(model)
         self.is_video = kind in video.PIPELINES
         if self.is_video:
@@ -224,7 +224,7 @@ def _apply_vae_options(pipe: Any, options: dict[str, Any]) -> None:
         pipe.vae.enable_slicing()
 
 
-def _silence_loading() -> None:
+def silence_loading() -> None:
     """No progress bars of loading: one per rank would scramble the terminal."""
     import diffusers.utils.logging
     import transformers.utils.logging

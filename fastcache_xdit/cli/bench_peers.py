@@ -1,0 +1,195 @@
+"""`bench peers`: every cache over a sweep of its own knob, on the same weights, prompts, seeds and machine."""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import platform
+import shlex
+import sys
+from dataclasses import replace
+from datetime import datetime, timezone
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import torch
+from tqdm import tqdm
+
+from fastcache_xdit.cli.arguments import is_first_rank
+from fastcache_xdit.cli.pipeline import (
+    add_pipeline_arguments,
+    call_arguments,
+    model_folder,
+    pipeline_options,
+    prompts_of,
+)
+from fastcache_xdit.evaluate.peers.catalogue import catalogue
+from fastcache_xdit.evaluate.peers.frontier import draw
+from fastcache_xdit.evaluate.peers.measure import RAN, Bench, Outcome, Plan
+from fastcache_xdit.evaluate.peers.peer import Peer, Setting
+from fastcache_xdit.evaluate.peers.results import UNCACHED, Results, studies, write_csv
+from fastcache_xdit.evaluate.peers.score import score
+from fastcache_xdit.evaluate.peers.site import Parallel, Place, Plain
+from fastcache_xdit.host.xdit import engine, layout
+from fastcache_xdit.plugin import register
+from fastcache_xdit.reference.loading import PRESETS, SHIPPED, calibration_prompts, tuned_configs
+from fastcache_xdit.reference.sampling import prompts
+from fastcache_xdit.tuning.calibrate import versions
+
+TIMED = 2  # prompts of the requests whose time is taken
+QUICK_COUNT, QUICK_EVERY = 8, 3
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The command's own options, beside xDiT's engine flags."""
+    own = parser.add_argument_group("fastcache_xdit bench peers")
+    add_pipeline_arguments(own, batch_size=8)
+    own.add_argument("--count", type=int, default=32, help="prompts, held out from calibration; default: %(default)s")
+    own.add_argument("--repetitions", type=int, default=3, help="of each timing; default: %(default)s")
+    own.add_argument("--configs", nargs="+", default=[], metavar="FILE.yaml", help="FastCache configs of this model")
+    own.add_argument("--only", nargs="+", metavar="NAME", help="caches whose name has one of these in it")
+    own.add_argument("--quick", action="store_true", help="8 prompts, and every third setting of each other cache")
+    own.add_argument("--output", metavar="FOLDER", default="results/peers", help="default: %(default)s")
+
+
+def main(argv: list[str]) -> int:
+    """Run what is not in the results folder yet; the first rank writes."""
+    register()
+    options = pipeline_options("bench peers", argv, add_arguments)
+    folder, call = model_folder(options["model"]), call_arguments(options)
+    layout.check_degrees(options, engine.world_size())
+    dtype = options["dtype"] or engine.default_dtype()
+    peers = _chosen(options)
+    conditions = _conditions(options, call, dtype)
+    output = Path(options["output"]) / f"{Path(options['model']).name}-{conditions['steps']}" / conditions["layout"]
+    results = Results(output, conditions) if is_first_rank() else None
+    known = engine.share(results.known() if results else None)[0]
+    todo = [(peer, setting) for peer in peers for setting in peer.settings if (peer.name, setting.label) not in known]
+    if todo:
+        _run(Bench(_loader(folder, options, dtype), _plan(options, call)), todo, results, (UNCACHED, "") not in known)
+    if results:
+        study = studies(output)[0]
+        print(f"fastcache: -> {output / 'results.jsonl'}, {write_csv(study)}, {draw(study)}")
+    engine.finish()
+    return 0
+
+
+def _run(bench: Bench, todo: list[tuple[Peer, Setting]], results: Results | None, first: bool) -> None:
+    if results and first:
+        itself = score(bench.place.pipe, bench.plan.batches, bench.truth, bench.truth)
+        results.add(Outcome(UNCACHED, "", RAN, compute=1.0, scores=itself, pictures=bench.truth.pictures))
+    bar = tqdm(todo, disable=not is_first_rank(), unit="setting", dynamic_ncols=True)
+    for peer, setting in bar:
+        bar.set_description(peer.name)
+        outcome = bench.measure(peer, setting)
+        if results:
+            results.add(outcome, peer)
+            bar.write(_line(outcome))
+
+
+def _line(outcome: Outcome) -> str:
+    name = f"{outcome.peer:<32} {outcome.setting:<34} {outcome.status:<11}"
+    if not (outcome.scores and outcome.speedup and outcome.compute):
+        return f"{name} {outcome.error.splitlines()[0][:120]}"
+    pace = outcome.speedup
+    times = f"{pace['median']:.2f}x ({pace['least']:.2f} to {pace['most']:.2f}, {pace['repetitions']} runs)"
+    left = "" if outcome.restored else "  LEFT SOMETHING BEHIND"
+    return f"{name} {outcome.compute:>6.1%} {outcome.scores.psnr_db:>6.2f} dB  {times}{left}"
+
+
+def _configs(options: dict[str, Any]) -> dict[str, Path]:
+    """FastCache's config files by label: those that ship with the model, and those of the command line."""
+    given = {Path(path).stem: Path(path) for path in options["configs"]}
+    if options["model"] not in SHIPPED:
+        return given
+    labels = dict(zip(PRESETS.values(), PRESETS, strict=True))
+    return {labels[share]: path for share, path in tuned_configs(options["model"]).items() if path.is_file()} | given
+
+
+def _chosen(options: dict[str, Any]) -> list[Peer]:
+    everybody = catalogue(_configs(options))
+    words = options["only"] or [""]
+    peers = [peer for peer in everybody if any(word in peer.name for word in words)]
+    if not peers:
+        names = ", ".join(peer.name for peer in everybody)
+        raise ValueError(f"no cache has {' or '.join(words)} in its name; there are {names}")
+    return [_thinned(peer) for peer in peers] if options["quick"] else peers
+
+
+def _thinned(peer: Peer) -> Peer:
+    return peer if peer.ours else replace(peer, settings=peer.settings[1::QUICK_EVERY])
+
+
+def _plan(options: dict[str, Any], call: dict[str, Any]) -> Plan:
+    quick = options["quick"]
+    texts = _prompts(options, QUICK_COUNT if quick else options["count"])
+    batches = engine.batches(texts, options["batch_size"], options["seed"])
+    timed = engine.batches(texts, TIMED, options["seed"])[0]
+    rehearsal = engine.batches(_rehearsal(options, texts), 1, 0)[0]
+    return Plan(batches, timed, rehearsal, options["repetitions"], call)
+
+
+def _prompts(options: dict[str, Any], count: int) -> list[str]:
+    """Of the command line, or those of the shapes language that neither training nor calibration have seen."""
+    if options["prompts"] or options["prompt"] or options["model"] not in SHIPPED:
+        return prompts_of(options)[:count]
+    seen = set(calibration_prompts(options["model"]))
+    return [text for text in prompts(count + len(seen), options["seed"]) if text not in seen][:count]
+
+
+def _rehearsal(options: dict[str, Any], texts: list[str]) -> list[str]:
+    return calibration_prompts(options["model"])[:1] if options["model"] in SHIPPED else texts[-1:]
+
+
+def _loader(folder: str, options: dict[str, Any], dtype: str) -> Any:
+    if engine.world_size() == 1:
+        return lambda: Plain(folder, dtype)
+    running: list[Place] = []  # xDiT's process groups can be set up once
+
+    def load() -> Place:
+        if not running:
+            running.append(Parallel(engine.Engine(folder, options, dtype), engine.world_size()))
+        return running[0]
+
+    return load
+
+
+def _conditions(options: dict[str, Any], call: dict[str, Any], dtype: str) -> dict[str, Any]:
+    texts = _plan(options, call).batches
+    degrees = [f"{name.split('_')[0]}{degree}" for name, degree in layout.degrees(options).items() if degree > 1]
+    return {
+        "model": options["model"],
+        "steps": call["num_inference_steps"],
+        "layout": "-".join(degrees) or "1",
+        "ranks": engine.world_size(),
+        "dtype": dtype,
+        "batch_size": options["batch_size"],
+        "seed": options["seed"],
+        "count": sum(len(batch.prompts) for batch in texts),
+        "prompts": hashlib.sha256(repr(texts).encode()).hexdigest()[:12],
+        "call": call,
+        "versions": versions() | {"cache-dit": _version("cache-dit")},
+        "peers": [peer.name for peer in catalogue(_configs(options))],
+        "machine": _machine(),
+        "date": datetime.now(timezone.utc).strftime("%Y-%m-%d %H:%M UTC"),
+        "command": shlex.join(["python", "-m", "fastcache_xdit", "bench", "peers", *sys.argv[3:]]),
+    }
+
+
+def _version(package: str) -> str:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return "not installed"
+
+
+def _machine() -> str:
+    if torch.cuda.is_available():
+        return torch.cuda.get_device_name()
+    path = Path("/proc/cpuinfo")
+    lines = path.read_text().splitlines() if path.exists() else []
+    name = next(
+        (line.partition(":")[2].strip() for line in lines if line.startswith("model name")), platform.processor()
+    )
+    return f"{name}, {torch.get_num_threads()} thread{'s' * (torch.get_num_threads() > 1)} a process"

@@ -1,0 +1,87 @@
+"""FastCache itself, and the two plain ways to save: fewer steps, and reuse at a fixed interval."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from fastcache_xdit.config import FastCacheConfig
+from fastcache_xdit.decision.schedule import uniform_mask
+from fastcache_xdit.evaluate.peers.peer import Peer, Setting, Site
+from fastcache_xdit.plugin import fastcache, repaired
+
+SHARES = (1 / 1.5, 1 / 2, 1 / 2.5, 1 / 3, 1 / 4, 1 / 5)
+THRESHOLDS = (0.02, 0.05, 0.1, 0.2, 0.4)
+SCHEDULED: dict[str, Any] = {
+    "test": "none",
+    "warmup_steps": 1,
+    "cooldown_steps": 0,
+    "max_consecutive_skips": 1000,
+    "error_budget": 1e9,
+    "lead_blocks": 0,
+}
+
+
+@contextlib.contextmanager
+def _cached(site: Site, config: FastCacheConfig) -> Iterator[dict[str, Any]]:
+    with fastcache(site.pipe, config):
+        yield {}
+
+
+@contextlib.contextmanager
+def _from_file(site: Site, path: str) -> Iterator[dict[str, Any]]:
+    with _cached(site, FastCacheConfig.from_file(path)) as changes:
+        yield changes
+
+
+@contextlib.contextmanager
+def _online(site: Site, threshold: float, **options: Any) -> Iterator[dict[str, Any]]:
+    # The budget grows with the threshold as it does in the defaults, or it would be what bounds a bold sweep.
+    with _cached(site, FastCacheConfig(threshold=threshold, error_budget=2 * threshold, **options)) as changes:
+        yield changes
+
+
+@contextlib.contextmanager
+def _fixed(site: Site, share: float) -> Iterator[dict[str, Any]]:
+    mask = uniform_mask(site.steps, round(share * site.steps))
+    config = FastCacheConfig(**SCHEDULED, stand_in="reuse", schedule={site.steps: mask})
+    with _cached(site, config) as changes:
+        yield changes
+
+
+@contextlib.contextmanager
+def _fewer(site: Site, share: float) -> Iterator[dict[str, Any]]:
+    with repaired(site.pipe):
+        yield {"num_inference_steps": round(share * site.steps)}
+
+
+def _shares() -> tuple[Setting, ...]:
+    return tuple(Setting(f"1/{1 / share:g}", {"share": share}) for share in SHARES)
+
+
+def tuned(configs: Mapping[str, Path]) -> Peer:
+    """FastCache with the config files of a model, by label, which `calibrate` and `tune` made on other prompts."""
+    settings = tuple(Setting(label, {"path": str(path)}) for label, path in configs.items())
+    note = "calibrated and tuned once on other prompts"
+    return Peer("FastCache, tuned", "fastcache_xdit", _from_file, settings, parallel=True, ours=True, note=note)
+
+
+def online() -> Peer:
+    """FastCache as it is without a calibration, over its threshold."""
+    settings = tuple(Setting(f"threshold {value:g}", {"threshold": value}) for value in THRESHOLDS)
+    note = "no calibration; the first setting's neighbours bracket the default threshold of 0.1"
+    return Peer("FastCache, online", "fastcache_xdit", _online, settings, parallel=True, ours=True, note=note)
+
+
+def fixed_interval() -> Peer:
+    """What FORA and its kin do, on the residual of all blocks."""
+    note = "what all blocks added is reused between evenly spaced steps, run by our own cache"
+    return Peer("fixed interval (FORA-style)", "fastcache_xdit", _fixed, _shares(), parallel=True, note=note)
+
+
+def fewer_steps() -> Peer:
+    """No cache at all."""
+    note = "no cache; compared with the images of all steps"
+    return Peer("fewer steps", "diffusers", _fewer, _shares(), parallel=True, note=note)

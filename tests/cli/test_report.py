@@ -1,0 +1,72 @@
+"""`report`: one page that a browser opens without complaint, and Markdown."""
+
+import json
+import shutil
+import subprocess
+
+import pytest
+from PIL import Image
+
+from fastcache_xdit.cli.main import main
+from fastcache_xdit.evaluate.peers.results import slug
+from tests.evaluate.peers.rows import CONDITIONS, row
+
+CHROMIUM = next(
+    (path for name in ("chromium", "chromium-browser", "google-chrome") if (path := shutil.which(name))), ""
+)
+FLAGS = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--enable-logging=stderr"]
+ROWS = [
+    row("FastCache, tuned", "third", 0.33, 41.0),
+    row("FastCache, tuned", "half", 0.5, 50.0),
+    row("other", "b", 0.32, 30.0),
+    row("other", "a", 0.6, 45.0, restored=False),
+    {"peer": "a third", "setting": "x", "status": "refused", "error": "ValueError: no <b>such</b> model | x"}
+    | {"scores": None, "speedup": None, "compute": None, "steps": []},
+]
+
+
+@pytest.fixture
+def folder(tmp_path):
+    for ranks in (1, 2):
+        made = tmp_path / str(ranks)
+        (made / "images").mkdir(parents=True)
+        layout = {"ranks": ranks, "layout": "1" if ranks == 1 else "ulysses2"}
+        (made / "conditions.json").write_text(json.dumps(CONDITIONS | layout))
+        rows = [row("uncached", "", 1.0, 100.0), *ROWS]
+        (made / "results.jsonl").write_text("".join(json.dumps(each) + "\n" for each in rows))
+        for each in rows:
+            for number in range(2):
+                name = f"{slug(each['peer'], each['setting'])}-{number}.webp"
+                Image.new("RGB", (32, 32), (200, 40 * number, 40)).save(made / "images" / name)
+    return tmp_path
+
+
+def test_the_page_says_what_was_found(folder):
+    assert main(["report", str(folder), "--markdown", str(folder / "B.md")]) == 0
+    page, tables = (folder / "report.html").read_text(), (folder / "B.md").read_text()
+    assert "refused" in page
+    assert "&lt;b&gt;such" in page, "errors are text"
+    assert "2.00x (1.50 to 2.50, 3 runs)" in page, "no ratio without its spread and repetitions"
+    assert "ulysses2" in page, "gain kept on two ranks"
+    assert "http" not in page.replace("http-equiv", ""), "nothing is fetched"
+    assert "| FastCache, tuned | third | 33.0 % |" in tables
+    assert "left something behind" in tables
+
+
+def test_a_folder_without_results_is_one_line(tmp_path, capsys):
+    assert main(["report", str(tmp_path)]) == 2
+    assert "no results" in capsys.readouterr().err
+
+
+@pytest.mark.skipif(not CHROMIUM, reason="needs chromium, to open the page")
+def test_a_browser_opens_the_page(folder, tmp_path):
+    main(["report", str(folder)])
+    picture = tmp_path / "page.png"
+    own = [f"--user-data-dir={tmp_path / 'profile'}", "--window-size=1100,1700", f"--screenshot={picture}"]
+    done = subprocess.run(
+        [CHROMIUM, *FLAGS, *own, f"file://{folder / 'report.html'}"], capture_output=True, text=True, timeout=300
+    )
+    assert "Uncaught" not in done.stderr
+    image = Image.open(picture).convert("RGB")
+    assert image.size == (1100, 1700)
+    assert len(image.getcolors(1 << 20)) > 50, "something is drawn"
