@@ -33,7 +33,7 @@ from fastcache_xdit.parallel.ledger import Entry, Ledger
 from fastcache_xdit.parallel.topology import Topology
 from fastcache_xdit.runtime.allowed import check_tokens
 from fastcache_xdit.runtime.driver import Driver
-from fastcache_xdit.runtime.judge import AgreeingJudge, FirstPatchJudge, Judge, LeaderJudge, Rules, ScheduledJudge
+from fastcache_xdit.runtime.judge import AgreeingJudge, FollowingJudge, Judge, LeaderJudge, Rules, ScheduledJudge
 from fastcache_xdit.runtime.partial import PartialSteps, projections
 from fastcache_xdit.runtime.patch import Undo
 from fastcache_xdit.runtime.segment import Block, Segment, blocks_of, partition
@@ -299,14 +299,12 @@ def _share(host: Host, config: FastCacheConfig, lead: list[Block], segments: lis
 
 
 def _judge(agreeing: AgreeingJudge, spec: ModelSpec, topology: Topology | None) -> Judge:
-    judge: Judge = agreeing
     config = agreeing.config
-    if topology is None or topology.pipefusion_parallel_degree == 1:
-        return judge
-    if spec.patches_follow_first:
-        judge = FirstPatchJudge(judge, config, agreeing.ledger)
-    if config.pp_decision == "leader":
-        layout.check_decision(config, topology.pipefusion_parallel_degree)
+    stages = topology.pipefusion_parallel_degree if topology else 1
+    patches = stages > 1 and spec.patches_follow_first
+    judge: Judge = FollowingJudge(agreeing, config, agreeing.ledger, branches=config.cfg_agreement, patches=patches)
+    if topology and stages > 1 and config.pp_decision == "leader":
+        layout.check_decision(config, stages)
         judge = LeaderJudge(judge, StageRelay(topology), config, agreeing.ledger, agreeing.counters)
     return judge
 

@@ -13,7 +13,7 @@ STEPS = 8
 
 def generate(pipe, family, seed=0, **changes):
     arguments = {**tiny.call_arguments(family, seed=seed, **changes), "num_inference_steps": STEPS}
-    images = pipe(**arguments).images
+    images = pipe(**arguments)[0]
     return images if torch.is_tensor(images) else torch.as_tensor(images)
 
 

@@ -101,12 +101,14 @@ FLAGS = {
     ],
     bench: [
         "--batch_size",
+        "--budgets",
         "--config",
         "--count",
         "--dtype",
         "--maps",
         "--output",
         "--prompts",
+        "--repeats",
         "--settings",
         "--steps",
         "--tolerance",
@@ -133,7 +135,13 @@ BATCH = {
     "export": (batch_arguments.add_export, ["--output"]),
 }
 LINE = ["guidance", "height", "negative_prompt", "prompt", "seed", "steps", "width"]
-MODELS = ["DiTTransformer2DModel", "FluxTransformer2DModel", "PixArtTransformer2DModel", "SD3Transformer2DModel"]
+MODELS = [
+    "DiTTransformer2DModel",
+    "FluxTransformer2DModel",
+    "PixArtTransformer2DModel",
+    "SD3Transformer2DModel",
+    "WanTransformer3DModel",
+]
 
 
 def test_public_names():

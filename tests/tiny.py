@@ -19,8 +19,9 @@ from tests.tiny_parts import CHANNELS, TEXT, autoencoder, encoders
 
 TOKENS = 16  # length of the text, divisible by every sequence degree
 PIXELS = 128
+FRAMES = 5  # two in latents
 GAIN = 0.5  # random weights at full size change far more from step to step than trained ones do
-FAMILIES = ("pixart", "pixart_sigma", "flux", "sd3", "dit")  # "flux2" is there as well, for defects of xDiT only
+FAMILIES = ("pixart", "pixart_sigma", "flux", "sd3", "dit", "wan")  # "flux2" is there as well, for defects of xDiT only
 
 _HEADS = {"num_attention_heads": 4, "attention_head_dim": 16}
 _GRID = {"in_channels": CHANNELS, "sample_size": 16, "patch_size": 2}
@@ -84,6 +85,18 @@ _MODELS: dict[str, tuple[str, dict[str, Any]]] = {
             "num_embeds_ada_norm": 1000,  # the pipeline takes label 1000 for "no class"
         },
     ),
+    "wan": (
+        "WanTransformer3DModel",
+        {
+            **_HEADS,
+            "num_layers": 8,
+            "in_channels": CHANNELS,
+            "out_channels": CHANNELS,
+            "text_dim": TEXT,
+            "freq_dim": 32,
+            "ffn_dim": 128,
+        },
+    ),
 }
 _PIPELINES = {
     "pixart": "PixArtAlphaPipeline",
@@ -92,6 +105,7 @@ _PIPELINES = {
     "flux2": "Flux2Pipeline",
     "sd3": "StableDiffusion3Pipeline",
     "dit": "DiTPipeline",
+    "wan": "WanPipeline",
 }
 
 
@@ -133,6 +147,9 @@ def call_arguments(family: str, seed: int = 0, batch: int = 1, pixels: int = PIX
     negative = torch.randn(batch, tokens, TEXT, generator=draw)
     if family == "flux2":
         return {"prompt_embeds": prompt, "max_sequence_length": tokens, "generator": draw, **size}
+    if family == "wan":
+        video = {"num_frames": FRAMES, "generator": draw}
+        return {"prompt_embeds": prompt, "negative_prompt_embeds": negative, **video, **size}
     side = pixels // 8
     noise = torch.randn(batch, CHANNELS, side, side, generator=draw)
     if family == "flux":
@@ -158,7 +175,11 @@ def forward_arguments(family: str, seed: int = 0, batch: int = 2, pixels: int = 
     time = torch.full((batch,), float(timestep))
     if family == "dit":
         return {"hidden_states": image, "timestep": time.long(), "class_labels": torch.zeros(batch, dtype=torch.long)}
+    if family == "wan":
+        image = torch.randn(batch, CHANNELS, 2, side, side, generator=draw)
     common = {"hidden_states": image, "encoder_hidden_states": text, "timestep": time}
+    if family == "wan":
+        return common
     if family.startswith("pixart"):
         return {**common, "added_cond_kwargs": {"resolution": None, "aspect_ratio": None}}
     common["pooled_projections"] = torch.randn(batch, TEXT, generator=draw)
@@ -191,7 +212,7 @@ def _calm(model: nn.Module) -> nn.Module:
 
 
 def _scheduler(family: str) -> Any:
-    if family in ("flux", "flux2", "sd3"):
+    if family in ("flux", "flux2", "sd3", "wan"):
         return diffusers.FlowMatchEulerDiscreteScheduler(shift=3.0)
     bounded = {"prediction_type": "v_prediction"}  # noise predicted by random weights would grow with every step
     if family == "dit":

@@ -21,6 +21,9 @@ def autoencoder(family: str) -> Any:
     common: dict[str, Any] = {"block_out_channels": width, "latent_channels": CHANNELS, "norm_num_groups": 4}
     if family == "flux2":
         return diffusers.AutoencoderKLFlux2(**common).eval()
+    if family == "wan":
+        plain = {"latents_mean": [0.0] * CHANNELS, "latents_std": [1.0] * CHANNELS}
+        return diffusers.AutoencoderKLWan(base_dim=8, z_dim=CHANNELS, num_res_blocks=1, **plain).eval()
     shift = {"shift_factor": 0.1, "use_quant_conv": False, "use_post_quant_conv": False}
     return diffusers.AutoencoderKL(
         **common,
@@ -43,7 +46,7 @@ def encoders(family: str, text: bool) -> dict[str, Any]:
     if not text:
         return {**dict.fromkeys(names), **optional}
     parts = [part for width in _CLIP.get(family, ()) for part in (_clip(family, width), clip_tokenizer())]
-    parts += [] if family == "dit" else [_t5(), t5_tokenizer()]
+    parts += [] if family == "dit" else [_umt5() if family == "wan" else _t5(), t5_tokenizer()]
     return {**dict(zip(names, parts, strict=True)), **optional}
 
 
@@ -72,6 +75,11 @@ def _clip(family: str, width: int) -> Any:
 def _t5() -> Any:
     config = transformers.T5Config(vocab_size=128, d_model=TEXT, d_kv=8, d_ff=64, num_layers=2, num_heads=4)
     return transformers.T5EncoderModel(config).eval()
+
+
+def _umt5() -> Any:
+    config = transformers.UMT5Config(vocab_size=128, d_model=TEXT, d_kv=8, d_ff=64, num_layers=2, num_heads=4)
+    return transformers.UMT5EncoderModel(config).eval()
 
 
 def clip_tokenizer() -> Any:

@@ -15,6 +15,7 @@ from fastcache_xdit.cli.arguments import is_first_rank
 from fastcache_xdit.cli.batch_arguments import recipe_of
 from fastcache_xdit.cli.pipeline import add_pipeline_arguments, call_arguments, model_folder, pipeline_options
 from fastcache_xdit.config import FastCacheConfig
+from fastcache_xdit.evaluate.token_maps import TokenMap, sheet
 from fastcache_xdit.host.xdit import engine, layout
 from fastcache_xdit.jobs.benchmark import memory, replicas
 from fastcache_xdit.jobs.recipe import Recipe
@@ -26,7 +27,7 @@ from fastcache_xdit.tuning.calibrate import versions
 from fastcache_xdit.tuning.costs import costs
 from fastcache_xdit.tuning.frontier import draw
 from fastcache_xdit.tuning.overhead import overhead
-from fastcache_xdit.tuning.partial_steps import SETTINGS, tokens
+from fastcache_xdit.tuning.partial_steps import BUDGETS, SETTINGS, PartialBench
 from fastcache_xdit.tuning.partial_steps import Row as TokensRow
 from fastcache_xdit.tuning.runner import Runner
 
@@ -43,6 +44,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     own.add_argument("--count", type=int, default=32, help="held-out prompts; default: %(default)s")
     own.add_argument("--tolerance", type=float, default=0.005, help="of the significance test; default: %(default)s")
     own.add_argument("--settings", nargs="+", choices=SETTINGS, default=SETTINGS, help="of bench tokens; default: both")
+    own.add_argument(
+        "--budgets", type=_share, nargs="+", default=BUDGETS, help="of bench tokens: shares of block FLOPs"
+    )
+    own.add_argument("--repeats", type=int, default=3, help="timings of bench tokens; default: %(default)s")
     own.add_argument("--maps", metavar="FILE", help="of calibrate --maps, for the paper's W H + b with whole matrices")
     own.add_argument("--output", metavar="FOLDER", default="results/bench", help="default: %(default)s")
 
@@ -61,6 +66,8 @@ def main(argv: list[str]) -> int:
     model, call = model_folder(options["model"]), call_arguments(options)
     if options["model"] not in SHIPPED:
         raise ValueError(f"bench knows held-out prompts of shipped models only: {', '.join(SHIPPED)}")
+    if options["repeats"] < 1:
+        raise ValueError(f"--repeats {options['repeats']}: give at least 1")
     folder = Path(options["output"])
     if argv[0] == "batch":
         return _batch(folder, recipe_of(options), options)
@@ -120,14 +127,27 @@ def _significance(runner: Runner, batches: Sequence[engine.Batch], options: dict
 
 
 def _tokens(runner: Runner, batches: Sequence[engine.Batch], options: dict[str, Any]) -> dict[str, Any]:
-    _say(f"{'setting':<8} {'kind':<24} {'FLOPs':>6} {'speedup':>8} {'PSNR dB':>8} {'worst':>6}  mask")
-    rows = tokens(runner, batches, str(calibration_path(options["model"])), options["settings"], _show_tokens)
+    _say(f"{'setting':<8} {'kind':<24} {'FLOPs':>6} {'speedup':>8}  {'spread':<15} {'PSNR dB':>8} {'worst':>6}  mask")
+    rows: list[TokensRow] = []
+    maps: dict[str, tuple[Any, Sequence[TokenMap]]] = {}
+    for setting in options["settings"]:
+        bench = PartialBench(runner, batches, str(calibration_path(options["model"])), setting, options["repeats"])
+        for row in bench.rows(options["budgets"]):
+            _show_tokens(row)
+            rows.append(row)
+        if engine.world_size() == 1:  # shards would have to be put together
+            maps[setting] = bench.changes()
+    if maps:
+        folder = Path(options["output"])
+        folder.mkdir(parents=True, exist_ok=True)
+        sheet(maps, folder / f"token-changes-{runner.call['num_inference_steps']}.png")
     return {"rows": [asdict(row) for row in rows]}
 
 
 def _show_tokens(row: TokensRow) -> None:
     line = f"{row.setting:<8} {row.kind:<24} {row.flops:>6.1%} {row.speedup:>7.2f}x"
-    _say(f"{line} {row.psnr_mean:>8.2f} {row.psnr_min:>6.1f}  {row.mask}")
+    spread = f"{row.speedup_least:.2f}-{row.speedup_most:.2f} of {row.repeats}"
+    _say(f"{line}  {spread:<15} {row.psnr_mean:>8.2f} {row.psnr_min:>6.1f}  {row.mask}")
 
 
 def _costs(runner: Runner, batches: Sequence[engine.Batch], options: dict[str, Any]) -> dict[str, Any]:
@@ -151,15 +171,23 @@ def _batch(folder: Path, recipe: Recipe, options: dict[str, Any]) -> int:
     texts = prompts(max(MEMORY_ITEMS, options["count"]), options["seed"])
     rows = replicas(folder / "jobs", recipe, texts[: options["count"]], REPLICAS)
     for row in rows:
-        share = row.working_seconds / rows[0].working_seconds
-        _say(f"{row.replicas} replicas: {row.items} items, {row.working_seconds:.1f} s at work ({share:.2f} of one's)")
+        work, whole = row.working_seconds / rows[0].working_seconds, row.seconds / rows[0].seconds
+        seconds = f"{row.working_seconds:.1f} s at work ({work:.2f} of one's), {row.seconds:.1f} s in all ({whole:.2f})"
+        _say(f"{row.replicas} replicas: {row.items} items, {seconds}")
     used = memory(folder / "jobs", recipe, texts[:MEMORY_ITEMS])
-    _say(f"memory over {used.items} items: {used.early:.0f} MiB early, {used.late:.0f} MiB at most later")
+    _say(f"memory over {used.items} items: {used.early:.0f} MiB early, {used.late:.0f} MiB late")
     found = {"replicas": [row._asdict() for row in rows], "memory_mib": used._asdict()}
     path = folder / "batch.json"
     path.write_text(json.dumps({"model": options["model"], **versions(), **found}, indent=1) + "\n")
     _say(f"fastcache: -> {path}")
     return 0
+
+
+def _share(word: str) -> float:
+    share = float(word)
+    if not 0 < share <= 1:
+        raise argparse.ArgumentTypeError(f"{word} is not a share of the FLOPs: give more than 0, and at most 1")
+    return share
 
 
 def _say(line: str) -> None:

@@ -13,7 +13,15 @@ from fastcache_xdit.host.xdit import layout, registration
 from fastcache_xdit.host.xdit.engine import DTYPES
 from fastcache_xdit.reference.loading import SHIPPED, generation_defaults, model_path
 
-CALL = ("num_inference_steps", "guidance_scale", "height", "width", "max_sequence_length", "negative_prompt")
+CALL = (
+    "num_inference_steps",
+    "guidance_scale",
+    "height",
+    "width",
+    "num_frames",
+    "max_sequence_length",
+    "negative_prompt",
+)
 
 
 def pipeline_options(command: str, argv: list[str], add_arguments: Callable[[argparse.ArgumentParser], None]) -> dict:

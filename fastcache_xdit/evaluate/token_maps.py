@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import NamedTuple
 
+import matplotlib
 import numpy as np
 import torch
 from matplotlib import colormaps
@@ -15,6 +17,10 @@ from fastcache_xdit.clock import Tick
 from fastcache_xdit.parallel.balance import Kept
 from fastcache_xdit.tokens.region import tiling
 
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt  # noqa: E402
+
+SHOWN = 6  # steps of a sheet
 STATIC = (140, 146, 158, 215)  # what covers tokens that were not computed: seen on dark pictures and on light ones
 
 
@@ -80,6 +86,22 @@ def heat(scores: np.ndarray, size: tuple[int, int]) -> Image.Image:
     """Scores [h, w] from -4 (dark) to 0 (bright) as a picture."""
     colours = colormaps["inferno"](1 + scores / 4)[..., :3]
     return Image.fromarray((255 * colours).astype(np.uint8)).resize(size, Image.Resampling.NEAREST)
+
+
+def sheet(rows: dict[str, tuple[Image.Image, Sequence[TokenMap]]], path: Path) -> None:
+    """One row for each kind of request: its picture, and the heat maps of `SHOWN` of its steps."""
+    figure, panels = plt.subplots(len(rows), SHOWN + 1, figsize=(1.6 * (SHOWN + 1), 1.9 * len(rows)), squeeze=False)
+    for line, (name, (picture, maps)) in zip(panels, rows.items(), strict=True):
+        chosen = [maps[index] for index in np.linspace(0, len(maps) - 1, SHOWN).round().astype(int)]
+        pictures = [picture, *(heat(each.scores, picture.size) for each in chosen)]
+        titles = [name, *(f"step {each.step + 1}" for each in chosen)]
+        for panel, shown, title in zip(line, pictures, titles, strict=True):
+            panel.imshow(shown)
+            panel.set_title(title, fontsize=9)
+            panel.axis("off")
+    figure.tight_layout()
+    figure.savefig(path, dpi=110)
+    plt.close(figure)
 
 
 def _joined(shards: Sequence[dict[int, Seen]]) -> Seen:

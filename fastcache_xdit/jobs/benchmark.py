@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 import time
@@ -14,7 +15,9 @@ from fastcache_xdit.jobs.store import Store
 from fastcache_xdit.jobs.submit import items_of
 
 LOOK = 0.2  # seconds between two looks at a run
-SETTLED = 20  # items after which a process has allocated what it needs
+# torchrun gives each of several ranks one thread, and a single rank every core: each replica shall have the same here.
+THREADS = {"OMP_NUM_THREADS": "1"}
+WINDOW = 20  # items over which memory is compared: as many early as late, since what is resident goes up and down
 
 
 class Row(NamedTuple):
@@ -27,7 +30,7 @@ class Row(NamedTuple):
 
 
 class Memory(NamedTuple):
-    """Resident MiB of a process after `SETTLED` items, and the most later on."""
+    """Resident MiB of a process: the most over its first `WINDOW` items, and over its last."""
 
     items: int
     early: float
@@ -47,8 +50,9 @@ def memory(folder: Path, recipe: Recipe, prompts: Sequence[str]) -> Memory:
         while process.poll() is None:
             seen.append((store.counts()["done"], _resident(process.pid)))
             time.sleep(LOOK)
-    early = [size for done, size in seen if done <= SETTLED]
-    return Memory(len(prompts), max(early), max(size for _, size in seen))
+    early = [size for done, size in seen if done <= WINDOW]
+    late = [size for done, size in seen if done >= len(prompts) - WINDOW]
+    return Memory(len(prompts), max(early), max(late))
 
 
 def _job(folder: Path, recipe: Recipe, prompts: Sequence[str]) -> Store:
@@ -57,7 +61,7 @@ def _job(folder: Path, recipe: Recipe, prompts: Sequence[str]) -> Store:
 
 def _timed(store: Store, count: int) -> Row:
     start = time.perf_counter()
-    subprocess.run(_command(store, count), check=True)
+    subprocess.run(_command(store, count), check=True, env=THREADS | os.environ)
     totals = store.totals()
     return Row(count, store.counts()["done"], time.perf_counter() - start, totals["ended"] - totals["began"])
 

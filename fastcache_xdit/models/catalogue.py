@@ -26,6 +26,7 @@ SPECS = (
         (*_CONTROLNET, "skip_layers"),
         patches_follow_first=True,
     ),
+    ModelSpec("WanTransformer3DModel", {"blocks": BlockSpec()}),  # turns queries where no partial step can reach
 )
 
 

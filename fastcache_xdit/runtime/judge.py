@@ -146,22 +146,30 @@ class AgreeingJudge:
         return found, errors.amax(dim=0).sqrt().tolist()
 
 
-class FirstPatchJudge:
-    """All patches of a step take the first patch's decision (`ModelSpec.patches_follow_first`)."""
+class FollowingJudge:
+    """Calls of a step that must not differ take the first one's decision, without a message.
 
-    def __init__(self, inner: Judge, config: FastCacheConfig, ledger: Ledger) -> None:
+    Args:
+        branches: guidance branches in calls of their own follow each other (`cfg_agreement`).
+        patches: so do PipeFusion patches (`ModelSpec.patches_follow_first`).
+    """
+
+    def __init__(self, inner: Judge, config: FastCacheConfig, ledger: Ledger, branches: bool, patches: bool) -> None:
         self.inner = inner
         self.config = config
         self.ledger = ledger
-        self._first: dict[str, list[Decision]] = {}
+        self.branches = branches
+        self.patches = patches
+        self._first: dict[tuple[str, str | None, int | None], tuple[Tick, list[Decision]]] = {}
 
     def decide(self, tick: Tick, pairs: Sequence[Stateful], streams: Streams) -> list[Decision]:
-        """See `Judge`; a following patch needs no message."""
-        key = f"{tick.branch} {pairs[0][0].name}"
-        if not tick.patch:
-            self._first[key] = self.inner.decide(tick, pairs, streams)
-            return self._first[key]
-        decisions = [_possible(state, first) for (_, state), first in zip(pairs, self._first[key], strict=True)]
+        """See `Judge`."""
+        key = pairs[0][0].name, None if self.branches else tick.branch, None if self.patches else tick.patch
+        leader, led = self._first.get(key, (tick, []))
+        if leader == tick or leader.step != tick.step:
+            self._first[key] = tick, self.inner.decide(tick, pairs, streams)
+            return self._first[key][1]
+        decisions = [_possible(state, first) for (_, state), first in zip(pairs, led, strict=True)]
         _note(tick, pairs, decisions, self.config, self.ledger)
         return decisions
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,6 +15,7 @@ from fastcache_xdit.decision.schedule import uniform_mask
 from fastcache_xdit.evaluate.editing import LocalEdit, box, box_mask
 from fastcache_xdit.evaluate.flops import counted
 from fastcache_xdit.evaluate.quality import psnr_db, to_tensor
+from fastcache_xdit.evaluate.token_maps import TokenMap, TokenMaps, assembled
 from fastcache_xdit.host.xdit.engine import Batch, wait_for_all
 from fastcache_xdit.tuning.calibrate import FORM, SCHEDULED
 from fastcache_xdit.tuning.runner import Runner
@@ -23,7 +24,6 @@ SETTINGS = ("text", "edit")
 BUDGETS = (1 / 1.5, 1 / 2, 1 / 2.5)
 KEPT = 0.25  # share of tokens that a partial step computes of a whole picture
 EDITED = 0.25  # side of the edited box; its tokens are what a partial step computes of an edit
-REPEATS = 3
 SOME, REGION = {"keep_ratio": KEPT}, {"score": "region", "bucket": 1}
 KINDS: dict[str, dict[str, dict[str, Any] | None]] = {
     "text": {
@@ -45,7 +45,9 @@ KINDS: dict[str, dict[str, dict[str, Any] | None]] = {
 
 @dataclass(frozen=True)
 class Row:
-    """One config: block FLOPs executed / all, wall time uncached / cached (median, least and most), PSNR in dB."""
+    """One config: block FLOPs executed / all, wall time uncached / cached (median, least and most of the repetitions),
+    and PSNR in dB.
+    """
 
     setting: str
     kind: str
@@ -54,6 +56,7 @@ class Row:
     speedup: float
     speedup_least: float
     speedup_most: float
+    repeats: int
     psnr_mean: float
     psnr_min: float
 
@@ -73,23 +76,26 @@ def region_mask(steps: int, budget: float, cost: float) -> str:
     return uniform_mask(steps, max(1, whole)).replace("0", "p")
 
 
-class Bench:
+class PartialBench:
     """One setting; truth and FLOPs of uncached generation are measured once.
 
-    In `edit` each prompt's picture is changed, inside a box, towards the next prompt; only the box is judged.
+    In `edit` each prompt's picture is changed, inside a box, towards the next prompt; only the box is judged. The first
+    batch's FLOPs are counted, and its wall time is taken `repeats` times, cached beside uncached.
     """
 
-    def __init__(self, runner: Runner, batches: Sequence[Batch], calibration: str, setting: str) -> None:
+    def __init__(
+        self, runner: Runner, batches: Sequence[Batch], calibration: str, setting: str, repeats: int = 3
+    ) -> None:
         self.setting = setting
         self.calibration = calibration
+        self.repeats = repeats
         self.steps = runner.call["num_inference_steps"]
         self.jobs = [self._job(runner, batch) for batch in batches]
-        self.truth = [self._judged(*job, None) for job in self.jobs]
-        self.flops = self._flops(None)
+        self.truth, self.flops = self._judged(None)
 
-    def rows(self) -> Iterator[Row]:
+    def rows(self, budgets: Sequence[float]) -> Iterator[Row]:
         """Every kind at every budget."""
-        for budget in BUDGETS:
+        for budget in budgets:
             for kind, tokens in KINDS[self.setting].items():
                 yield self._row(kind, self._config(budget, tokens))
 
@@ -121,31 +127,41 @@ class Bench:
     def _cost(self, tokens: dict[str, Any]) -> float:
         """FLOPs of a partial step over those of a whole one; text, for one, is computed whole."""
         partial = self.steps - 1
-        spent = self._flops(self._scheduled("1" + partial * "p", tokens)) / self.flops
+        spent = self._counted(self._scheduled("1" + partial * "p", tokens))[1] / self.flops
         return (spent * self.steps - 1) / partial
 
     def _row(self, kind: str, config: FastCacheConfig) -> Row:
-        each: list[float] = []
-        for job, truth in zip(self.jobs, self.truth, strict=True):
-            each += psnr_db(self._judged(*job, config), truth)
-        ratios = sorted(self._seconds(None) / self._seconds(config) for _ in range(REPEATS))
+        images, flops = self._judged(config)
+        each = psnr_db(images, self.truth)
+        ratios = sorted(self._seconds(None) / self._seconds(config) for _ in range(self.repeats))
+        times = statistics.median(ratios), ratios[0], ratios[-1], self.repeats
         mask = (config.schedule or {})[self.steps]
-        times = statistics.median(ratios), ratios[0], ratios[-1]
-        flops = self._flops(config) / self.flops
-        return Row(self.setting, kind, mask, flops, *times, sum(each) / len(each), min(each))
+        return Row(self.setting, kind, mask, flops / self.flops, *times, sum(each) / len(each), min(each))
 
-    def _judged(self, runner: Runner, batch: Batch, config: FastCacheConfig | None) -> torch.Tensor:
-        images = to_tensor(runner.images(batch, config))
+    def _judged(self, config: FastCacheConfig | None) -> tuple[torch.Tensor, int]:
+        """What is judged of all images, [N, 3, h, w], and the first batch's block FLOPs."""
+        first, flops = self._counted(config)
+        images = to_tensor(first + [image for job, batch in self.jobs[1:] for image in job.images(batch, config)])
         if self.setting == "text":
-            return images
+            return images, flops
         rows, columns = box(images, EDITED)
-        return images[..., rows, columns]
+        return images[..., rows, columns], flops
 
-    def _flops(self, config: FastCacheConfig | None) -> int:
+    def _counted(self, config: FastCacheConfig | None) -> tuple[list[Any], int]:
         runner, batch = self.jobs[0]
         with counted(runner.engine.pipe) as flops:
-            runner.images(batch, config)
-        return flops.total()
+            images = runner.images(batch, config)
+        return images, flops.total()
+
+    def changes(self) -> tuple[Any, list[TokenMap]]:
+        """The first uncached image, and how far its tokens move at partial steps of half a budget."""
+        runner, batch = self.jobs[0]
+        maps = TokenMaps()
+        with runner.enabled(self._scheduled(partial_mask(self.steps, 1 / 2, KEPT), SOME)) as watched:
+            watched.handle.driver.partial.watch = maps
+            watched.generate(batch)
+        image = runner.images(batch, None)[0]
+        return image, assembled([maps], image.height, image.width)
 
     def _seconds(self, config: FastCacheConfig | None) -> float:
         runner, batch = self.jobs[0]
@@ -154,19 +170,3 @@ class Bench:
         runner.images(batch, config)
         wait_for_all()
         return time.perf_counter() - start
-
-
-def tokens(
-    runner: Runner,
-    batches: Sequence[Batch],
-    calibration: str,
-    settings: Sequence[str],
-    report: Callable[[Row], None],
-) -> list[Row]:
-    """Rows of every setting that is asked for."""
-    found = []
-    for setting in settings:
-        for row in Bench(runner, batches, calibration, setting).rows():
-            report(row)
-            found.append(row)
-    return found

@@ -91,6 +91,18 @@ def test_impossible_layouts_are_told(capsys, monkeypatch, folder, name, world, f
     assert all(word in told for word in words), told
 
 
+def test_videos_are_told_which_layouts_they_have(capsys, monkeypatch, tmp_path):
+    (tmp_path / "model_index.json").write_text(
+        '{"_class_name": "WanPipeline", "transformer": ["diffusers", "WanTransformer3DModel"]}'
+    )
+    (tmp_path / "transformer").mkdir()
+    (tmp_path / "transformer" / "config.json").write_text("{}")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    for flags in (["--pipefusion_parallel_degree", 2], ["--use_cfg_parallel"]):
+        code, told = run(capsys, "generate", "--model", tmp_path, "--prompt", "x", "--cache", "fastcache", *flags)
+        assert code == 2 and "for WanTransformer3DModel; it has ulysses_degree, ring_degree" in told
+
+
 def test_only_the_first_rank_speaks(capsys, monkeypatch):
     for rank, speaks in (("0", True), ("1", False)):
         monkeypatch.setenv("RANK", rank)

@@ -1,10 +1,11 @@
-"""`run` and `generate` on checkpoints of FLUX.1 and SD3 under torchrun, in layouts with sequence ranks and stages."""
+"""`run` and `generate` on checkpoints of FLUX.1, SD3 and Wan: torchrun, sequence ranks and stages."""
 
 from __future__ import annotations
 
 import os
 import subprocess
 import sys
+from itertools import product
 from pathlib import Path
 
 import pytest
@@ -16,12 +17,15 @@ LIMIT = 240  # seconds for one launch
 ULYSSES, STAGES = ["--ulysses_degree", "2"], ["--pipefusion_parallel_degree", "2"]
 LAYOUTS = {"u2": ULYSSES, "pp2": STAGES, "u2 pp2": [*ULYSSES, *STAGES]}
 REQUEST = ["--prompt", "a red circle", "--height", "128", "--width", "128", "--max_sequence_length", "16"]
+REQUEST += ["--num_frames", "5"]  # of the video alone
 REQUEST += ["--num_inference_steps", "8", "--cache", "fastcache", "--seed", "1"]
+CASES = [(*case, layout) for case in product(("run", "generate"), ("flux", "sd3")) for layout in LAYOUTS]
+CASES.append(("generate", "wan", "u2"))
 
 
 @pytest.fixture(scope="module")
 def checkpoints(tmp_path_factory) -> dict[str, Path]:
-    return {family: tiny.checkpoint(family, tmp_path_factory.mktemp(family)) for family in ("flux", "sd3")}
+    return {family: tiny.checkpoint(family, tmp_path_factory.mktemp(family)) for family in ("flux", "sd3", "wan")}
 
 
 def torchrun(ranks: int, words: list[str], folder: Path) -> tuple[int | None, str]:
@@ -41,9 +45,7 @@ def torchrun(ranks: int, words: list[str], folder: Path) -> tuple[int | None, st
     return code, log.read_text()
 
 
-@pytest.mark.parametrize("layout", LAYOUTS)
-@pytest.mark.parametrize("family", ["flux", "sd3"])
-@pytest.mark.parametrize("command", ["run", "generate"])
+@pytest.mark.parametrize("command, family, layout", CASES)
 def test_images_are_written_and_blocks_are_skipped(checkpoints, tmp_path, command, family, layout):
     folder = "--output" if command == "generate" else "--output_directory"
     words = [command, "--model", str(checkpoints[family]), *REQUEST, *LAYOUTS[layout], folder, str(tmp_path / "out")]

@@ -68,6 +68,8 @@ def xdit(family: str, runner: bool = False, model: dict | None = None, **degrees
     import xfuser
 
     plain = tiny.pipeline(family, **(model or {}))
+    if family == "wan":
+        return _runner_wan(plain, config)
     return _runner_flux(plain, config) if runner else getattr(xfuser, WRAPPERS[family])(plain, config)
 
 
@@ -99,7 +101,7 @@ def generate(
             batch_size=1, num_inference_steps=steps, max_condition_sequence_length=length
         )
     output = pipe(**arguments, num_inference_steps=steps, guidance_scale=guidance)
-    return None if output is None else output.images
+    return None if output is None else output[0]
 
 
 def _runner_flux(plain: Any, config: Any) -> Any:
@@ -112,6 +114,17 @@ def _runner_flux(plain: Any, config: Any) -> Any:
     settings = {name: plain.transformer.config[name] for name in names}
     axes = tuple(plain.transformer.config["axes_dims_rope"])
     model = xFuserFlux1Transformer2DWrapper(**settings, axes_dims_rope=axes).eval().requires_grad_(False)
+    model.load_state_dict(plain.transformer.state_dict())
+    plain.register_modules(transformer=model)
+    initialize_runtime_state(plain, config)
+    return plain
+
+
+def _runner_wan(plain: Any, config: Any) -> Any:
+    from xfuser.core.distributed import initialize_runtime_state
+    from xfuser.model_executor.models.transformers.transformer_wan import xFuserWanTransformer3DWrapper
+
+    model = xFuserWanTransformer3DWrapper.from_config(plain.transformer.config).eval().requires_grad_(False)
     model.load_state_dict(plain.transformer.state_dict())
     plain.register_modules(transformer=model)
     initialize_runtime_state(plain, config)

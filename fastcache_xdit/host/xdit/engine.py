@@ -12,10 +12,11 @@ from typing import Any
 import torch
 
 from fastcache_xdit.host import cpu
+from fastcache_xdit.host.xdit import video
 
 RANK_DEFAULTS = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29511"}
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
-NOT_FROM_TEXT_TO_IMAGE = ("CogVideoXPipeline", "ConsisIDPipeline", "LattePipeline", "FluxControlPipeline")
+NOT_SUPPORTED = ("CogVideoXPipeline", "ConsisIDPipeline", "LattePipeline", "FluxControlPipeline")
 BINNED_SAMPLE_SIZES = (32, 64, 128)  # the only ones for which diffusers' PixArt has tables of aspect ratios
 
 
@@ -59,7 +60,7 @@ class Engine:
         options: fields of `xFuserArgs` (degrees, runtime options).
         dtype: a key of `DTYPES`; also the type that PipeFusion sends.
     Raises:
-        ValueError: xDiT has no wrapper for the pipeline, or it is not one from text to image.
+        ValueError: xDiT has no wrapper for the pipeline, or it is not one from text.
     """
 
     def __init__(self, model: str, options: dict[str, Any], dtype: str) -> None:
@@ -68,7 +69,13 @@ class Engine:
         engine_config = _engine_config(model, options)
         engine_config.runtime_config.dtype = DTYPES[dtype]
         silence_loading()
-        self.pipe = _wrapper_of(model).from_pretrained(model, engine_config=engine_config, torch_dtype=DTYPES[dtype])
+        kind = _pipeline_name(model)
+        self.is_video = kind in video.PIPELINES
+        if self.is_video:
+            self.pipe = video.load(model, engine_config, DTYPES[dtype])
+        else:
+            wrapper = _wrapper_of(kind)
+            self.pipe = wrapper.from_pretrained(model, engine_config=engine_config, torch_dtype=DTYPES[dtype])
         if cpu.has_accelerator():
             self.pipe = self.pipe.to(f"cuda:{os.environ['LOCAL_RANK']}")
         self.accepts = set(inspect.signature(type(self.pipe).__call__).parameters)
@@ -78,17 +85,21 @@ class Engine:
     def generate(self, batch: Batch, **call: Any) -> dict[int, Any]:
         """Run one batch; returns {index: PIL image} on the rank of each replica that holds images, else {}.
 
-        Every rank must call it with the same batch. Arguments that the pipeline does not take are left out.
+        Every rank must call it with the same batch. Arguments that the pipeline does not take are left out. A video
+        comes as one image, see `video.strip`.
         """
         mine = self._share(batch)
-        arguments = {"use_resolution_binning": self._binned(), **call}
+        arguments = {"use_resolution_binning": self._binned(), "output_type": "pil", **call}
         arguments = {name: value for name, value in arguments.items() if name in self.accepts and value is not None}
-        generators = [torch.Generator("cpu").manual_seed(seed) for seed in mine.seeds]
-        output = self.pipe(prompt=list(self._padded(batch).prompts), generator=generators, **arguments)
+        arguments["generator"] = [torch.Generator("cpu").manual_seed(seed) for seed in mine.seeds]
+        if self.is_video:
+            videos = self.pipe(prompt=list(mine.prompts), **arguments).frames
+            return dict(zip(mine.indices, video.pictures(videos), strict=True)) if video.first_of_replica() else {}
+        output = self.pipe(prompt=list(self._padded(batch).prompts), **arguments)
         return dict(zip(mine.indices, output.images, strict=False)) if output is not None else {}
 
     def _binned(self) -> bool:
-        config = getattr(getattr(self.pipe.module, "transformer", None), "config", None)
+        config = getattr(getattr(self.pipe, "transformer", None), "config", None)
         return getattr(config, "sample_size", None) in BINNED_SAMPLE_SIZES
 
     def _padded(self, batch: Batch) -> Batch:
@@ -184,18 +195,25 @@ def _engine_config(model: str, options: dict[str, Any]) -> Any:
     return engine_config
 
 
-def _wrapper_of(model: str) -> Any:
-    """xDiT's pipeline class for the diffusers pipeline saved at `model`."""
+def _pipeline_name(model: str) -> str:
+    """Class name of the diffusers pipeline saved at `model`."""
+    import diffusers
+
+    return diffusers.DiffusionPipeline.load_config(model)["_class_name"]
+
+
+def _wrapper_of(name: str) -> Any:
+    """xDiT's pipeline class for a diffusers pipeline class."""
     import diffusers
     from xfuser.model_executor.pipelines.register import xFuserPipelineWrapperRegister
 
-    name = diffusers.DiffusionPipeline.load_config(model)["_class_name"]
-    if name in NOT_FROM_TEXT_TO_IMAGE:
-        raise ValueError(f"{name} makes videos or needs an image; generate takes pipelines from text to image")
+    if name in NOT_SUPPORTED:
+        raise ValueError(f"generate does not take {name}: it needs an image, or xDiT has no runner for its videos")
     try:
         return xFuserPipelineWrapperRegister.get_class(getattr(diffusers, name))
     except (AttributeError, ValueError):
         known = sorted(kind.__name__ for kind in xFuserPipelineWrapperRegister._XFUSER_PIPE_MAPPING)
+        known += video.PIPELINES
         raise ValueError(f"xDiT has no pipeline for {name}; it has {', '.join(known)}") from None
 
 

@@ -18,6 +18,7 @@ DEGREES = (
     "data_parallel_degree",
 )
 PARALLEL = (*DEGREES, "use_cfg_parallel")
+VIDEO, OF_VIDEO = "WanTransformer3DModel", ("ulysses_degree", "ring_degree", "data_parallel_degree")
 PACKED = ("FluxTransformer2DModel", "Flux2Transformer2DModel")  # their pipelines make one token of 2 x 2 latents
 
 
@@ -139,6 +140,8 @@ def check_model(folder: Path, options: Mapping[str, Any], known: list[str]) -> N
     blocks = sum(transformer.get(name) or 0 for name in ("num_layers", "num_single_layers"))
     if blocks and blocks < wanted["pipefusion_parallel_degree"]:
         raise ValueError(f"{blocks} blocks of {kind} are too few for {wanted['pipefusion_parallel_degree']} stages")
+    if kind == VIDEO and (also := [name for name, degree in wanted.items() if degree > 1 and name not in OF_VIDEO]):
+        raise ValueError(f"xDiT has no {also[0]} for {kind}; it has {', '.join(OF_VIDEO)}")
     if wanted["tensor_parallel_degree"] > 1 and kind != "FluxTransformer2DModel":
         raise ValueError(f"xDiT has no tensor parallelism for {kind}; set tensor_parallel_degree=1")
     if wanted["cfg_degree"] > 1 and kind == "FluxTransformer2DModel":
@@ -163,7 +166,8 @@ def pixels_per_token(folder: Path) -> int:
     transformer, vae = (_config(folder / part / "config.json") for part in ("transformer", "vae"))
     levels = vae.get("block_out_channels") or vae.get("encoder_block_out_channels") or [0] * 4
     patch = 2 if transformer_class(folder) in PACKED else transformer.get("patch_size", 1)
-    return 2 ** (len(levels) - 1) * (patch if isinstance(patch, int) else max(patch))
+    shrinks = vae.get("scale_factor_spatial") or 2 ** (len(levels) - 1)
+    return shrinks * (patch if isinstance(patch, int) else max(patch))
 
 
 def _check_pipefusion(options: Mapping[str, Any], stages: int) -> None:

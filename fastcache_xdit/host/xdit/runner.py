@@ -7,7 +7,8 @@ from pathlib import Path
 
 from fastcache_xdit.host.xdit.layout import pipeline_class
 
-RUNNERS = {"FluxPipeline": "FLUX.1-dev", "StableDiffusion3Pipeline": "SD3.5"}  # pipeline class: xDiT's model name
+# Pipeline class: xDiT's model name.
+RUNNERS = {"FluxPipeline": "FLUX.1-dev", "StableDiffusion3Pipeline": "SD3.5", "WanPipeline": "Wan2.1-T2V"}
 
 
 def check_registered(name: str) -> None:
