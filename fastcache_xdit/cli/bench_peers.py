@@ -3,19 +3,12 @@
 from __future__ import annotations
 
 import argparse
-import hashlib
-import os
-import platform
-import shlex
-import sys
 from collections.abc import Callable
 from dataclasses import replace
 from datetime import datetime, timezone
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-import torch
 from tqdm import tqdm
 
 from fastcache_xdit.cli.arguments import is_first_rank
@@ -27,6 +20,7 @@ from fastcache_xdit.cli.pipeline import (
     prompts_of,
 )
 from fastcache_xdit.evaluate.peers.catalogue import catalogue
+from fastcache_xdit.evaluate.peers.environment import command, digest, machine, package_version
 from fastcache_xdit.evaluate.peers.frontier import draw
 from fastcache_xdit.evaluate.peers.measure import RAN, Bench, Outcome, Plan
 from fastcache_xdit.evaluate.peers.peer import Peer, Setting
@@ -154,7 +148,7 @@ def _loader(folder: str, options: dict[str, Any], dtype: str) -> Callable[[], Pl
 
 
 def _conditions(options: dict[str, Any], call: dict[str, Any], dtype: str) -> dict[str, Any]:
-    texts = _plan(options, call).batches
+    texts, folder = _plan(options, call).batches, Path(model_folder(options["model"]))
     degrees = [f"{name.split('_')[0]}{degree}" for name, degree in layout.degrees(options).items() if degree > 1]
     return {
         "model": options["model"],
@@ -165,30 +159,13 @@ def _conditions(options: dict[str, Any], call: dict[str, Any], dtype: str) -> di
         "batch_size": options["batch_size"],
         "seed": options["seed"],
         "count": sum(len(batch.prompts) for batch in texts),
-        "prompts": hashlib.sha256(repr(texts).encode()).hexdigest()[:12],
+        "prompts": digest(repr(texts).encode()),
+        "weights": digest(*(path.read_bytes() for path in sorted(folder.glob("transformer/*.safetensors")))),
+        "configs": {label: digest(path.read_bytes()) for label, path in _configs(options).items()},
         "call": call,
-        "versions": versions() | {"cache-dit": _version("cache-dit")},
+        "versions": versions() | {"cache-dit": package_version("cache-dit")},
         "peers": [peer.name for peer in catalogue(_configs(options))],
-        "machine": _machine(),
+        "machine": machine(),
         "date": datetime.now(timezone.utc).strftime("%Y-%m-%d %H:%M UTC"),
-        "command": shlex.join(["python", "-m", "fastcache_xdit", "bench", "peers", *sys.argv[3:]]),
+        "command": command(engine.world_size()),
     }
-
-
-def _version(package: str) -> str:
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return "not installed"
-
-
-def _machine() -> str:
-    if torch.cuda.is_available():
-        return torch.cuda.get_device_name()
-    path = Path("/proc/cpuinfo")
-    lines = path.read_text().splitlines() if path.exists() else []
-    name = next(
-        (line.partition(":")[2].strip() for line in lines if line.startswith("model name")), platform.processor()
-    )
-    threads = torch.get_num_threads()
-    return f"{os.cpu_count()} cores of {name}, {threads} thread{'s' * (threads > 1)} a process"

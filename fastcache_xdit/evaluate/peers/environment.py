@@ -1,0 +1,48 @@
+"""Where and how a benchmark was run, for those who read its results."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import platform
+import shlex
+import sys
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+import torch
+
+
+def digest(*contents: bytes) -> str:
+    """Twelve letters that tell contents apart."""
+    return hashlib.sha256(b"".join(contents)).hexdigest()[:12]
+
+
+def command(ranks: int) -> str:
+    """This process's command line, as a user would type it."""
+    start = f"torchrun --nproc_per_node {ranks}" if ranks > 1 else "python"
+    return f"{start} -m fastcache_xdit {shlex.join(sys.argv[1:])}"
+
+
+def package_version(package: str) -> str:
+    """The installed version of a distribution."""
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return "not installed"
+
+
+def machine() -> str:
+    """The accelerator, or the processor with its cores and the threads that a process uses."""
+    if torch.cuda.is_available():
+        return torch.cuda.get_device_name()
+    threads = torch.get_num_threads()
+    return f"{os.cpu_count()} cores of {_processor()}, {threads} thread{'s' * (threads > 1)} a process"
+
+
+def _processor() -> str:
+    path = Path("/proc/cpuinfo")
+    lines = path.read_text().splitlines() if path.exists() else []
+    return next(
+        (line.partition(":")[2].strip() for line in lines if line.startswith("model name")), platform.processor()
+    )
