@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import inspect
 from collections.abc import Callable, Iterator
 from typing import Any, Protocol
 
@@ -41,9 +42,11 @@ class Plain:
         if torch.cuda.is_available():
             self.pipe.to("cuda")
         self.pipe.set_progress_bar_config(disable=True)
+        self._accepts = set(inspect.signature(type(self.pipe).__call__).parameters)
 
     def generate(self, batch: Batch, call: dict[str, Any]) -> torch.Tensor:
-        """See `Place`."""
+        """See `Place`; arguments that the pipeline does not take are left out."""
+        call = {name: value for name, value in call.items() if name in self._accepts}
         generators = [torch.Generator("cpu").manual_seed(seed) for seed in batch.seeds]
         output = self.pipe(prompt=list(batch.prompts), generator=generators, **{"output_type": "np", **call})[0]
         return output.cpu() if isinstance(output, torch.Tensor) else _pictures(output)
@@ -59,10 +62,12 @@ class Parallel:
 
     def generate(self, batch: Batch, call: dict[str, Any]) -> torch.Tensor:
         """See `Place`; every rank holds all pictures."""
-        everyone = share(self.engine.generate(batch, **{"output_type": "np", **call}))
+        everyone = share(self.engine.generate(batch, **call))
         found = {index: each for part in everyone for index, each in part.items()}
         rows = [found[index] for index in batch.indices]
-        return torch.stack(rows).cpu() if isinstance(rows[0], torch.Tensor) else _pictures(np.stack(rows))
+        if isinstance(rows[0], torch.Tensor):
+            return torch.stack(rows).cpu()
+        return _pictures(np.stack([np.asarray(image.convert("RGB")) / 255 for image in rows]))
 
 
 def _pictures(values: np.ndarray) -> torch.Tensor:
