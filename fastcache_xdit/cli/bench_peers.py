@@ -165,6 +165,7 @@ def _conditions(options: dict[str, Any], call: dict[str, Any], dtype: str) -> di
         "call": call,
         "versions": versions() | {"cache-dit": package_version("cache-dit")},
         "peers": [peer.name for peer in catalogue(_configs(options))],
+        "sweep": f"every {QUICK_EVERY}rd setting of each other cache" if options["quick"] else "whole",
         "machine": machine(),
         "date": datetime.now(timezone.utc).strftime("%Y-%m-%d %H:%M UTC"),
         "command": command(engine.world_size()),

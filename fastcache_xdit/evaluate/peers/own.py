@@ -13,8 +13,7 @@ from fastcache_xdit.evaluate.peers.peer import Peer, Setting, Site
 from fastcache_xdit.plugin import fastcache, repaired
 
 SHARES = (1 / 1.5, 1 / 2, 1 / 2.5, 1 / 3, 1 / 4, 1 / 5)
-# (threshold, longest run of skipped steps, warm-up); the second is the default config.
-LADDER = ((0.05, 3, 3), (0.1, 3, 3), (0.2, 4, 3), (0.4, 6, 2), (0.8, 8, 2))
+THRESHOLDS = (0.05, 0.1, 0.2, 0.4, 0.8)  # the second is the default
 SCHEDULED: dict[str, Any] = {
     "test": "none",
     "warmup_steps": 1,
@@ -38,9 +37,9 @@ def _from_file(site: Site, path: str) -> Iterator[dict[str, Any]]:
 
 
 @contextlib.contextmanager
-def _online(site: Site, threshold: float, **options: Any) -> Iterator[dict[str, Any]]:
+def _online(site: Site, threshold: float) -> Iterator[dict[str, Any]]:
     # The budget grows with the threshold as it does in the defaults, or it would be what bounds a bold setting.
-    with _cached(site, FastCacheConfig(threshold=threshold, error_budget=2 * threshold, **options)) as changes:
+    with _cached(site, FastCacheConfig(threshold=threshold, error_budget=2 * threshold)) as changes:
         yield changes
 
 
@@ -70,15 +69,9 @@ def tuned(configs: Mapping[str, Path]) -> Peer:
 
 
 def online() -> Peer:
-    """FastCache as it is without a calibration, from careful to bold."""
-    return Peer(
-        "FastCache, online", "fastcache_xdit", _online, tuple(_rung(*rung) for rung in LADDER), parallel=True, ours=True
-    )
-
-
-def _rung(threshold: float, in_a_row: int, warm_up: int) -> Setting:
-    knobs = {"threshold": threshold, "max_consecutive_skips": in_a_row, "warmup_steps": warm_up}
-    return Setting(f"threshold {threshold:g}, {in_a_row} in a row", knobs)
+    """FastCache as it is without a calibration, over its threshold."""
+    settings = tuple(Setting(f"threshold {value:g}", {"threshold": value}) for value in THRESHOLDS)
+    return Peer("FastCache, online", "fastcache_xdit", _online, settings, parallel=True, ours=True)
 
 
 def fixed_interval() -> Peer:

@@ -20,7 +20,7 @@ CONDITIONS, RESULTS = "conditions.json", "results.jsonl"
 UNCACHED = "uncached"
 KEPT_PICTURES = 4
 # What may differ between two runs that go into one folder.
-PASSING = ("date", "command", "machine")
+PASSING = ("date", "command", "machine", "sweep")
 SPEEDUP = ("median", "least", "most", "repetitions")
 
 Row = dict[str, Any]

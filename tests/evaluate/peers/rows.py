@@ -15,6 +15,7 @@ CONDITIONS = {
     "call": {"num_inference_steps": 4},
     "versions": {"torch": "2"},
     "peers": ["FastCache, tuned", "other"],
+    "sweep": "whole",
     "machine": "a machine",
     "date": "2026-01-01 00:00 UTC",
     "command": "python -m fastcache_xdit bench peers",
