@@ -96,12 +96,13 @@ class Study:
 
 
 def studies(folder: Path) -> list[Study]:
-    """All results in or below a folder.
+    """All results in or below a folder; a run that has not measured the uncached pictures yet is left out.
 
     Raises:
         ValueError: there are none.
     """
-    found = [_study(path.parent) for path in sorted(folder.rglob(CONDITIONS))]
+    every = [_study(path.parent) for path in sorted(folder.rglob(CONDITIONS))]
+    found = [study for study in every if study.uncached]
     if not found:
         raise ValueError(f"no results of bench peers in {folder}")
     return sorted(
