@@ -9,7 +9,21 @@ from transformers import T5Config, T5EncoderModel, T5Tokenizer
 from .shapes import BACKGROUNDS, COLOURS, KINDS
 
 # Words of captions, and what spells any other word.
-WORDS = ("a", "an", "small", *COLOURS, *KINDS, "left", "right", "of", "above", "below", "on", *BACKGROUNDS, "background")
+WORDS = (
+    "a",
+    "an",
+    "small",
+    *COLOURS,
+    *KINDS,
+    "left",
+    "right",
+    "of",
+    "above",
+    "below",
+    "on",
+    *BACKGROUNDS,
+    "background",
+)
 LETTERS = "abcdefghijklmnopqrstuvwxyz0123456789.,'-"
 TEXT_WIDTH = 128
 

@@ -15,7 +15,7 @@ from .checker import Score
 from .recipe import Recipe
 
 _BATCH = 16
-_GRID_COLUMNS = 8
+_GRID_WIDTH, _GRID_ROWS = 1024, 8
 
 
 def generate(folder: Path, captions: list[str], seed: int = 0, **overrides: float) -> list[np.ndarray]:
@@ -46,10 +46,12 @@ def by_attribute(scores: list[Score]) -> dict[str, float]:
     return {**result, "all": float(np.mean([score.accuracy for score in scores]))}
 
 
-def save_grid(images: list[np.ndarray], path: Path) -> None:
-    """Save images of equal size side by side, eight to a row; a last row that is not full is left out."""
-    rows = [np.concatenate(images[i : i + _GRID_COLUMNS], 1) for i in range(0, len(images), _GRID_COLUMNS)]
-    whole = [row for row in rows if row.shape == rows[0].shape]
+def save_grid(results: list[np.ndarray], path: Path) -> None:
+    """Save images, or first, middle and last frame of videos, in eight rows; a row that is not full is left out."""
+    tiles = [each if each.ndim == 3 else np.concatenate(each[:: len(each) // 2], 1) for each in results]
+    columns = _GRID_WIDTH // tiles[0].shape[1]
+    rows = [np.concatenate(tiles[i : i + columns], 1) for i in range(0, len(tiles), columns)]
+    whole = [row for row in rows[:_GRID_ROWS] if row.shape == rows[0].shape]
     Image.fromarray(np.concatenate(whole)).save(path)
 
 

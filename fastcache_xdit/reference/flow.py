@@ -18,6 +18,8 @@ TRAIN_TIMESTEPS = 1000
 DRAWS = 4
 # One fixed length, just above the longest caption, so that compiled blocks see one shape only.
 CAPTION_TOKENS = 16
+# Share of scenes shown without their caption, for classifier-free guidance.
+CAPTION_DROPOUT = 0.1
 _UNIFORM_SHARE = 0.25
 
 

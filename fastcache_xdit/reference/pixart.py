@@ -12,14 +12,13 @@ from transformers import T5EncoderModel, T5Tokenizer
 
 from .checker import check
 from .components import TEXT_WIDTH, build_text_encoder, build_tokenizer
-from .flow import DRAWS, TRAIN_TIMESTEPS, add_noise, draw_latents, tokenize
+from .flow import CAPTION_DROPOUT, DRAWS, TRAIN_TIMESTEPS, add_noise, draw_latents, tokenize
 from .image_vae import IMAGE_VAE, load_vae
 from .recipe import Batch, Recipe
 from .sampling import prompts
 from .shapes import IMAGE_SIZE
 
 _MAX_TOKENS = 32
-_CAPTION_DROPOUT = 0.1
 
 
 def tokenizer() -> T5Tokenizer:
@@ -104,7 +103,7 @@ class SceneStream:
     def next(self, count: int) -> Batch:
         """Inputs as :class:`TextToLatent` takes them, of ``count`` scenes with four draws of noise each."""
         texts, latents = draw_latents(self.vae, self.rng, count)
-        texts = ["" if self.rng.random() < _CAPTION_DROPOUT else text for text in texts]
+        texts = ["" if self.rng.random() < CAPTION_DROPOUT else text for text in texts]
         noisy, sigma, velocity = add_noise(latents.repeat_interleave(DRAWS, 0))
         return Batch((*tokenize(self.tokenizer, texts), noisy, sigma), velocity)
 

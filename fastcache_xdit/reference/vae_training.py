@@ -85,7 +85,7 @@ def _fit(
 
 
 def train_vae(recipe: VaeRecipe, minutes: float, seed: int, run_dir: Path) -> None:
-    """Train for ``minutes`` of wall time and save the float32 result, with its latents' scale, under ``run_dir``/vae."""
+    """Train for ``minutes`` of wall time; saves it with the scale of its latents under ``run_dir``/vae."""
     rng, log = training.seed_everything(seed), training.LossLog(run_dir / "vae-loss.jsonl")
     vae = recipe.build()
     _fit(recipe, vae, [vae], _vae_loss, rng, (_LEARNING_RATE, minutes * 60), log)

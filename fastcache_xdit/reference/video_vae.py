@@ -13,19 +13,19 @@ from .recipe import VaeRecipe
 from .shapes import IMAGE_SIZE
 from .videos import Clip, draw_clips, frames, sample_any_clip
 
-LATENT_CHANNELS = 8
-# Pixels are packed 2x2 before the first layer, since full resolution is where a CPU would spend its time.
-_PACKING = 2
+LATENT_CHANNELS = 16
+# Pixels are packed 4x4 before the first layer, since full resolution is where a CPU would spend its time.
+_PACKING = 4
 _CROP = 64
-_CROP_BATCH, _VIDEO_BATCH = 4, 1
+_CROP_BATCH, _VIDEO_BATCH = 8, 2
 
 
 def build_vae() -> AutoencoderKLWan:
-    """Autoencoder from (3, 9, 128, 128) videos in [-1, 1] to (8, 3, 16, 16) latents, with random weights."""
+    """Autoencoder from (3, 9, 128, 128) videos in [-1, 1] to (16, 3, 8, 8) latents, with random weights."""
     vae = AutoencoderKLWan(
-        base_dim=16,
+        base_dim=24,
         z_dim=LATENT_CHANNELS,
-        dim_mult=[1, 2, 4],
+        dim_mult=[1, 2, 2],
         num_res_blocks=1,
         temperal_downsample=[True, True],
         latents_mean=[0.0] * LATENT_CHANNELS,
@@ -34,7 +34,7 @@ def build_vae() -> AutoencoderKLWan:
         out_channels=3 * _PACKING**2,
         patch_size=_PACKING,
         scale_factor_temporal=4,
-        scale_factor_spatial=8,
+        scale_factor_spatial=4 * _PACKING,
     )
     return _channels_last(vae)
 
