@@ -37,6 +37,11 @@ def load_vae(folder: Path) -> AutoencoderKL:
     return AutoencoderKL.from_pretrained(folder, torch_dtype=torch.float32).to(memory_format=torch.channels_last)
 
 
+def decode(vae: AutoencoderKL, latents: torch.Tensor) -> torch.Tensor:
+    """Images (N, 3, H, W) of latents (N, 4, H / 8, W / 8)."""
+    return vae.decode(latents).sample
+
+
 def _corner(rng: random.Random, centre: float, radius: float) -> int:
     return int(min(max(centre + rng.uniform(-1, 1) * (radius + 6) - _CROP / 2, 0), IMAGE_SIZE - _CROP))
 
@@ -59,4 +64,4 @@ def _statistics(latents: torch.Tensor) -> dict[str, float]:
     return {"scaling_factor": 1 / latents.std().item()}
 
 
-IMAGE_VAE = VaeRecipe(build=build_vae, load=load_vae, batch=_batch, statistics=_statistics)
+IMAGE_VAE = VaeRecipe(build=build_vae, load=load_vae, decode=decode, batch=_batch, statistics=_statistics)

@@ -37,12 +37,14 @@ class VaeRecipe:
     Attributes:
         build: one with random weights.
         load: one from its folder, in float32.
+        decode: what the autoencoder makes of latents, with a gradient everywhere.
         batch: images (N, 3, H, W) or videos (N, 3, F, H, W), float32 in [-1, 1], whole ones or cheaper crops (True).
         statistics: entries of the autoencoder's config that bring latents (N, C, ...) to unit variance.
     """
 
-    build: Callable[[], nn.Module]
-    load: Callable[[Path], nn.Module]
+    build: Callable[[], Any]
+    load: Callable[[Path], Any]
+    decode: Callable[[Any, torch.Tensor], torch.Tensor]
     batch: Callable[[random.Random, bool], torch.Tensor]
     statistics: Callable[[torch.Tensor], dict[str, Any]]
 
@@ -65,7 +67,7 @@ class Recipe:
     vae: VaeRecipe
     parts: Callable[[Path | None], nn.Module]
     stream: Callable[[Path, random.Random], Stream]
-    pipeline: Callable[[nn.Module, Path], DiffusionPipeline]
+    pipeline: Callable[[Any, Path], DiffusionPipeline]
     defaults: dict[str, Any]
     prompts: Callable[[int, int], list[str]]
     check: Callable[[np.ndarray, str], Score]

@@ -8,6 +8,7 @@ from __future__ import annotations
 import random
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
@@ -29,41 +30,42 @@ def _reconstruction_loss(decoded: torch.Tensor, images: torch.Tensor) -> torch.T
     return error.abs().mean() + error.pow(2).mean()
 
 
-def _vae_loss(vae: nn.Module, images: torch.Tensor) -> torch.Tensor:
+def _vae_loss(recipe: VaeRecipe, vae: Any, images: torch.Tensor) -> torch.Tensor:
     with torch.autocast("cpu", torch.bfloat16):
         posterior = vae.encode(images).latent_dist
-        decoded = vae.decode(posterior.sample()).sample
+        decoded = recipe.decode(vae, posterior.sample())
     kl = 0.5 * (posterior.mean.float().pow(2) + posterior.var.float() - 1 - posterior.logvar.float()).mean()
     return _reconstruction_loss(decoded, images) + _KL_WEIGHT * kl
 
 
-def _decoder_loss(vae: nn.Module, images: torch.Tensor) -> torch.Tensor:
+def _decoder_loss(recipe: VaeRecipe, vae: Any, images: torch.Tensor) -> torch.Tensor:
     with torch.autocast("cpu", torch.bfloat16):
         with torch.no_grad():
             latents = vae.encode(images).latent_dist.mode().float()
         # One spread for all channels is near enough to what each is scaled by later.
         noise = torch.randn_like(latents) * _DECODER_NOISE * latents.std()
-        decoded = vae.decode(latents + noise).sample
+        decoded = recipe.decode(vae, latents + noise)
     return _reconstruction_loss(decoded, images)
 
 
 @torch.no_grad()
-def measure(recipe: VaeRecipe, vae: nn.Module, seed: int = 1) -> tuple[torch.Tensor, float]:
+def measure(recipe: VaeRecipe, vae: Any, seed: int = 1) -> tuple[torch.Tensor, float]:
     """Latents of fresh scenes (N, C, ...), and the PSNR in dB over all pixels of their reconstructions."""
     rng = random.Random(seed)
-    latents, errors = [], []
-    while sum(map(len, latents)) < _MEASURED:
+    latents: list[torch.Tensor] = []
+    errors: list[torch.Tensor] = []
+    while sum(len(part) for part in latents) < _MEASURED:
         images = recipe.batch(rng, False)
         latents.append(vae.encode(images).latent_dist.mode())
-        errors.append((vae.decode(latents[-1]).sample.clamp(-1, 1) - images).pow(2).mean())
+        errors.append((recipe.decode(vae, latents[-1]).clamp(-1, 1) - images).pow(2).mean())
     return torch.cat(latents), (10 * torch.log10(4 / torch.stack(errors).mean())).item()
 
 
 def _fit(
     recipe: VaeRecipe,
-    vae: nn.Module,
+    vae: Any,
     parts: list[nn.Module],
-    loss_of: Callable[[nn.Module, torch.Tensor], torch.Tensor],
+    loss_of: Callable[[VaeRecipe, Any, torch.Tensor], torch.Tensor],
     rng: random.Random,
     schedule: tuple[float, float],
     log: training.LossLog,
@@ -74,7 +76,7 @@ def _fit(
     clock, step = training.Clock(schedule[1]), 0
     while clock.progress < 1:
         training.set_learning_rate(optimizer, training.learning_rate_factor(step, clock.progress))
-        loss = loss_of(vae, recipe.batch(rng, clock.progress < _CROPS_SHARE))
+        loss = loss_of(recipe, vae, recipe.batch(rng, clock.progress < _CROPS_SHARE))
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         nn.utils.clip_grad_norm_(parameters, 1.0)
@@ -102,6 +104,6 @@ def train_decoder(recipe: VaeRecipe, minutes: float, seed: int, run_dir: Path) -
     _save(vae, run_dir / "vae", measure(recipe, vae.eval())[1], log)
 
 
-def _save(vae: nn.Module, folder: Path, psnr: float, log: training.LossLog) -> None:
+def _save(vae: Any, folder: Path, psnr: float, log: training.LossLog) -> None:
     vae.save_pretrained(folder)
     log.write(psnr=psnr)

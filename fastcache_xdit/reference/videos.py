@@ -111,7 +111,8 @@ def clip_prompts(n: int, seed: int) -> list[str]:
 
     There are few, since a clip has one object only.
     """
-    rng, chosen = random.Random(seed), []
+    rng = random.Random(seed)
+    chosen: list[Clip] = []
     while len(chosen) < n:
         chosen += rng.sample(_HELD_OUT, len(_HELD_OUT))
     return [clip_caption(clip) for clip in chosen[:n]]
