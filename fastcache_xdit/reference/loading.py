@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-_MODELS, _PRESETS = Path(__file__).parent / "models", Path(__file__).parent / "presets"
-SHIPPED = ("shapes-pixart", "shapes-flux", "shapes-video")
+MODELS, _PRESETS = Path(__file__).parent / "models", Path(__file__).parent / "presets"
+SHIPPED = ("shapes-pixart", "shapes-flux")
 # Cache configs that ship with a model, by the share of block FLOPs that they were tuned for.
 PRESETS = {"quality": 1 / 1.5, "half": 1 / 2, "balanced": 1 / 2.5, "third": 1 / 3, "fast": 1 / 4, "fifth": 1 / 5}
 
@@ -19,7 +19,7 @@ def model_path(name: str) -> Path:
     """
     if name not in SHIPPED:
         raise ValueError(f"no shipped model is called {name!r}; shipped models: {', '.join(SHIPPED)}")
-    return _MODELS / name
+    return MODELS / name
 
 
 def generation_defaults(name: str) -> dict[str, float | int | bool]:

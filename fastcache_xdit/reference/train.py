@@ -11,7 +11,7 @@ from pathlib import Path
 
 from .evaluate import evaluate
 from .export import export, plot_loss
-from .loading import SHIPPED, model_path
+from .loading import MODELS, SHIPPED
 from .recipes import RECIPES
 from .transformer_training import TransformerOptions, train_transformer
 from .vae_training import train_decoder, train_vae
@@ -20,7 +20,7 @@ from .vae_training import train_decoder, train_vae
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("part", choices=("vae", "decoder", "transformer", "export", "evaluate"))
-    parser.add_argument("--model", choices=SHIPPED, default=SHIPPED[0], help="which one; default: %(default)s")
+    parser.add_argument("--model", choices=tuple(RECIPES), default=SHIPPED[0], help="which one; default: %(default)s")
     parser.add_argument("--minutes", type=float, default=8.0, help="wall-time budget, over all resumed runs")
     parser.add_argument("--seed", type=int, default=0, help="of scenes, noise and evaluation prompts")
     parser.add_argument("--run-dir", type=Path, help="checkpoints and logs; default: runs/MODEL")
@@ -38,7 +38,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Command line entry point."""
     options = _parser().parse_args(arguments)
     recipe, run_dir = RECIPES[options.model], options.run_dir or Path("runs") / options.model
-    model_dir = options.model_dir or model_path(options.model)
+    model_dir = options.model_dir or MODELS / options.model
     # A terminated training must unwind, since it saves its checkpoint on the way out.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
     if options.part == "vae":

@@ -87,9 +87,12 @@ def _fit(
 
 
 def train_vae(recipe: VaeRecipe, minutes: float, seed: int, run_dir: Path) -> None:
-    """Train for ``minutes`` of wall time; saves it with the scale of its latents under ``run_dir``/vae."""
+    """Train ``run_dir``/vae for ``minutes`` of wall time, a new one where there is none.
+
+    Optimiser and learning rate begin anew with every call; the scale of the latents is measured at its end.
+    """
     rng, log = training.seed_everything(seed), training.LossLog(run_dir / "vae-loss.jsonl")
-    vae = recipe.build()
+    vae = recipe.load(run_dir / "vae").train() if (run_dir / "vae").exists() else recipe.build()
     _fit(recipe, vae, [vae], _vae_loss, rng, (_LEARNING_RATE, minutes * 60), log)
     latents, psnr = measure(recipe, vae.eval())
     vae.register_to_config(**recipe.statistics(latents))

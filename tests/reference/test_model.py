@@ -8,7 +8,7 @@ import torch
 from diffusers import DiffusionPipeline
 from safetensors import safe_open
 
-from fastcache_xdit.reference import pixart, wan
+from fastcache_xdit.reference import pixart
 from fastcache_xdit.reference.clip import build_clip_tokenizer
 from fastcache_xdit.reference.components import build_tokenizer
 from fastcache_xdit.reference.evaluate import by_attribute, generate
@@ -17,7 +17,6 @@ from fastcache_xdit.reference.loading import SHIPPED, calibration_path, generati
 from fastcache_xdit.reference.recipes import RECIPES
 from fastcache_xdit.reference.sampling import sample_any_scene
 from fastcache_xdit.reference.shapes import caption, draw_batch
-from fastcache_xdit.reference.videos import clip_caption, draw_clips, sample_any_clip
 
 LIMIT_BYTES = 25_000_000
 # Model, its tokenizer, what builds the same one for training, and the tokens that it adds to the words.
@@ -25,7 +24,6 @@ TOKENIZERS = [
     ("shapes-pixart", "tokenizer", pixart.tokenizer, 1),
     ("shapes-flux", "tokenizer", lambda: build_clip_tokenizer(CAPTION_TOKENS), 2),
     ("shapes-flux", "tokenizer_2", lambda: build_tokenizer(CAPTION_TOKENS), 1),
-    ("shapes-video", "tokenizer", wan.tokenizer, 1),
 ]
 
 
@@ -38,20 +36,13 @@ def pipelines():
     return loaded
 
 
-def captions(name: str, rng: random.Random, count: int) -> list[str]:
-    """Random captions, held out or not."""
-    if name == "shapes-video":
-        return [clip_caption(sample_any_clip(rng)) for _ in range(count)]
-    return [caption(sample_any_scene(rng)) for _ in range(count)]
-
-
 def to_pixels(drawn: torch.Tensor) -> list[np.ndarray]:
     """uint8 images (H, W, 3) or videos (F, H, W, 3) of a batch in [-1, 1] with channels second."""
     return list(((drawn + 1) * 127.5).round().byte().movedim(1, -1).numpy())
 
 
 def test_every_shipped_model_has_a_recipe():
-    assert tuple(RECIPES) == SHIPPED
+    assert set(SHIPPED) <= set(RECIPES)
 
 
 def test_unknown_models_are_refused_with_the_list_of_shipped_ones():
@@ -92,7 +83,8 @@ def test_tokenizers_know_every_caption_word_and_round_trip(pipelines, tmp_path, 
     assert tokenizer.model_max_length == generation_defaults(name)["max_sequence_length"]
     build().save_pretrained(tmp_path)
     again = type(tokenizer).from_pretrained(tmp_path)
-    for text in captions(name, random.Random(4), 200):
+    rng = random.Random(4)
+    for text in [caption(sample_any_scene(rng)) for _ in range(200)]:
         ids = tokenizer(text).input_ids
         assert len(ids) == len(text.split()) + added <= CAPTION_TOKENS
         assert tokenizer.decode(ids, skip_special_tokens=True) == text
@@ -124,18 +116,6 @@ def test_autoencoder_keeps_what_prompts_say(pipelines):
     assert 0.9 < (latents * vae.config.scaling_factor).std().item() < 1.1
     assert 10 * torch.log10(4 / (decoded - images).pow(2).mean()).item() >= 30
     assert accuracy("shapes-pixart", decoded, [caption(scene) for scene in scenes]) >= 0.95
-
-
-@torch.no_grad()
-def test_video_autoencoder_keeps_what_prompts_say(pipelines):
-    rng, vae = random.Random(5), pipelines["shapes-video"].vae
-    clips = [sample_any_clip(rng) for _ in range(12)]
-    videos = draw_clips(clips)
-    latents = vae.encode(videos).latent_dist.mode()
-    decoded = vae.decode(latents).sample
-    assert latents.shape == (12, 16, 3, 8, 8)
-    assert 10 * torch.log10(4 / (decoded - videos).pow(2).mean()).item() >= 28
-    assert accuracy("shapes-video", decoded, [clip_caption(clip) for clip in clips]) >= 0.95
 
 
 def test_flux_draws_with_the_autoencoder_of_its_teacher(pipelines):

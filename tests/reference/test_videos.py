@@ -6,6 +6,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from fastcache_xdit.reference import wan
 from fastcache_xdit.reference.shapes import Shape
 from fastcache_xdit.reference.video_checker import check_clip
 from fastcache_xdit.reference.videos import (
@@ -100,3 +101,11 @@ def test_one_bad_frame_is_forgiven_and_two_are_not():
     assert wrong(video) == set()
     video[5] = 24
     assert wrong(video) == {"colour", "kind", "size", "number"}
+
+
+def test_the_tokenizer_knows_every_word_of_a_clip():
+    tokenizer, rng = wan.tokenizer(), random.Random(4)
+    for text in [clip_caption(sample_any_clip(rng)) for _ in range(100)]:
+        ids = tokenizer(text).input_ids
+        assert len(ids) == len(text.split()) + 1 <= tokenizer.model_max_length
+        assert tokenizer.decode(ids, skip_special_tokens=True) == text
