@@ -189,4 +189,4 @@ def test_fields_of_a_prompts_file():
 
 def test_models():
     assert sorted(known_models()) == MODELS
-    assert SHIPPED == ("shapes-pixart",)
+    assert SHIPPED == ("shapes-pixart", "shapes-flux")

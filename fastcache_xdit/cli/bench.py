@@ -32,6 +32,7 @@ from fastcache_xdit.tuning.partial_steps import Row as TokensRow
 from fastcache_xdit.tuning.runner import Runner
 
 WHAT = ("peers", "approximations", "significance", "tokens", "costs", "overhead", "batch")
+CALIBRATED = ("approximations", "significance", "tokens")
 REPLICAS, MEMORY_ITEMS = (1, 2), 200  # of bench batch
 ALPHAS = (0.01, 0.05, 0.2)
 
@@ -68,6 +69,8 @@ def main(argv: list[str]) -> int:
         raise ValueError(f"bench knows held-out prompts of shipped models only: {', '.join(SHIPPED)}")
     if options["repeats"] < 1:
         raise ValueError(f"--repeats {options['repeats']}: give at least 1")
+    if argv[0] in CALIBRATED:
+        calibration_path(options["model"])  # tells a model that has none before anything is loaded
     folder = Path(options["output"])
     if argv[0] == "batch":
         return _batch(folder, recipe_of(options), options)
@@ -95,7 +98,7 @@ def main(argv: list[str]) -> int:
 
 def _approximations(runner: Runner, batches: Sequence[engine.Batch], options: dict[str, Any]) -> dict[str, Any]:
     paths, steps = tuned_configs(options["model"]), runner.call["num_inference_steps"]
-    known = {budget: FastCacheConfig.from_file(path) for budget, path in paths.items() if path.is_file()}
+    known = {budget: FastCacheConfig.from_file(path) for budget, path in paths.items()}
     tuned = {budget: config for budget, config in known.items() if steps in (config.schedule or {})}
     calibration = str(calibration_path(options["model"]))
     _say(f"{'steps':>5} {'budget':>7} {'FLOPs':>6}  {'stand-in':<22} {'PSNR dB':>8} {'worst':>6}")

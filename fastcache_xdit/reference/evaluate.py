@@ -1,4 +1,4 @@
-"""Generates images for held-out prompts with a pipeline folder and measures their prompt accuracy."""
+"""Generates images or videos for held-out prompts with a pipeline folder and measures their prompt accuracy."""
 
 from __future__ import annotations
 
@@ -8,28 +8,32 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from diffusers import PixArtAlphaPipeline
+from diffusers import DiffusionPipeline
 from PIL import Image
 
-from .checker import Score, check
-from .sampling import prompts
+from .checker import Score
+from .recipe import Recipe
 
 _BATCH = 16
-_GRID_COLUMNS = 8
+_GRID_WIDTH, _GRID_ROWS = 1024, 8
 
 
 def generate(folder: Path, captions: list[str], seed: int = 0, **overrides: float) -> list[np.ndarray]:
-    """Images (uint8, (128, 128, 3)) for captions, with the folder's call defaults; image i has seed ``seed`` + i."""
-    pipeline = PixArtAlphaPipeline.from_pretrained(folder, torch_dtype=torch.float32)
+    """Images (uint8, (H, W, 3)) or videos (uint8, (F, H, W, 3)) for captions, with the folder's call defaults.
+
+    Result i has seed ``seed`` + i, whatever the others are.
+    """
+    pipeline = DiffusionPipeline.from_pretrained(folder, torch_dtype=torch.float32)
     pipeline.set_progress_bar_config(disable=True)
     options = {**json.loads((folder / "generation.json").read_text()), **overrides}
-    images: list[np.ndarray] = []
+    results: list[np.ndarray] = []
     for start in range(0, len(captions), _BATCH):
         batch = captions[start : start + _BATCH]
         generators = [torch.Generator().manual_seed(seed + start + i) for i in range(len(batch))]
-        result = pipeline(batch, generator=generators, output_type="np", **options).images
-        images += list((result * 255).round().astype(np.uint8))
-    return images
+        # The first output is what the pipeline draws, under whatever name.
+        drawn = pipeline(batch, generator=generators, output_type="np", **options)[0]
+        results += list((drawn * 255).round().astype(np.uint8))
+    return results
 
 
 def by_attribute(scores: list[Score]) -> dict[str, float]:
@@ -42,17 +46,21 @@ def by_attribute(scores: list[Score]) -> dict[str, float]:
     return {**result, "all": float(np.mean([score.accuracy for score in scores]))}
 
 
-def save_grid(images: list[np.ndarray], path: Path) -> None:
-    """Save images of equal size side by side, eight to a row; a last row that is not full is left out."""
-    rows = [np.concatenate(images[i : i + _GRID_COLUMNS], 1) for i in range(0, len(images), _GRID_COLUMNS)]
-    whole = [row for row in rows if row.shape == rows[0].shape]
+def save_grid(results: list[np.ndarray], path: Path) -> None:
+    """Save images, or first, middle and last frame of videos, in eight rows; a row that is not full is left out."""
+    tiles = [each if each.ndim == 3 else np.concatenate(each[:: len(each) // 2], 1) for each in results]
+    columns = _GRID_WIDTH // tiles[0].shape[1]
+    rows = [np.concatenate(tiles[i : i + columns], 1) for i in range(0, len(tiles), columns)]
+    whole = [row for row in rows[:_GRID_ROWS] if row.shape == rows[0].shape]
     Image.fromarray(np.concatenate(whole)).save(path)
 
 
-def evaluate(folder: Path, count: int, seed: int, grid: Path | None = None, **overrides: float) -> dict[str, float]:
+def evaluate(
+    recipe: Recipe, folder: Path, count: int, seed: int, grid: Path | None = None, **overrides: float
+) -> dict[str, float]:
     """Accuracy by attribute of ``count`` held-out prompts; optionally saves the images as a grid."""
-    captions = prompts(count, seed)
+    captions = recipe.prompts(count, seed)
     images = generate(folder, captions, seed, **overrides)
     if grid is not None:
         save_grid(images, grid)
-    return by_attribute([check(image, text) for image, text in zip(images, captions, strict=True)])
+    return by_attribute([recipe.check(image, text) for image, text in zip(images, captions, strict=True)])

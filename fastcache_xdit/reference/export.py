@@ -6,56 +6,43 @@ import json
 from pathlib import Path
 
 import torch
-from diffusers import AutoencoderKL
+from diffusers import DiffusionPipeline
 from matplotlib.figure import Figure
 
 from . import training
-from .components import MAX_TOKENS, build_pipeline, build_text_encoder, build_tokenizer, build_transformer
-from .flow import TextToLatent
-from .shapes import IMAGE_SIZE
+from .recipe import Recipe
 from .transformer_training import CHECKPOINT
 
-GUIDANCE_SCALE = 2.5
-_DEFAULTS = {
-    "guidance_scale": GUIDANCE_SCALE,
-    "num_inference_steps": 20,
-    "height": IMAGE_SIZE,
-    "width": IMAGE_SIZE,
-    "max_sequence_length": MAX_TOKENS,
-    "use_resolution_binning": False,
-    "clean_caption": False,
-}
 
-
-def _averaged_model(run_dir: Path) -> TextToLatent:
+def _averaged(recipe: Recipe, run_dir: Path) -> torch.nn.Module:
     state = training.load_checkpoint(run_dir / CHECKPOINT)
     if state is None:
         raise FileNotFoundError(f"no checkpoint {run_dir / CHECKPOINT}; train the transformer first")
-    model = TextToLatent(build_text_encoder(len(build_tokenizer())), build_transformer()).eval()
+    model = recipe.parts(None).eval()
     with torch.no_grad():
         for live, average in zip(model.parameters(), state["average"], strict=True):
             live.copy_(average)
     return model
 
 
-def _declare_float32(folder: Path) -> None:
+def _declare_float32(pipeline: DiffusionPipeline, folder: Path) -> None:
     # Weights are stored in half precision, but a plain load must give the precision that CPU kernels want.
-    path = folder / "config.json"
-    path.write_text(json.dumps({**json.loads(path.read_text()), "dtype": "float32"}, indent=2) + "\n")
+    for name in pipeline.components:
+        path = folder / name / "config.json"
+        if name.startswith("text_encoder"):
+            path.write_text(json.dumps({**json.loads(path.read_text()), "dtype": "float32"}, indent=2) + "\n")
 
 
-def export(run_dir: Path, folder: Path) -> None:
-    """Save VAE, text encoder, tokenizer, transformer, scheduler and call defaults, all weights fp16.
+def export(recipe: Recipe, run_dir: Path, folder: Path) -> None:
+    """Save all parts of the pipeline, weights in fp16, and the defaults of its call.
 
     Raises:
         FileNotFoundError: ``run_dir`` holds no checkpoint of the transformer.
     """
-    model = _averaged_model(run_dir)
-    vae = AutoencoderKL.from_pretrained(run_dir / "vae")
-    pipeline = build_pipeline(vae.half(), model.text_encoder.half(), model.transformer.half())
+    pipeline = recipe.pipeline(_averaged(recipe, run_dir), run_dir / "vae").to(torch.float16)
     pipeline.save_pretrained(folder, safe_serialization=True)
-    _declare_float32(folder / "text_encoder")
-    (folder / "generation.json").write_text(json.dumps(_DEFAULTS, indent=2) + "\n")
+    _declare_float32(pipeline, folder)
+    (folder / "generation.json").write_text(json.dumps(recipe.defaults, indent=2) + "\n")
 
 
 def plot_loss(run_dir: Path, path: Path) -> None:
@@ -66,6 +53,6 @@ def plot_loss(run_dir: Path, path: Path) -> None:
     figure = Figure(figsize=(6, 3), layout="constrained")
     axes = figure.subplots()
     axes.plot([samples / 1000 for samples in losses], list(losses.values()), linewidth=0.8)
-    axes.set(xlabel="samples (thousands)", ylabel="flow-matching loss", yscale="log")
+    axes.set(xlabel="samples (thousands)", ylabel="mean squared velocity error", yscale="log")
     axes.grid(alpha=0.3, which="both")
     figure.savefig(path, dpi=90)

@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-_MODELS, _PRESETS = Path(__file__).parent / "models", Path(__file__).parent / "presets"
-SHIPPED = ("shapes-pixart",)
+MODELS, _PRESETS = Path(__file__).parent / "models", Path(__file__).parent / "presets"
+SHIPPED = ("shapes-pixart", "shapes-flux")
 # Cache configs that ship with a model, by the share of block FLOPs that they were tuned for.
 PRESETS = {"quality": 1 / 1.5, "half": 1 / 2, "balanced": 1 / 2.5, "third": 1 / 3, "fast": 1 / 4, "fifth": 1 / 5}
 
@@ -19,7 +19,7 @@ def model_path(name: str) -> Path:
     """
     if name not in SHIPPED:
         raise ValueError(f"no shipped model is called {name!r}; shipped models: {', '.join(SHIPPED)}")
-    return _MODELS / name
+    return MODELS / name
 
 
 def generation_defaults(name: str) -> dict[str, float | int | bool]:
@@ -32,18 +32,34 @@ def generation_defaults(name: str) -> dict[str, float | int | bool]:
 
 
 def calibration_path(name: str) -> Path:
-    """The shipped calibration of a shipped model. Raises ValueError as `model_path`."""
-    return _PRESETS / model_path(name).name / "calibration.safetensors"
+    """The shipped calibration of a shipped model.
+
+    Raises:
+        ValueError: no model of that name is shipped, or no calibration of it yet.
+    """
+    path = _PRESETS / model_path(name).name / "calibration.safetensors"
+    if not path.is_file():
+        raise ValueError(
+            f"no calibration of {name} is shipped yet; make one: python -m fastcache_xdit calibrate --model {name}"
+        )
+    return path
 
 
 def tuned_configs(name: str) -> dict[float, Path]:
-    """Shipped cache configs of a shipped model by their share of block FLOPs. Raises ValueError as `model_path`."""
+    """Shipped cache configs of a shipped model by their share of block FLOPs, none where none were tuned yet.
+
+    Raises ValueError as `model_path`.
+    """
     folder = _PRESETS / model_path(name).name
-    return {budget: folder / f"{preset}.yaml" for preset, budget in PRESETS.items()}
+    paths = {budget: folder / f"{preset}.yaml" for preset, budget in PRESETS.items()}
+    return {budget: path for budget, path in paths.items() if path.is_file()}
 
 
 def shipped_calibrations(name: str) -> list[Path]:
-    """The calibration of a shipped model, and what its presets refitted of it. Raises ValueError as `model_path`."""
+    """The calibration of a shipped model, and what its presets refitted of it; none where none was made yet.
+
+    Raises ValueError as `model_path`.
+    """
     return sorted((_PRESETS / model_path(name).name).glob("*.safetensors"))
 
 

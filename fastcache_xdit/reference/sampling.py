@@ -11,7 +11,7 @@ from .shapes import BACKGROUNDS, COLOURS, IMAGE_SIZE, KINDS, RADIUS, RELATIONS, 
 _FIRST_CENTRE = {"left of": (32, 64), "right of": (96, 64), "above": (64, 32), "below": (64, 96)}
 _JITTER_ALONG, _JITTER_ACROSS, _JITTER_SINGLE = 4.0, 6.0, 8.0
 _TWO_OBJECTS_SHARE = 0.85
-_HELD_OUT_MODULUS = 16
+HELD_OUT_MODULUS = 16
 # Well below the number of held-out captions, so that drawing different ones is quick.
 _MOST_PROMPTS = 500
 
@@ -50,7 +50,7 @@ def sample_any_scene(rng: random.Random) -> Scene:
 
 def is_held_out(scene: Scene) -> bool:
     """Whether the scene's caption (one in sixteen, chosen by a checksum of its text) is kept out of training."""
-    return zlib.crc32(caption(scene).encode()) % _HELD_OUT_MODULUS == 0
+    return zlib.crc32(caption(scene).encode()) % HELD_OUT_MODULUS == 0
 
 
 def sample_scene(rng: random.Random, held_out: bool = False) -> Scene:

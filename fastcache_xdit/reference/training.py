@@ -6,11 +6,12 @@ import json
 import os
 import random
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
+from torch import nn
 
 SAVE_EVERY_SECONDS = 300.0
 LOG_EVERY_STEPS = 10
@@ -101,3 +102,17 @@ def save_checkpoint(path: Path, state: dict) -> None:
 def load_checkpoint(path: Path) -> dict | None:
     """The saved state, or None where there is none yet."""
     return torch.load(path, map_location="cpu", weights_only=True) if path.exists() else None
+
+
+def use_plain_attention() -> None:
+    """Attention by plain matrix products."""
+    # On CPU the fused kernels' bfloat16 backward takes several times as long at this size.
+    torch.backends.cuda.enable_flash_sdp(False)
+    torch.backends.cuda.enable_mem_efficient_sdp(False)
+    torch.backends.cuda.allow_fp16_bf16_reduction_math_sdp(True)
+
+
+def compile_blocks(blocks: Iterable[nn.Module]) -> None:
+    """Compile each block for one thread and for the one shape that training uses."""
+    for block in blocks:
+        block.compile(dynamic=False, options={"cpp.threads": 1})
