@@ -59,9 +59,10 @@ def test_other_conditions_are_one_line(folder):
 
 
 def test_two_ranks_leave_out_what_decides_apart(tmp_path):
-    done = bench(tmp_path, "--ulysses_degree", 2, "--quick", "--only", "FastCache, tuned", "DBPrune", ranks=2)
+    done = bench(tmp_path, "--ulysses_degree", 2, "--quick", "--only", "fixed", "DBPrune", ranks=2)
     assert done.returncode == 0, done.stderr[-3000:]
     found = rows(tmp_path)
     assert found["cache-dit DBPrune", "R0.08"]["status"] == "left out"
-    assert 0 < found["FastCache, tuned", "half"]["compute"] < 1
-    assert found["FastCache, tuned", "half"]["restored"]
+    fixed = found["fixed interval (FORA-style)", "1/2"]
+    assert fixed["compute"] == pytest.approx(0.5, abs=0.01)
+    assert fixed["restored"]
