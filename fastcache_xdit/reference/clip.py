@@ -2,36 +2,50 @@
 
 from __future__ import annotations
 
-import json
+from collections import Counter
+from collections.abc import Sequence
+from itertools import pairwise
 
-from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 from .components import LETTERS, TEXT_WIDTH, WORDS
 
-_START, _END = "<|startoftext|>", "<|endoftext|>"
+_SPECIAL = ("<|startoftext|>", "<|endoftext|>")
 _WORD_END = "</w>"
 
 
 def build_clip_tokenizer(max_tokens: int) -> CLIPTokenizer:
     """Byte-pair tokenizer merged until every caption word is one token; letters are the fallback for other words."""
-    learner = Tokenizer(models.BPE(end_of_word_suffix=_WORD_END))
-    learner.pre_tokenizer = pre_tokenizers.Whitespace()
-    trainer = trainers.BpeTrainer(
-        vocab_size=10_000,  # far more than there are merges, so that none is left out
-        min_frequency=0,
-        special_tokens=[_START, _END],
-        initial_alphabet=list(LETTERS),
-        end_of_word_suffix=_WORD_END,
-        show_progress=False,
-    )
-    learner.train_from_iterator([" ".join(WORDS)], trainer)
-    learnt = json.loads(learner.to_str())["model"]
-    vocab = learnt["vocab"]
-    for letter in LETTERS:
-        vocab.setdefault(letter + _WORD_END, len(vocab))
-    merges = [(left, right) for left, right in learnt["merges"]]
+    merges = _merges(WORDS)
+    tokens = [
+        *_SPECIAL,
+        *LETTERS,
+        *(letter + _WORD_END for letter in LETTERS),
+        *(left + right for left, right in merges),
+    ]
+    vocab = {token: number for number, token in enumerate(tokens)}
     return CLIPTokenizer(vocab=vocab, merges=merges, model_max_length=max_tokens)
+
+
+def _merges(words: Sequence[str]) -> list[tuple[str, str]]:
+    """Byte-pair encoding, most frequent pair first and equals in alphabetical order, so that ids never change."""
+    spelled = [[*word[:-1], word[-1] + _WORD_END] for word in words]
+    merges = []
+    while any(len(word) > 1 for word in spelled):
+        pairs = Counter(pair for word in spelled for pair in pairwise(word))
+        merges.append(max(sorted(pairs), key=pairs.__getitem__))
+        spelled = [_joined(word, merges[-1]) for word in spelled]
+    return merges
+
+
+def _joined(word: Sequence[str], pair: tuple[str, str]) -> list[str]:
+    parts: list[str] = []
+    for part in word:
+        if parts and (parts[-1], part) == pair:
+            parts[-1] += part
+        else:
+            parts.append(part)
+    return parts
 
 
 def build_clip(tokenizer: CLIPTokenizer) -> CLIPTextModel:
