@@ -6,7 +6,6 @@ import json
 from pathlib import Path
 
 import torch
-from diffusers import DiffusionPipeline
 from matplotlib.figure import Figure
 
 from . import training
@@ -25,12 +24,15 @@ def _averaged(recipe: Recipe, run_dir: Path) -> torch.nn.Module:
     return model
 
 
-def _declare_float32(pipeline: DiffusionPipeline, folder: Path) -> None:
-    # Weights are stored in half precision, but a plain load must give the precision that CPU kernels want.
-    for name in pipeline.components:
-        path = folder / name / "config.json"
-        if name.startswith("text_encoder"):
-            path.write_text(json.dumps({**json.loads(path.read_text()), "dtype": "float32"}, indent=2) + "\n")
+def _tidy_configs(folder: Path) -> None:
+    """Configs of all parts: a plain load gives float32, and nothing of the run's folder is kept."""
+    for path in folder.glob("*/config.json"):
+        config = json.loads(path.read_text())
+        config.pop("_name_or_path", None)
+        if path.parent.name.startswith("text_encoder"):
+            # Weights are stored in half precision, but CPU kernels want float32, and transformers loads what is declared.
+            config["dtype"] = "float32"
+        path.write_text(json.dumps(config, indent=2) + "\n")
 
 
 def export(recipe: Recipe, run_dir: Path, folder: Path) -> None:
@@ -41,7 +43,7 @@ def export(recipe: Recipe, run_dir: Path, folder: Path) -> None:
     """
     pipeline = recipe.pipeline(_averaged(recipe, run_dir), run_dir / "vae").to(torch.float16)
     pipeline.save_pretrained(folder, safe_serialization=True)
-    _declare_float32(pipeline, folder)
+    _tidy_configs(folder)
     (folder / "generation.json").write_text(json.dumps(recipe.defaults, indent=2) + "\n")
 
 

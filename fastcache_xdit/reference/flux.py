@@ -173,7 +173,7 @@ RECIPE = Recipe(
     stream=GuidedStream,
     pipeline=build_pipeline,
     defaults={
-        "guidance_scale": 2.5,
+        "guidance_scale": 3.5,
         "num_inference_steps": 20,
         "height": IMAGE_SIZE,
         "width": IMAGE_SIZE,
