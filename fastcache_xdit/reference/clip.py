@@ -27,11 +27,18 @@ def build_clip_tokenizer(max_tokens: int) -> CLIPTokenizer:
     )
     learner.train_from_iterator([" ".join(WORDS)], trainer)
     learnt = json.loads(learner.to_str())["model"]
-    vocab = learnt["vocab"]
+    vocab = _ordered(learnt["vocab"])
     for letter in LETTERS:
         vocab.setdefault(letter + _WORD_END, len(vocab))
     merges = [(left, right) for left, right in learnt["merges"]]
     return CLIPTokenizer(vocab=vocab, merges=merges, model_max_length=max_tokens)
+
+
+def _ordered(vocab: dict[str, int]) -> dict[str, int]:
+    # The learner numbers single letters at the end of a word in the order of a hash that differs between processes.
+    last = sorted(piece for piece in vocab if len(piece) == 1 + len(_WORD_END) and piece.endswith(_WORD_END))
+    places = sorted(vocab[piece] for piece in last)
+    return vocab | dict(zip(last, places, strict=True))
 
 
 def build_clip(tokenizer: CLIPTokenizer) -> CLIPTextModel:
