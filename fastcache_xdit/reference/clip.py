@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import json
+from collections import Counter
+from itertools import pairwise
 
-from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 from .components import LETTERS, TEXT_WIDTH, WORDS
@@ -15,30 +15,31 @@ _WORD_END = "</w>"
 
 def build_clip_tokenizer(max_tokens: int) -> CLIPTokenizer:
     """Byte-pair tokenizer merged until every caption word is one token; letters are the fallback for other words."""
-    learner = Tokenizer(models.BPE(end_of_word_suffix=_WORD_END))
-    learner.pre_tokenizer = pre_tokenizers.Whitespace()
-    trainer = trainers.BpeTrainer(
-        vocab_size=10_000,  # far more than there are merges, so that none is left out
-        min_frequency=0,
-        special_tokens=[_START, _END],
-        initial_alphabet=list(LETTERS),
-        end_of_word_suffix=_WORD_END,
-        show_progress=False,
-    )
-    learner.train_from_iterator([" ".join(WORDS)], trainer)
-    learnt = json.loads(learner.to_str())["model"]
-    vocab = _ordered(learnt["vocab"])
-    for letter in LETTERS:
-        vocab.setdefault(letter + _WORD_END, len(vocab))
-    merges = [(left, right) for left, right in learnt["merges"]]
+    merges = _learn_merges()
+    pieces = [_START, _END, *LETTERS, *(letter + _WORD_END for letter in LETTERS), *map("".join, merges)]
+    vocab = {piece: number for number, piece in enumerate(dict.fromkeys(pieces))}
     return CLIPTokenizer(vocab=vocab, merges=merges, model_max_length=max_tokens)
 
 
-def _ordered(vocab: dict[str, int]) -> dict[str, int]:
-    # The learner numbers single letters at the end of a word in the order of a hash that differs between processes.
-    last = sorted(piece for piece in vocab if len(piece) == 1 + len(_WORD_END) and piece.endswith(_WORD_END))
-    places = sorted(vocab[piece] for piece in last)
-    return vocab | dict(zip(last, places, strict=True))
+def _learn_merges() -> list[tuple[str, str]]:
+    # Written out, since the learner of the tokenizers library breaks ties by a hash that differs between processes.
+    words = [[*word[:-1], word[-1] + _WORD_END] for word in WORDS]
+    merges = []
+    while any(len(word) > 1 for word in words):
+        pairs = Counter(pair for word in words for pair in pairwise(word))
+        merges.append(max(pairs, key=lambda pair: (pairs[pair], pair)))
+        words = [_merged(word, merges[-1]) for word in words]
+    return merges
+
+
+def _merged(word: list[str], pair: tuple[str, str]) -> list[str]:
+    result: list[str] = []
+    for piece in word:
+        if result and (result[-1], piece) == pair:
+            result[-1] += piece
+        else:
+            result.append(piece)
+    return result
 
 
 def build_clip(tokenizer: CLIPTokenizer) -> CLIPTextModel:
