@@ -3,49 +3,43 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
 from itertools import pairwise
 
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 from .components import LETTERS, TEXT_WIDTH, WORDS
 
-_SPECIAL = ("<|startoftext|>", "<|endoftext|>")
+_START, _END = "<|startoftext|>", "<|endoftext|>"
 _WORD_END = "</w>"
 
 
 def build_clip_tokenizer(max_tokens: int) -> CLIPTokenizer:
     """Byte-pair tokenizer merged until every caption word is one token; letters are the fallback for other words."""
-    merges = _merges(WORDS)
-    tokens = [
-        *_SPECIAL,
-        *LETTERS,
-        *(letter + _WORD_END for letter in LETTERS),
-        *(left + right for left, right in merges),
-    ]
-    vocab = {token: number for number, token in enumerate(tokens)}
+    merges = _learn_merges()
+    pieces = [_START, _END, *LETTERS, *(letter + _WORD_END for letter in LETTERS), *map("".join, merges)]
+    vocab = {piece: number for number, piece in enumerate(dict.fromkeys(pieces))}
     return CLIPTokenizer(vocab=vocab, merges=merges, model_max_length=max_tokens)
 
 
-def _merges(words: Sequence[str]) -> list[tuple[str, str]]:
-    """Byte-pair encoding, most frequent pair first and equals in alphabetical order, so that ids never change."""
-    spelled = [[*word[:-1], word[-1] + _WORD_END] for word in words]
+def _learn_merges() -> list[tuple[str, str]]:
+    # Written out, since the learner of the tokenizers library breaks ties by a hash that differs between processes.
+    words = [[*word[:-1], word[-1] + _WORD_END] for word in WORDS]
     merges = []
-    while any(len(word) > 1 for word in spelled):
-        pairs = Counter(pair for word in spelled for pair in pairwise(word))
-        merges.append(max(sorted(pairs), key=pairs.__getitem__))
-        spelled = [_joined(word, merges[-1]) for word in spelled]
+    while any(len(word) > 1 for word in words):
+        pairs = Counter(pair for word in words for pair in pairwise(word))
+        merges.append(max(pairs, key=lambda pair: (pairs[pair], pair)))
+        words = [_merged(word, merges[-1]) for word in words]
     return merges
 
 
-def _joined(word: Sequence[str], pair: tuple[str, str]) -> list[str]:
-    parts: list[str] = []
-    for part in word:
-        if parts and (parts[-1], part) == pair:
-            parts[-1] += part
+def _merged(word: list[str], pair: tuple[str, str]) -> list[str]:
+    result: list[str] = []
+    for piece in word:
+        if result and (result[-1], piece) == pair:
+            result[-1] += piece
         else:
-            parts.append(part)
-    return parts
+            result.append(piece)
+    return result
 
 
 def build_clip(tokenizer: CLIPTokenizer) -> CLIPTextModel:

@@ -30,7 +30,7 @@ def _tidy_configs(folder: Path) -> None:
         config = json.loads(path.read_text())
         config.pop("_name_or_path", None)
         if path.parent.name.startswith("text_encoder"):
-            # Weights are stored in half precision, but CPU kernels want float32, and transformers loads what is declared.
+            # Weights are stored in half precision, but CPU kernels want float32; transformers loads what is declared.
             config["dtype"] = "float32"
         path.write_text(json.dumps(config, indent=2) + "\n")
 
