@@ -30,7 +30,7 @@ from fastcache_xdit.evaluate.peers.site import Parallel, Place, Plain
 from fastcache_xdit.host.xdit import engine, layout
 from fastcache_xdit.plugin import register
 from fastcache_xdit.reference.loading import PRESETS, SHIPPED, calibration_prompts, tuned_configs
-from fastcache_xdit.reference.sampling import prompts
+from fastcache_xdit.reference.recipes import RECIPES
 from fastcache_xdit.tuning.calibrate import versions
 
 TIMED = 2  # prompts of the requests whose time is taken
@@ -132,7 +132,8 @@ def _prompts(options: dict[str, Any], count: int) -> list[str]:
     if options["prompts"] or options["prompt"] or options["model"] not in SHIPPED:
         return prompts_of(options)[:count]
     seen = set(calibration_prompts(options["model"]))
-    return [text for text in prompts(count + len(seen), options["seed"]) if text not in seen][:count]
+    held_out = RECIPES[options["model"]].prompts(count + len(seen), options["seed"])
+    return [text for text in held_out if text not in seen][:count]
 
 
 def _rehearsal(options: dict[str, Any], texts: list[str]) -> list[str]:

@@ -9,10 +9,10 @@ import numpy as np
 import torch
 
 from fastcache_xdit.reference.classifier import shipped_classifier
-from fastcache_xdit.reference.sampling import place
-from fastcache_xdit.reference.shapes import draw_batch, parse
+from fastcache_xdit.reference.language import drawings
+from fastcache_xdit.reference.shapes import draw_batch
 
-DRAWINGS = 16  # of each prompt
+DRAWINGS = 16  # of each prompt; of videos, so many with all their frames
 
 
 @torch.no_grad()
@@ -28,11 +28,8 @@ def drawn_features(prompts: Sequence[str]) -> np.ndarray:
         ValueError: a prompt outside the shapes' little language.
     """
     rng = random.Random(0)
-    return np.concatenate([features((draw_batch(_drawings(prompt, rng)) + 1) / 2) for prompt in prompts])
-
-
-def _drawings(prompt: str, rng: random.Random) -> list:
-    return [place(parse(prompt), rng) for _ in range(DRAWINGS)]
+    drawn = (draw_batch(drawings(prompt, DRAWINGS, rng)) for prompt in prompts)
+    return np.concatenate([features((each + 1) / 2) for each in drawn])
 
 
 def frechet(first: np.ndarray, second: np.ndarray) -> float:

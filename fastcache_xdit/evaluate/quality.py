@@ -9,8 +9,7 @@ import numpy as np
 import torch
 from torchmetrics.functional.image import peak_signal_noise_ratio, structural_similarity_index_measure
 
-from fastcache_xdit.reference.checker import prompt_accuracy
-from fastcache_xdit.reference.shapes import parse
+from fastcache_xdit.reference.language import check_picture
 
 IDENTICAL_DB = 100.0  # PSNR of identical images is infinite, which JSON cannot hold
 
@@ -34,21 +33,15 @@ def ssim(cached: torch.Tensor, uncached: torch.Tensor) -> list[float]:
 
 
 def shapes_accuracy(images: Sequence[Any], prompts: Sequence[str]) -> float | None:
-    """Share of the prompts' attributes that PIL images of the shipped model show; None where no prompt is understood.
+    """Share of the prompts' attributes that PIL images of a shipped model show; None where no prompt is understood.
 
-    Prompts outside the model's little language are left out: there is nothing to check them against.
+    A video is one image, its frames side by side. Prompts outside the models' little language are left out: there is
+    nothing to check them against.
     """
-    known = [(np.asarray(image.convert("RGB")), prompt) for image, prompt in zip(images, prompts, strict=True)]
-    known = [(image, prompt) for image, prompt in known if _understood(prompt)]
-    return prompt_accuracy(*map(list, zip(*known, strict=True))) if known else None
-
-
-def _understood(prompt: str) -> bool:
-    try:
-        parse(prompt)
-    except ValueError:
-        return False
-    return True
+    pixels = [np.asarray(image.convert("RGB")) for image in images]
+    scores = [check_picture(each, prompt) for each, prompt in zip(pixels, prompts, strict=True)]
+    known = [score.accuracy for score in scores if score]
+    return sum(known) / len(known) if known else None
 
 
 def mean_and_min(values: Sequence[float]) -> dict[str, float]:

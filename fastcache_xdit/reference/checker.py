@@ -136,14 +136,3 @@ def check(image: np.ndarray, prompt: str) -> Score:
     candidates: list[Shape | None] = [*shapes[:wanted], *[None] * (wanted - len(shapes))]
     best = max((_compare(scene, found) for found in permutations(candidates)), key=lambda a: sum(a.values()))
     return Score({**best, "number": len(shapes) == wanted, "background": background == scene.background})
-
-
-def prompt_accuracy(images: list[np.ndarray], prompts: list[str]) -> float:
-    """Mean share of right attributes over images (uint8, (H, W, 3)) and their prompts, in [0, 1].
-
-    Raises:
-        ValueError: no images, or not one prompt for each.
-    """
-    if not images or len(images) != len(prompts):
-        raise ValueError(f"expected one prompt for each image, got {len(images)} images and {len(prompts)} prompts")
-    return float(np.mean([check(image, prompt).accuracy for image, prompt in zip(images, prompts, strict=True)]))

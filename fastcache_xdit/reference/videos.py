@@ -73,7 +73,8 @@ def draw_clips(clips: Sequence[Clip]) -> torch.Tensor:
     return images.unflatten(0, (len(clips), FRAMES)).transpose(1, 2)
 
 
-def _place(clip: Clip, rng: random.Random) -> Clip:
+def place_clip(clip: Clip, rng: random.Random) -> Clip:
+    """The same clip with its object's path and radius drawn anew from ``rng``."""
     centre = (IMAGE_SIZE / 2 + rng.uniform(-1, 1) * _JITTER, IMAGE_SIZE / 2 + rng.uniform(-1, 1) * _JITTER)
     still = clip.shape
     shape = Shape(still.colour, still.kind, still.size, centre, rng.uniform(*RADIUS[still.size]))
@@ -98,12 +99,12 @@ _TRAINING, _HELD_OUT = _all_clips(False), _all_clips(True)
 
 def sample_any_clip(rng: random.Random) -> Clip:
     """A random clip, held out or not."""
-    return _place(rng.choice(_TRAINING + _HELD_OUT), rng)
+    return place_clip(rng.choice(_TRAINING + _HELD_OUT), rng)
 
 
 def sample_clip(rng: random.Random) -> Clip:
     """A random training clip."""
-    return _place(rng.choice(_TRAINING), rng)
+    return place_clip(rng.choice(_TRAINING), rng)
 
 
 def clip_prompts(n: int, seed: int) -> list[str]:

@@ -9,6 +9,7 @@ from PIL import Image
 
 from fastcache_xdit.evaluate import quality
 from fastcache_xdit.reference.shapes import draw, parse
+from fastcache_xdit.reference.videos import draw_clips, parse_clip
 
 
 def flat(value, size=32):
@@ -36,3 +37,13 @@ def test_prompts_outside_the_language_are_left_out():
     assert quality.shapes_accuracy([image, image], [prompt, "a cat on a mat"]) == 1.0
     assert quality.shapes_accuracy([image], ["a cat on a mat"]) is None
     assert quality.shapes_accuracy([flat(20)], [prompt]) < 0.5
+
+
+def test_videos_are_checked_frame_by_frame():
+    prompt = "a red circle moving left on a dark background"
+    drawn = draw_clips([parse_clip(prompt), parse_clip(prompt.replace("left", "up"))])
+    right, wrong = (
+        Image.fromarray(((clip + 1) * 127.5).permute(2, 1, 3, 0).flatten(1, 2).round().byte().numpy()) for clip in drawn
+    )
+    assert quality.shapes_accuracy([right], [prompt]) == 1.0
+    assert quality.shapes_accuracy([wrong], [prompt]) == pytest.approx(5 / 6)

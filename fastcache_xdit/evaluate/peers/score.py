@@ -47,7 +47,7 @@ def score(pipe: Any, batches: Sequence[Batch], sample: Any, truth: Any) -> Score
         psnr_db_min=min(psnr),
         ssim=sum(likeness) / len(likeness),
         latent_error=_latent_error(sample.latents, truth.latents),
-        prompt_accuracy=shapes_accuracy(as_images(sample.pictures), _of_pictures(prompts, sample.pictures)),
+        prompt_accuracy=shapes_accuracy(as_images(_whole(prompts, sample.pictures)), prompts),
         classifier_frechet=_frechet(prompts, sample.pictures),
         classifier_t_frechet=_temporal(pipe, sample.tape.clean, sample.latents),
     )
@@ -59,9 +59,9 @@ def as_images(pictures: torch.Tensor) -> list[Image.Image]:
     return [Image.fromarray(each) for each in values]
 
 
-def _of_pictures(prompts: Sequence[str], pictures: torch.Tensor) -> list[str]:
-    """The prompt of each picture, videos having several."""
-    return [prompt for prompt in prompts for _ in range(len(pictures) // len(prompts))]
+def _whole(prompts: Sequence[str], pictures: torch.Tensor) -> torch.Tensor:
+    """[N T, 3, H, W] -> [N, 3, H, T W]: one picture for each prompt, the frames of videos side by side."""
+    return pictures.unflatten(0, (len(prompts), -1)).movedim(1, -2).flatten(-2)
 
 
 def _latent_error(latents: torch.Tensor | None, truth: torch.Tensor | None) -> float | None:
@@ -84,15 +84,36 @@ def _frechet(prompts: tuple[str, ...], pictures: torch.Tensor) -> float | None:
 
 
 def _temporal(pipe: Any, clean: Sequence[torch.Tensor], latents: torch.Tensor | None) -> float | None:
-    """None where predictions are not in the form that the decoder takes (packed tokens, videos)."""
-    if latents is None or not clean or clean[0].shape[1:] != latents.shape[1:] or latents.ndim != 4:
+    """None where nothing was taped."""
+    if latents is None or not clean:
         return None
     firsts = [min(int(place * len(clean)), len(clean) - 2) for place in PLACES]
-    return temporal_frechet([_decoded(pipe, clean[step]) for first in firsts for step in (first, first + 1)])
+    return temporal_frechet(
+        [_decoded(pipe, clean[step], latents.shape) for first in firsts for step in (first, first + 1)]
+    )
 
 
 @torch.no_grad()
-def _decoded(pipe: Any, latents: torch.Tensor) -> torch.Tensor:
-    config = pipe.vae.config
-    shifted = latents / config.scaling_factor + (getattr(config, "shift_factor", None) or 0.0)
-    return (pipe.vae.decode(shifted).sample.float().cpu() / 2 + 0.5).clamp(0, 1)
+def _decoded(pipe: Any, latents: torch.Tensor, shape: torch.Size) -> torch.Tensor:
+    """Pictures [N, 3, H, W] in 0..1, frames of videos one after the other, of latents in the scheduler's form.
+
+    `shape` is that which the decoder takes.
+    """
+    drawn = pipe.vae.decode(_unscaled(pipe.vae.config, _unpacked(pipe, latents, shape))).sample.float().cpu()
+    pictures = drawn if drawn.ndim == 4 else drawn.transpose(1, 2).flatten(0, 1)
+    return (pictures / 2 + 0.5).clamp(0, 1)
+
+
+def _unpacked(pipe: Any, latents: torch.Tensor, shape: torch.Size) -> torch.Tensor:
+    if latents.ndim == len(shape):
+        return latents
+    scale = pipe.vae_scale_factor
+    return pipe._unpack_latents(latents, shape[-2] * scale, shape[-1] * scale, scale)
+
+
+def _unscaled(config: Any, latents: torch.Tensor) -> torch.Tensor:
+    """As pipelines bring latents back to what their autoencoder gave: one factor and shift, or each channel's own."""
+    if hasattr(config, "latents_mean") and config.latents_mean is not None:
+        mean, std = (latents.new_tensor(each).view(-1, 1, 1, 1) for each in (config.latents_mean, config.latents_std))
+        return latents * std + mean
+    return latents / config.scaling_factor + (getattr(config, "shift_factor", None) or 0.0)

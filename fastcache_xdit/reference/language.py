@@ -1,0 +1,51 @@
+"""What prompts of the shipped models say, whether of images or of videos."""
+
+from __future__ import annotations
+
+import random
+
+import numpy as np
+
+from .checker import Score, check
+from .sampling import place
+from .shapes import Scene, parse
+from .video_checker import check_clip
+from .videos import FRAMES, frames, parse_clip, place_clip
+
+
+def check_picture(picture: np.ndarray, prompt: str) -> Score | None:
+    """Compare a picture with its prompt; None where the prompt is not of the shipped models' little language.
+
+    Args:
+        picture: uint8 of shape (H, W, 3); of a video its frames side by side.
+        prompt: of any model.
+
+    Raises:
+        ValueError: a picture that cannot be an image or a video of the prompt.
+    """
+    if _is_clip(prompt):
+        return check_clip(np.stack(np.split(picture, FRAMES, axis=1)), prompt)
+    try:
+        parse(prompt)
+    except ValueError:
+        return None
+    return check(picture, prompt)
+
+
+def drawings(prompt: str, count: int, rng: random.Random) -> list[Scene]:
+    """So many scenes, or all frames of so many clips, that the prompt describes, their objects placed at random.
+
+    Raises:
+        ValueError: the prompt is not understood.
+    """
+    if _is_clip(prompt):
+        return [frame for _ in range(count) for frame in frames(place_clip(parse_clip(prompt), rng))]
+    return [place(parse(prompt), rng) for _ in range(count)]
+
+
+def _is_clip(prompt: str) -> bool:
+    try:
+        parse_clip(prompt)
+    except ValueError:
+        return False
+    return True
