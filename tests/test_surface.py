@@ -93,6 +93,7 @@ FLAGS = {
         "--evaluations",
         "--lead_blocks",
         "--output",
+        "--polish",
         "--prompts",
         "--refit_prompts",
         "--start",

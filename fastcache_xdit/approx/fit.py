@@ -13,6 +13,8 @@ from fastcache_xdit.approx.moments import Moments
 # Relative to each feature's own energy; infinity is the prior itself, which a fit has to beat to be taken.
 STRENGTHS = (1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0, float("inf"))
 
+RAREST = 1e-3  # share of the largest energy that `directions` takes an axis to have at least
+
 
 class Places(NamedTuple):
     """Which steps a fit is for: `steps` [P] to be replaced, `references` [P, K] computed before, newest first."""
@@ -80,6 +82,20 @@ def error_made(coefficients: torch.Tensor, steps: int, place: Places) -> torch.T
     error = torch.zeros(coefficients.shape[0], 2 * steps + 1, dtype=torch.float64)
     error[:, index] = torch.cat([-coefficients, torch.ones_like(coefficients[:, :1])], dim=1)
     return error
+
+
+def directions(form: Form, moments: Moments, place: Places, coefficients: torch.Tensor) -> torch.Tensor:
+    """[D, F, 2K+2]: independent ways to change one place's coefficients, each a change of R as large as its error.
+
+    The principal axes of the form's features, so that features which are much alike do not hide each other; axes that
+    hardly occur are held short.
+    """
+    local = _local(moments, place)[0]
+    features = form.features(place.references.shape[1])
+    energies, axes = torch.linalg.eigh(features @ local[:, :-1, :-1] @ features.T)
+    lengths = energies.clamp_min(energies.amax(-1, keepdim=True) * RAREST).clamp_min(1e-30).rsqrt()
+    error = _squared_error(coefficients, local).sqrt()
+    return error[:, None, None] * lengths[:, :, None] * (axes.transpose(1, 2) @ features)
 
 
 def _states(total: int, places: Places) -> torch.Tensor:

@@ -9,9 +9,9 @@ from typing import NamedTuple
 
 import torch
 
-from fastcache_xdit.approx.fit import STRENGTHS, Places, error_made, fit
+from fastcache_xdit.approx.fit import STRENGTHS, Places, directions, error_made, fit
 from fastcache_xdit.approx.forms import FORMS
-from fastcache_xdit.approx.linear import Past
+from fastcache_xdit.approx.linear import Past, Reference
 from fastcache_xdit.approx.moments import Moments
 
 
@@ -56,6 +56,19 @@ class Halves(NamedTuple):
     def at(self, levels: Sequence[float]) -> Halves:
         """Both for another schedule."""
         return Halves(self.training.at(levels), self.held_out.at(levels))
+
+
+def combined(
+    weights: Sequence[torch.Tensor | None], entered: torch.Tensor, references: Sequence[Reference]
+) -> torch.Tensor:
+    """Sum of Z = [R1..RK, H, H1..HK, 1], each weighed by [D] or left out, in the dtype of `entered` [B, N, D]."""
+    states = [each.residual for each in references] + [entered] + [each.entered for each in references]
+    total = weights[-1]
+    for weight, state in zip(weights[:-1], states, strict=True):
+        if weight is not None and state is not None:
+            total = weight * state if total is None else torch.addcmul(total, weight, state)
+    assert total is not None
+    return total.to(entered.dtype)
 
 
 @dataclass
@@ -114,14 +127,7 @@ class Fitted:
         """See `StandIn`: sum_k r_k R_k + h H + sum_k h_k H_k + b, each weight [D]; added up in at least float32."""
         used = past.references[: self.references]
         path = past.computed if self._coherence else past.computed[: self.references]
-        weights = self._weights_for(stream, past.step, path, entered.device)
-        states = [each.residual for each in used] + [entered] + [each.entered for each in used]
-        total = weights[-1]
-        for weight, state in zip(weights[:-1], states, strict=True):
-            if weight is not None and state is not None:
-                total = weight * state if total is None else torch.addcmul(total, weight, state)
-        assert total is not None
-        return total.to(entered.dtype)
+        return combined(self._weights_for(stream, past.step, path, entered.device), entered, used)
 
     def coefficients(self, stream: str, step: int, computed: tuple[int, ...]) -> torch.Tensor:
         """[D, 2K+2] float64 of one step, given the computed steps before it, newest first."""
@@ -145,6 +151,12 @@ class Fitted:
         ticks = self._halves(stream).training.ticks
         back = float(ticks[step] - ticks[computed[:2][-1]])
         return next((each for each in self._coherence if back < each.reach + 1e-6), ALONE)
+
+    def directions(self, stream: str, step: int, computed: tuple[int, ...]) -> torch.Tensor:
+        """[D, F, 2K+2]: see `fit.directions`, at the coefficients of this step."""
+        place = Places.one(step, computed[: self.references])
+        training, held_out = self._halves(stream)
+        return directions(self.form, training.plus(held_out), place, self.coefficients(stream, step, computed))
 
     def _halves(self, stream: str) -> Halves:
         key = (self.levels, stream)

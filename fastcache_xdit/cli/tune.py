@@ -24,6 +24,7 @@ from fastcache_xdit.config import FastCacheConfig
 from fastcache_xdit.host.xdit import engine, layout
 from fastcache_xdit.plugin import register
 from fastcache_xdit.tuning.calibrate import check_enough
+from fastcache_xdit.tuning.polish import Polisher
 from fastcache_xdit.tuning.refit import Refitter
 from fastcache_xdit.tuning.runner import Runner
 from fastcache_xdit.tuning.search import Search, Trial
@@ -39,6 +40,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     own.add_argument("--steps", type=int, nargs="+", help="numbers of steps to tune for; default: num_inference_steps")
     own.add_argument("--evaluations", type=int, default=24, help="generations of all prompts per number of steps")
     own.add_argument("--refit_prompts", metavar="FILE", help="to fit found masks on once more; default: no such fits")
+    own.add_argument("--polish", type=int, default=0, help="then train them on so many batches of those; default: 0")
     own.add_argument("--start", metavar="FILE.yaml", help="a config of an earlier search, whose masks are tried first")
     own.add_argument("--lead_blocks", type=int, default=0, help="always computed; default: 0")
     own.add_argument("--output", metavar="FILE.yaml", help="the config")
@@ -87,14 +89,23 @@ def _checked(options: dict[str, Any]) -> tuple[Target, Callable[[], Iterator[Sea
         for steps in options["steps"] or [call["num_inference_steps"]]:
             stepped = runner.steps(steps)
             refitter = Refitter(stepped, refit_batches, path, working) if refit_batches else None
-            yield Search(stepped, batches, calibration, path, options["lead_blocks"], options["seed"], start, refitter)
+            polisher = Polisher(stepped, refit_batches, options["polish"]) if options["polish"] else None
+            lead, seed = options["lead_blocks"], options["seed"]
+            yield Search(stepped, batches, calibration, path, lead, seed, start, refitter, polisher)
 
     return target, searches
 
 
 def _refit_batches(options: dict[str, Any]) -> list[engine.Batch]:
-    """Raises ValueError for too few prompts."""
+    """Raises ValueError for too few prompts, or for what cannot be trained."""
+    if options["polish"] and engine.world_size() > 1:
+        raise ValueError(
+            f"--polish trains through the whole sampler, which {engine.world_size()} ranks cannot; run tune in one "
+            "process: what it finds serves every layout of one PipeFusion stage"
+        )
     if not options["refit_prompts"]:
+        if options["polish"]:
+            raise ValueError("--polish needs prompts to train on: give --refit_prompts FILE")
         return []
     prompts = prompts_of({"prompt": None, "prompts": options["refit_prompts"]})
     check_enough(len(prompts), options["batch_size"])

@@ -14,6 +14,7 @@ from fastcache_xdit.evaluate.quality import psnr_db, to_tensor
 from fastcache_xdit.host.xdit.engine import Batch
 from fastcache_xdit.tuning.calibrate import FORM, SCHEDULED
 from fastcache_xdit.tuning.planner import LONGEST_GAP, ErrorTable, plan
+from fastcache_xdit.tuning.polish import Polisher
 from fastcache_xdit.tuning.refit import Refits, Refitter
 from fastcache_xdit.tuning.runner import Runner
 
@@ -63,6 +64,7 @@ class Search:
         seed: of the order in which moves are tried.
         start: a config whose mask for this number of steps is tried too, where it is within the budget.
         refitter: fits the best mask's stand-ins anew.
+        polisher: trains them after that.
     """
 
     runner: Runner
@@ -73,6 +75,7 @@ class Search:
     seed: int = 0
     start: FastCacheConfig | None = None
     refitter: Refitter | None = None
+    polisher: Polisher | None = None
     tried: dict[str, Trial] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -88,7 +91,10 @@ class Search:
         best = max(trials, key=lambda trial: trial.psnr_db)
         report(f"planned {len(trials)} masks for {budget:.0%}: {best.psnr_db:.1f} dB")
         best = self._climb(best, evaluations - len(trials), report)
-        return self._refitted(best, report) if self.refitter and evaluations else best
+        if not self.refitter or not evaluations:
+            return best
+        best = self._refitted(best, self.refitter, report)
+        return self._polished(best, self.refitter, self.polisher, report) if self.polisher else best
 
     def evaluate(self, mask: str) -> Trial:
         """Mean PSNR of a mask on the search prompts; each is tried once."""
@@ -104,10 +110,17 @@ class Search:
             self.tried[mask] = Trial(self._psnr(config), ratio, mask, config)
         return self.tried[mask]
 
-    def _refitted(self, best: Trial, report: Callable[[str], None]) -> Trial:
+    def _polished(self, best: Trial, refitter: Refitter, polisher: Polisher, report: Callable[[str], None]) -> Trial:
+        """Trained further; kept where that helps the search prompts as well as those that judged it."""
+        config = refitter.publish(best.config, best.refits) if best.refits else best.config
+        refits = polisher.polish(config, report)
+        trial = best._replace(psnr_db=self._psnr(refitter.publish(best.config, refits)), refits=refits)
+        report(f"polished: {best.psnr_db:.1f} -> {trial.psnr_db:.1f} dB")
+        return max(best, trial, key=lambda each: each.psnr_db)
+
+    def _refitted(self, best: Trial, refitter: Refitter, report: Callable[[str], None]) -> Trial:
         """Fitted anew where that helps: most for few computed steps, which lead far from the uncached trajectory."""
-        assert self.refitter is not None
-        config, refits = self.refitter.refit(best.config)
+        config, refits = refitter.refit(best.config)
         trial = best._replace(psnr_db=self._psnr(config), refits=refits)
         report(f"refitted: {best.psnr_db:.1f} -> {trial.psnr_db:.1f} dB")
         return max(best, trial, key=lambda each: each.psnr_db)

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from fastcache_xdit.approx.fit import Places, error_made, fit
+from fastcache_xdit.approx.fit import Places, directions, error_made, fit
 from fastcache_xdit.approx.fitted import Coherence, Fitted, Halves
 from fastcache_xdit.approx.forms import FORMS
 from fastcache_xdit.approx.linear import Past, Reference
@@ -137,6 +137,21 @@ def test_a_planned_request_makes_good_what_it_missed():
     sums = [a + error_made(b, len(LEVELS), Places.one(4, computed)) for a, b in zip(missed, second, strict=True)]
     energy = [torch.einsum("dz,dzy,dy->", each, gram, each).item() for each in sums]
     assert energy[1] < 0.05 * energy[0]
+
+
+@pytest.mark.parametrize("form", ["history", "delta+history"])
+def test_directions_change_a_stand_in_by_as_much_as_it_errs(form):
+    """Rows of unit weight, each on its own, move R by its error; and no two of them move it alike."""
+    both = moments(*trajectory(0)).plus(moments(*trajectory(1)))
+    weights = torch.zeros(CHANNELS, 8, dtype=torch.float64)
+    weights[:, 0] = 1
+    index = torch.tensor([3, 1, 0, 5 + 4, 5 + 3, 5 + 1, 5 + 0, 10])
+    local = both.gram[:, index[:, None], index]
+    error = error_made(weights, len(LEVELS), PLACE)
+    missed = torch.einsum("dz,dzy,dy->d", error, both.gram, error)
+    ways = directions(FORMS[form], both, PLACE, weights)
+    moved = ways @ local @ ways.transpose(1, 2) / missed[:, None, None]
+    torch.testing.assert_close(moved, torch.eye(ways.shape[1], dtype=torch.float64).expand_as(moved), atol=1e-6, rtol=0)
 
 
 def test_the_float64_reference_agrees():

@@ -165,6 +165,7 @@ TUNE = ("tune", "--model", "shapes-pixart", "--prompt", "a red circle", "--outpu
         ),
         (TUNE, ["--calibration is missing"]),
         ([*TUNE, "--calibration", "none.safetensors"], ["--target is missing"]),
+        ([*TUNE, "--polish", 8], ["--calibration is missing"]),
         ([*TUNE, "--calibration", "none.safetensors", "--target", "fast"], ["target 'fast' is not known", "speedup="]),
         ([*TUNE, "--calibration", "none.safetensors", "--target", "psnr=30"], ["no such calibration file: none"]),
         (["bench"], ["which benchmark?", "approximations"]),

@@ -53,9 +53,10 @@ def tuned(folder, calibration):
     found = command(
         "tune", "--model", "shapes-pixart", "--prompts", prompts, "--refit_prompts", prompts, "--batch_size", 1,
         "--calibration", calibration, "--target", "budget=0.5", "--steps", STEPS, 6, "--evaluations", 4,
-        "--output", path,
+        "--polish", 2, "--output", path,
     )  # fmt: skip
     assert "generations of 3 prompts" in found.stdout and "refitted: " in found.stdout
+    assert "trained 2 batches" in found.stdout and "polished: " in found.stdout
     return path
 
 

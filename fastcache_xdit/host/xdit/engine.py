@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import functools
 import inspect
 import os
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -78,6 +80,7 @@ class Engine:
             self.pipe = wrapper.from_pretrained(model, engine_config=engine_config, torch_dtype=DTYPES[dtype])
         if cpu.has_accelerator():
             self.pipe = self.pipe.to(f"cuda:{os.environ['LOCAL_RANK']}")
+        self._call = self.pipe
         self.accepts = set(inspect.signature(type(self.pipe).__call__).parameters)
         self.replicas = engine_config.parallel_config.dp_degree
         _apply_vae_options(self.pipe, options)
@@ -93,10 +96,23 @@ class Engine:
         arguments = {name: value for name, value in arguments.items() if name in self.accepts and value is not None}
         arguments["generator"] = [torch.Generator("cpu").manual_seed(seed) for seed in mine.seeds]
         if self.is_video:
-            videos = self.pipe(prompt=list(mine.prompts), **arguments).frames
+            videos = self._call(prompt=list(mine.prompts), **arguments).frames
             return dict(zip(mine.indices, video.pictures(videos), strict=True)) if video.first_of_replica() else {}
-        output = self.pipe(prompt=list(self._padded(batch).prompts), **arguments)
+        output = self._call(prompt=list(self._padded(batch).prompts), **arguments)
         return dict(zip(mine.indices, output.images, strict=False)) if output is not None else {}
+
+    @contextlib.contextmanager
+    def differentiable(self) -> Iterator[None]:
+        """Latents keep their graph for the length of a with block; in one process only.
+
+        Pipelines' own calls forbid gradients: what they wrap is called instead, which in one process is diffusers'.
+        """
+        pipe = getattr(self.pipe, "module", self.pipe)
+        self._call = functools.partial(inspect.unwrap(type(pipe).__call__), pipe)
+        try:
+            yield
+        finally:
+            self._call = self.pipe
 
     def _binned(self) -> bool:
         config = getattr(getattr(self.pipe, "transformer", None), "config", None)
