@@ -190,4 +190,4 @@ def test_fields_of_a_prompts_file():
 
 def test_models():
     assert sorted(known_models()) == MODELS
-    assert SHIPPED == ("shapes-pixart", "shapes-flux")
+    assert SHIPPED == ("shapes-pixart", "shapes-flux", "shapes-video")

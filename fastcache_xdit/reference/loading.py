@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 
 MODELS, _PRESETS = Path(__file__).parent / "models", Path(__file__).parent / "presets"
-SHIPPED = ("shapes-pixart", "shapes-flux")
+SHIPPED = ("shapes-pixart", "shapes-flux", "shapes-video")
 # Cache configs that ship with a model, by the share of block FLOPs that they were tuned for.
 PRESETS = {"quality": 1 / 1.5, "half": 1 / 2, "balanced": 1 / 2.5, "third": 1 / 3, "fast": 1 / 4, "fifth": 1 / 5}
 

@@ -8,7 +8,7 @@ import torch
 from diffusers import DiffusionPipeline
 from safetensors import safe_open
 
-from fastcache_xdit.reference import pixart
+from fastcache_xdit.reference import pixart, wan
 from fastcache_xdit.reference.clip import build_clip_tokenizer
 from fastcache_xdit.reference.components import build_tokenizer
 from fastcache_xdit.reference.evaluate import by_attribute, generate
@@ -24,6 +24,7 @@ TOKENIZERS = [
     ("shapes-pixart", "tokenizer", pixart.tokenizer, 1),
     ("shapes-flux", "tokenizer", lambda: build_clip_tokenizer(CAPTION_TOKENS), 2),
     ("shapes-flux", "tokenizer_2", lambda: build_tokenizer(CAPTION_TOKENS), 1),
+    ("shapes-video", "tokenizer", wan.tokenizer, 1),
 ]
 
 
