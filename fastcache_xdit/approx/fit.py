@@ -145,7 +145,8 @@ def _solve(form: Form, local: torch.Tensor, prior: torch.Tensor, strengths: torc
     energy = gram.diagonal(dim1=-2, dim2=-1)
     pull = energy.clamp_min(energy.amax(-1, keepdim=True) * 1e-12).clamp_min(1e-30)
     finite = strengths.isfinite()
-    ridge = torch.where(finite, strengths, 0.0)[:, :, None, None] * pull[:, None] + 1e-12 * pull[:, None]
+    # Where the prior rules nothing is taken from the solution, which must exist all the same.
+    ridge = (torch.where(finite, strengths, 1.0) + 1e-12)[:, :, None, None] * pull[:, None]
     wanted = moment - (gram @ prior[:, None, :, None])[..., 0]
     step = torch.linalg.solve(gram[:, None] + torch.diag_embed(ridge), wanted[:, None, ..., None])[..., 0]
     fitted = prior[:, None, None] + torch.where(finite[:, :, None, None], step, 0.0)

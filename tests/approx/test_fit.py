@@ -139,6 +139,16 @@ def test_a_planned_request_makes_good_what_it_missed():
     assert energy[1] < 0.05 * energy[0]
 
 
+def test_the_prior_needs_no_solution():
+    """Interpolated moments may be singular to the last bit."""
+    made = Moments.empty(LEVELS, CHANNELS)
+    made.gram[:] = torch.eye(2 * len(LEVELS) + 1, dtype=torch.float64)
+    made.gram[:, 3, 1] = made.gram[:, 1, 3] = 1 + 1e-12
+    nothing = Moments.empty(LEVELS, CHANNELS)
+    found = fit(FORMS["history"], made, nothing, PLACE, strengths=(float("inf"),)).coefficients[0, :, :3]
+    torch.testing.assert_close(found, torch.tensor([1.5, -0.5, 0], dtype=torch.float64).expand(CHANNELS, -1))
+
+
 @pytest.mark.parametrize("form", ["history", "delta+history"])
 def test_directions_change_a_stand_in_by_as_much_as_it_errs(form):
     """Rows of unit weight, each on its own, move R by its error; and no two of them move it alike."""
