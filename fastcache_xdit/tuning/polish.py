@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import nn
@@ -15,7 +16,7 @@ from fastcache_xdit.decision.schedule import mask_for, skips
 from fastcache_xdit.host.xdit.engine import Batch
 from fastcache_xdit.tuning.calibrate import HELD_OUT_EVERY
 from fastcache_xdit.tuning.refit import Refits
-from fastcache_xdit.tuning.runner import Runner
+from fastcache_xdit.tuning.runner import Runner, relative_error
 
 RATE = 0.1  # Adam's, in errors of the stand-in itself, see `fit.directions`
 JUDGED_EVERY = 8
@@ -93,7 +94,7 @@ class Polisher:
         optimizer = torch.optim.Adam(trained.learned.values(), lr=RATE, betas=(0.9, 0.95))
         first = least = self._judged(generate)
         best = trained.refits()
-        for iteration, batch in zip(range(1, self.iterations + 1), self._endless(), strict=False):
+        for iteration, batch in zip(range(1, self.iterations + 1), itertools.cycle(self.training), strict=False):
             optimizer.param_groups[0]["lr"] = RATE * (1 - (iteration - 1) / self.iterations)
             optimizer.zero_grad()
             self._error(generate, batch).backward()
@@ -106,19 +107,13 @@ class Polisher:
                     least, best = now, trained.refits()
         return best
 
-    def _endless(self) -> Iterator[Batch]:
-        while True:
-            yield from self.training
-
     def _judged(self, generate: Callable[[Batch], torch.Tensor]) -> float:
         with torch.no_grad():
             return sum(self._error(generate, batch).item() for batch in self.judging) / len(self.judging)
 
     def _error(self, generate: Callable[[Batch], torch.Tensor], batch: Batch) -> torch.Tensor:
         """Mean over samples of log |cached - uncached|^2 / |uncached|^2."""
-        truth = self._truths[batch]
-        missed = (generate(batch) - truth).flatten(1).square().sum(1)
-        return (missed / truth.flatten(1).square().sum(1)).log().mean()
+        return 2 * relative_error(generate(batch), self._truths[batch]).log().mean()
 
 
 def _decibels(logarithm: float) -> float:

@@ -4,6 +4,7 @@ import pytest
 
 from fastcache_xdit.cli import generate as command
 from fastcache_xdit.cli.main import main
+from fastcache_xdit.reference.loading import calibration_path
 from tests import tiny
 
 
@@ -165,7 +166,10 @@ TUNE = ("tune", "--model", "shapes-pixart", "--prompt", "a red circle", "--outpu
         ),
         (TUNE, ["--calibration is missing"]),
         ([*TUNE, "--calibration", "none.safetensors"], ["--target is missing"]),
-        ([*TUNE, "--polish", 8], ["--calibration is missing"]),
+        (
+            [*TUNE, "--polish", 8, "--calibration", calibration_path("shapes-pixart"), "--target", "budget=0.5"],
+            ["--polish needs prompts to train on", "--refit_prompts FILE"],
+        ),
         ([*TUNE, "--calibration", "none.safetensors", "--target", "fast"], ["target 'fast' is not known", "speedup="]),
         ([*TUNE, "--calibration", "none.safetensors", "--target", "psnr=30"], ["no such calibration file: none"]),
         (["bench"], ["which benchmark?", "approximations"]),

@@ -113,7 +113,7 @@ def _unpacked(pipe: Any, latents: torch.Tensor, shape: torch.Size) -> torch.Tens
 
 def _unscaled(config: Any, latents: torch.Tensor) -> torch.Tensor:
     """As pipelines bring latents back to what their autoencoder gave: one factor and shift, or each channel's own."""
-    if hasattr(config, "latents_mean") and config.latents_mean is not None:
+    if getattr(config, "latents_mean", None):
         mean, std = (latents.new_tensor(each).view(-1, 1, 1, 1) for each in (config.latents_mean, config.latents_std))
         return latents * std + mean
     return latents / config.scaling_factor + (getattr(config, "shift_factor", None) or 0.0)
