@@ -2,7 +2,6 @@
 
 import os
 import shlex
-import socket
 import subprocess
 
 import pytest
@@ -20,6 +19,7 @@ from tests.launchers import (
     torchrun_words,
     write_tool,
 )
+from tests.parallel.launch import free_port
 
 
 @pytest.mark.parametrize("job", JOBS)
@@ -37,10 +37,8 @@ def test_torchrun_understands(job):
 
 def test_two_nodes_meet():
     """Both on this machine; `doctor` sends a message among all ranks that were started."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    words = ["bash", "scripts/torchrun.sh", "--nodes", "2", "--rendezvous", f"localhost:{port}", "doctor", "--json"]
+    meeting = f"localhost:{free_port()}"
+    words = ["bash", "scripts/torchrun.sh", "--nodes", "2", "--rendezvous", meeting, "doctor", "--json"]
     nodes = [subprocess.Popen(words, cwd=ROOT, stdout=subprocess.PIPE, text=True) for _ in range(2)]
     told = [node.communicate()[0] for node in nodes]
     assert [node.returncode for node in nodes] == [0, 0]

@@ -9,6 +9,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import torch.distributed
+
 from fastcache_xdit.host.xdit import engine, layout
 from fastcache_xdit.host.xdit.replica import join
 from fastcache_xdit.jobs.desk import StoreDesk, Work
@@ -81,10 +83,10 @@ class Rank:
         register()
 
     def address(self) -> tuple[str, int]:
-        """Where the ranks of this replica can meet: this machine, a free port."""
-        with socket.socket() as free:
-            free.bind(("", 0))
-            return ray_module().util.get_node_ip_address(), free.getsockname()[1]
+        """Where the ranks of this replica meet: a store on this machine, whose port no other program can take."""
+        host = ray_module().util.get_node_ip_address()
+        self._meeting = torch.distributed.TCPStore(host, 0, is_master=True, wait_for_workers=False)
+        return host, self._meeting.port
 
     def run(
         self, rank: int, size: int, address: tuple[str, int], recipe: Recipe, options: dict[str, Any], desk: RemoteDesk
@@ -96,6 +98,7 @@ class Rank:
             "LOCAL_RANK": 0,
             "MASTER_ADDR": address[0],
             "MASTER_PORT": address[1],
+            "TORCHELASTIC_USE_AGENT_STORE": True,  # the store is there, also for rank 0
         }
         os.environ.update({name: str(value) for name, value in place.items()})
         join(replicas=1)

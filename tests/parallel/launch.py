@@ -6,6 +6,7 @@ import contextlib
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
@@ -41,6 +42,14 @@ def run_ranks(worker: str, nproc: int, timeout: float = 600.0, **arguments: Any)
 def only(results: list[dict], case: str) -> Any:
     """Return a case's result from the first rank that has one: xDiT leaves latents on the last ranks only."""
     return next(result[case] for result in results if result.get(case) is not None)
+
+
+def free_port() -> int:
+    """A port to listen on that lies below those which systems give to outgoing connections, Ray's many among them."""
+    for port in range(29500, 32768):
+        with contextlib.suppress(OSError), socket.create_server(("", port)):
+            return port
+    raise RuntimeError("no port from 29500 to 32767 is free")
 
 
 def _command(worker: str, nproc: int, folder: Path) -> list[str]:

@@ -4,21 +4,17 @@ from __future__ import annotations
 
 import json
 import os
-import socket
 import subprocess
 import sys
 from pathlib import Path
 
-from tests.parallel.launch import ROOT
+from tests.parallel.launch import ROOT, free_port
 
 LIMIT = 600
 
 
 def test_xdits_own_ray_workers_cache(tmp_path):
-    with socket.socket() as free:
-        free.bind(("", 0))
-        port = str(free.getsockname()[1])
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "MASTER_PORT": port}
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "MASTER_PORT": str(free_port())}
     driver = Path(__file__).with_name("ray_driver.py")
     done = subprocess.run(
         [sys.executable, driver, tmp_path], env=environment, capture_output=True, text=True, timeout=LIMIT
