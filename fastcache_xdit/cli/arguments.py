@@ -75,6 +75,15 @@ def as_flags(options: Mapping[str, Any]) -> list[str]:
     return words
 
 
+def check_least(least: int, options: Mapping[str, Any], *names: str) -> None:
+    """Raise ValueError for a number, or one of several, that is below `least`; None counts as not given."""
+    for name in names:
+        given = options[name] if isinstance(options[name], list) else [options[name]]
+        for number in given:
+            if number is not None and number < least:
+                raise ValueError(f"{name}={number} is not possible; set {least} or more")
+
+
 def cache_config(text: str | dict[str, Any] | None) -> FastCacheConfig:
     """The config that `--cache_config` names: a JSON object, a YAML or JSON file, or the defaults.
 

@@ -6,6 +6,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
+from fastcache_xdit.cli.arguments import check_least
 from fastcache_xdit.cli.pipeline import (
     add_pipeline_arguments,
     call_arguments,
@@ -109,9 +110,7 @@ def check_replicas(options: dict[str, Any]) -> None:
         raise ValueError("--replicas counts those of --ray; under torchrun set --data_parallel_degree")
     if options["ray"] is not None and (options["data_parallel_degree"] or 1) > 1:
         raise ValueError("data_parallel_degree counts replicas under torchrun; with --ray set --replicas")
-    for name in ("max_attempts", "replicas"):
-        if options[name] is not None and options[name] < 1:
-            raise ValueError(f"{name}={options[name]} is not possible; set 1 or more")
+    check_least(1, options, "max_attempts", "replicas")
 
 
 def check_layout(recipe: Recipe, options: dict[str, Any]) -> None:

@@ -11,7 +11,7 @@ from typing import Any
 
 from fastcache_xdit.approx.calibration import Calibration
 from fastcache_xdit.cli import bench_peers
-from fastcache_xdit.cli.arguments import is_first_rank
+from fastcache_xdit.cli.arguments import check_least, is_first_rank
 from fastcache_xdit.cli.batch_arguments import recipe_of
 from fastcache_xdit.cli.pipeline import add_pipeline_arguments, call_arguments, model_folder, pipeline_options
 from fastcache_xdit.config import FastCacheConfig
@@ -67,8 +67,7 @@ def main(argv: list[str]) -> int:
     model, call = model_folder(options["model"]), call_arguments(options)
     if options["model"] not in SHIPPED:
         raise ValueError(f"bench knows held-out prompts of shipped models only: {', '.join(SHIPPED)}")
-    if options["repeats"] < 1:
-        raise ValueError(f"--repeats {options['repeats']}: give at least 1")
+    check_least(1, options, "steps", "count", "repeats")
     if argv[0] in CALIBRATED:
         calibration_path(options["model"])  # tells a model that has none before anything is loaded
     folder = Path(options["output"])

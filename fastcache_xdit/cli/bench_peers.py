@@ -11,7 +11,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from fastcache_xdit.cli.arguments import is_first_rank
+from fastcache_xdit.cli.arguments import check_least, is_first_rank
 from fastcache_xdit.cli.pipeline import (
     add_pipeline_arguments,
     call_arguments,
@@ -54,6 +54,7 @@ def main(argv: list[str]) -> int:
     register()
     options = pipeline_options("bench peers", argv, add_arguments)
     folder, call = model_folder(options["model"]), call_arguments(options)
+    check_least(1, options, "count", "repetitions")
     layout.check_degrees(options, engine.world_size())
     dtype = options["dtype"] or engine.default_dtype()
     peers = _chosen(options)

@@ -8,7 +8,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from fastcache_xdit.cli.arguments import is_first_rank
+from fastcache_xdit.cli.arguments import check_least, is_first_rank
 from fastcache_xdit.cli.pipeline import (
     add_pipeline_arguments,
     call_arguments,
@@ -72,6 +72,8 @@ def _show(bar: Any, what: str, done: int, parts: int) -> None:
 
 def _check(options: dict[str, Any], model: str, prompts: list[str]) -> None:
     """Raise ValueError, before a model loads, for what cannot work."""
+    check_least(1, options, "groups", "stages")
+    check_least(0, options, "lead_blocks")
     if not options["output"]:
         raise ValueError("nowhere to write: give --output FILE.safetensors")
     for degree in ("pipefusion_parallel_degree", "data_parallel_degree", "tensor_parallel_degree"):

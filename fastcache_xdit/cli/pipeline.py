@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from fastcache_xdit.cli.arguments import cache_config, look_ahead, parse, read_options
+from fastcache_xdit.cli.arguments import cache_config, check_least, look_ahead, parse, read_options
 from fastcache_xdit.config import FastCacheConfig
 from fastcache_xdit.host.xdit import layout, registration
 from fastcache_xdit.host.xdit.engine import DTYPES
@@ -79,11 +79,8 @@ def call_arguments(options: dict[str, Any]) -> dict[str, Any]:
         ValueError: a number below 1.
     """
     call = options["defaults"] | {name: options[name] for name in CALL if options[name] not in (None, "", [])}
-    for name in ("num_inference_steps", "height", "width"):
-        if call[name] < 1:
-            raise ValueError(f"{name}={call[name]} is not possible; set 1 or more")
-    if options["batch_size"] < 1:
-        raise ValueError(f"batch_size={options['batch_size']} is not possible; set 1 or more")
+    check_least(1, call, "num_inference_steps", "height", "width")
+    check_least(1, options, "batch_size")
     return call
 
 

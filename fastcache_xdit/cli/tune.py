@@ -12,7 +12,7 @@ from typing import Any
 import yaml
 
 from fastcache_xdit.approx.calibration import Calibration
-from fastcache_xdit.cli.arguments import is_first_rank
+from fastcache_xdit.cli.arguments import check_least, is_first_rank
 from fastcache_xdit.cli.pipeline import (
     add_pipeline_arguments,
     call_arguments,
@@ -73,6 +73,8 @@ def _checked(options: dict[str, Any]) -> tuple[Target, Callable[[], Iterator[Sea
         ValueError: before a model loads, for what cannot work.
     """
     model, call, prompts = model_folder(options["model"]), call_arguments(options), prompts_of(options)
+    check_least(1, options, "steps", "evaluations")
+    check_least(0, options, "polish", "lead_blocks")
     for name in ("calibration", "target", "output"):
         if not options[name]:
             raise ValueError(f"--{name} is missing; --help lists the options")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Callable
 
 import numpy as np
 
@@ -23,13 +24,9 @@ def check_picture(picture: np.ndarray, prompt: str) -> Score | None:
     Raises:
         ValueError: a picture that cannot be an image or a video of the prompt.
     """
-    if _is_clip(prompt):
+    if _understood(prompt, parse_clip):
         return check_clip(np.stack(np.split(picture, FRAMES, axis=1)), prompt)
-    try:
-        parse(prompt)
-    except ValueError:
-        return None
-    return check(picture, prompt)
+    return check(picture, prompt) if _understood(prompt, parse) else None
 
 
 def drawings(prompt: str, count: int, rng: random.Random) -> list[Scene]:
@@ -38,14 +35,14 @@ def drawings(prompt: str, count: int, rng: random.Random) -> list[Scene]:
     Raises:
         ValueError: the prompt is not understood.
     """
-    if _is_clip(prompt):
+    if _understood(prompt, parse_clip):
         return [frame for _ in range(count) for frame in frames(place_clip(parse_clip(prompt), rng))]
     return [place(parse(prompt), rng) for _ in range(count)]
 
 
-def _is_clip(prompt: str) -> bool:
+def _understood(prompt: str, parser: Callable[[str], object]) -> bool:
     try:
-        parse_clip(prompt)
+        parser(prompt)
     except ValueError:
         return False
     return True

@@ -170,6 +170,11 @@ TUNE = ("tune", "--model", "shapes-pixart", "--prompt", "a red circle", "--outpu
             [*TUNE, "--polish", 8, "--calibration", calibration_path("shapes-pixart"), "--target", "budget=0.5"],
             ["--polish needs prompts to train on", "--refit_prompts FILE"],
         ),
+        ([*TUNE, "--polish", -1], ["polish=-1 is not possible; set 0 or more"]),
+        ([*TUNE, "--steps", 20, 0], ["steps=0 is not possible; set 1 or more"]),
+        ([*CALIBRATE, "--output", "x", "--stages", 1, 0], ["stages=0 is not possible; set 1 or more"]),
+        (["bench", "peers", "--model", "shapes-pixart", "--count", 0], ["count=0 is not possible; set 1 or more"]),
+        (["bench", "overhead", "--model", "shapes-pixart", "--repeats", 0], ["repeats=0 is not possible"]),
         ([*TUNE, "--calibration", "none.safetensors", "--target", "fast"], ["target 'fast' is not known", "speedup="]),
         ([*TUNE, "--calibration", "none.safetensors", "--target", "psnr=30"], ["no such calibration file: none"]),
         (["bench"], ["which benchmark?", "approximations"]),
@@ -189,3 +194,10 @@ TUNE = ("tune", "--model", "shapes-pixart", "--prompt", "a red circle", "--outpu
 def test_mistakes_of_tuning_are_told(capsys, argv, words):
     code, error = run(capsys, *argv)
     assert code == 2 and all(word in error for word in words), error
+
+
+def test_ranks_are_told_who_can_polish(capsys, monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    found = ["--calibration", calibration_path("shapes-pixart"), "--target", "budget=0.5"]
+    code, told = run(capsys, *TUNE, "--polish", 8, *found, "--refit_prompts", "none.txt")
+    assert code == 2 and "which 2 ranks cannot; run tune in one process" in told
