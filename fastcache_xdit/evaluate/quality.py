@@ -28,7 +28,8 @@ def psnr_db(cached: torch.Tensor, uncached: torch.Tensor) -> list[float]:
 
 def ssim(cached: torch.Tensor, uncached: torch.Tensor) -> list[float]:
     """Structural similarity of each image pair, [N, 3, H, W] in 0..1."""
-    pairs = zip(cached.split(1), uncached.split(1), strict=True)  # one by one: ten times as fast as 128 at once
+    # one by one and in float32: ten to fifty times as fast as all of a video, or float64, and the same to 1e-6
+    pairs = zip(cached.float().split(1), uncached.float().split(1), strict=True)
     values = [structural_similarity_index_measure(one, other, data_range=1.0, reduction="none") for one, other in pairs]
     return torch.cat([torch.atleast_1d(value) for value in values]).tolist()
 

@@ -45,6 +45,16 @@ class Trained:
         change = self.learned[place][:, None] @ self._directions[place]
         return self._base[place] + change[:, 0]
 
+    def copied(self) -> list[torch.Tensor]:
+        """What is learned so far."""
+        return [each.detach().clone() for each in self.learned.values()]
+
+    @torch.no_grad()
+    def restore(self, learned: Sequence[torch.Tensor]) -> None:
+        """Go back to what `copied` gave."""
+        for parameter, value in zip(self.learned.values(), learned, strict=True):
+            parameter.copy_(value)
+
     def refits(self) -> Refits:
         """What it has come to."""
         fitted, found = self.fitted, Refits()
@@ -91,11 +101,11 @@ class Polisher:
     def _train(
         self, trained: Trained, generate: Callable[[Batch], torch.Tensor], report: Callable[[str], None]
     ) -> Refits:
-        optimizer = torch.optim.Adam(trained.learned.values(), lr=RATE, betas=(0.9, 0.95))
+        rate, optimizer = RATE, _optimizer(trained)
         first = least = self._judged(generate)
-        best = trained.refits()
+        best = trained.copied()
         for iteration, batch in zip(range(1, self.iterations + 1), itertools.cycle(self.training), strict=False):
-            optimizer.param_groups[0]["lr"] = RATE * (1 - (iteration - 1) / self.iterations)
+            optimizer.param_groups[0]["lr"] = rate * (1 - (iteration - 1) / self.iterations)
             optimizer.zero_grad()
             self._error(generate, batch).backward()
             nn.utils.clip_grad_norm_(trained.learned.values(), 1.0)
@@ -104,8 +114,12 @@ class Polisher:
                 now = self._judged(generate)
                 report(f"trained {iteration} batches: held-out latents {_decibels(first - now):+.2f} dB")
                 if now < least:
-                    least, best = now, trained.refits()
-        return best
+                    least, best = now, trained.copied()
+                else:  # too far in one go: back to the best, and on from there by smaller steps
+                    trained.restore(best)
+                    rate, optimizer = rate / 2, _optimizer(trained)
+        trained.restore(best)
+        return trained.refits()
 
     def _judged(self, generate: Callable[[Batch], torch.Tensor]) -> float:
         with torch.no_grad():
@@ -114,6 +128,10 @@ class Polisher:
     def _error(self, generate: Callable[[Batch], torch.Tensor], batch: Batch) -> torch.Tensor:
         """Mean over samples of log |cached - uncached|^2 / |uncached|^2."""
         return 2 * relative_error(generate(batch), self._truths[batch]).log().mean()
+
+
+def _optimizer(trained: Trained) -> torch.optim.Adam:
+    return torch.optim.Adam(trained.learned.values(), lr=RATE, betas=(0.9, 0.95))
 
 
 def _decibels(logarithm: float) -> float:

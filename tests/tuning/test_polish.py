@@ -9,6 +9,7 @@ from fastcache_xdit import FastCacheConfig
 from fastcache_xdit.host.xdit import engine
 from fastcache_xdit.plugin import register
 from fastcache_xdit.reference.loading import calibration_path, generation_defaults, model_path
+from fastcache_xdit.tuning import polish
 from fastcache_xdit.tuning.calibrate import SCHEDULED
 from fastcache_xdit.tuning.polish import Polisher
 from fastcache_xdit.tuning.refit import Refitter
@@ -55,9 +56,11 @@ def test_training_helps_and_is_what_the_cache_applies(runner, batch, config, tmp
     assert told == [f"trained 8 batches: held-out latents {gained * 20 / torch.tensor(10.0).log():+.2f} dB"]
 
 
-def test_nothing_learned_is_the_fit_itself(runner, batch, config):
-    """Without an iteration, coefficients are those that the calibration gives."""
-    refits = Polisher(runner, [batch] * 3, 0).polish(config, print)
+@pytest.mark.parametrize("iterations, rate", [(0, 0.1), (8, 100.0)])
+def test_what_does_not_help_leaves_the_fit_itself(runner, batch, config, monkeypatch, iterations, rate):
+    """Without an iteration, or after one that only did harm, coefficients are those that the calibration gives."""
+    monkeypatch.setattr(polish, "RATE", rate)
+    refits = Polisher(runner, [batch] * 3, iterations).polish(config, print)
     with runner.enabled(config) as watched:
         watched.generate(batch)
         stand_in = watched.handle.driver.stand_ins[0]
