@@ -64,12 +64,7 @@ def main(argv: list[str]) -> int:
         return bench_peers.main(argv[1:])
     register()
     options = pipeline_options("bench", argv[1:], add_arguments)
-    model, call = model_folder(options["model"]), call_arguments(options)
-    if options["model"] not in SHIPPED:
-        raise ValueError(f"bench knows held-out prompts of shipped models only: {', '.join(SHIPPED)}")
-    check_least(1, options, "steps", "count", "repeats")
-    if argv[0] in CALIBRATED:
-        calibration_path(options["model"])  # tells a model that has none before anything is loaded
+    model, call = _checked(argv[0], options)
     folder = Path(options["output"])
     if argv[0] == "batch":
         return _batch(folder, recipe_of(options), options)
@@ -79,20 +74,33 @@ def main(argv: list[str]) -> int:
     size: dict[str, Any] = {name: call[name] for name in ("height", "width") if name in call}
     settings = {"model": options["model"], **size, "count": options["count"], "seed": options["seed"], **versions()}
     kinds = {"approximations": _approximations, "significance": _significance, "tokens": _tokens, "costs": _costs}
-    kinds |= {"overhead": _overhead}
-    run = kinds[argv[0]]
+    run = (kinds | {"overhead": _overhead})[argv[0]]
     for steps in options["steps"][:1] if argv[0] == "costs" else options["steps"]:
         results = run(runner.steps(steps), batches, options)
         if is_first_rank():
-            folder.mkdir(parents=True, exist_ok=True)
-            path = folder / f"{argv[0]}-{steps}.json"
-            path.write_text(json.dumps({**settings, "steps": steps, **results}, indent=1) + "\n")
-            _say(f"fastcache: -> {path}")
+            _write(folder / f"{argv[0]}-{steps}.json", {**settings, "steps": steps, **results})
     if is_first_rank() and argv[0] == "approximations":
         files = sorted(folder.glob("approximations-*.json"))
         draw([Row(**row) for file in files for row in json.loads(file.read_text())["rows"]], folder / "frontier.png")
     engine.finish()
     return 0
+
+
+def _checked(name: str, options: dict[str, Any]) -> tuple[str, dict[str, Any]]:
+    """The model's folder and its call. Raises ValueError, before anything is loaded, for what cannot be measured."""
+    model, call = model_folder(options["model"]), call_arguments(options)
+    if options["model"] not in SHIPPED:
+        raise ValueError(f"bench knows held-out prompts of shipped models only: {', '.join(SHIPPED)}")
+    check_least(1, options, "steps", "count", "repeats")
+    if name in CALIBRATED:
+        calibration_path(options["model"])
+    return model, call
+
+
+def _write(path: Path, values: dict[str, Any]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(values, indent=1) + "\n")
+    _say(f"fastcache: -> {path}")
 
 
 def _approximations(runner: Runner, batches: Sequence[engine.Batch], options: dict[str, Any]) -> dict[str, Any]:
@@ -179,9 +187,7 @@ def _batch(folder: Path, recipe: Recipe, options: dict[str, Any]) -> int:
     used = memory(folder / "jobs", recipe, texts[:MEMORY_ITEMS])
     _say(f"memory over {used.items} items: {used.early:.0f} MiB early, {used.late:.0f} MiB late")
     found = {"replicas": [row._asdict() for row in rows], "memory_mib": used._asdict()}
-    path = folder / "batch.json"
-    path.write_text(json.dumps({"model": options["model"], **versions(), **found}, indent=1) + "\n")
-    _say(f"fastcache: -> {path}")
+    _write(folder / "batch.json", {"model": options["model"], **versions(), **found})
     return 0
 
 
