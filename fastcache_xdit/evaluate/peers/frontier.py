@@ -16,8 +16,7 @@ import matplotlib.pyplot as plt
 from fastcache_xdit.evaluate.peers.results import Row, Study
 
 BUDGETS = {"1/1.5": 1 / 1.5, "1/2": 1 / 2, "1/3": 1 / 3, "1/4": 1 / 4, "1/5": 1 / 5}
-ROUNDING = 1.005  # a mask of whole steps meets a budget only so closely
-Point = tuple[float, float]  # (block FLOPs over uncached, PSNR in dB)
+ROUNDING = 1.01  # whole steps and what stand-ins take beside them meet a budget only so closely
 
 
 def frontier(rows: Sequence[Row]) -> list[Row]:
@@ -29,30 +28,42 @@ def frontier(rows: Sequence[Row]) -> list[Row]:
     return best
 
 
+def within(rows: Sequence[Row], budget: float) -> Row | None:
+    """The best setting that costs no more than a share of the block FLOPs."""
+    return max(
+        (row for row in rows if row["compute"] <= budget * ROUNDING),
+        key=lambda row: row["scores"]["psnr_db"],
+        default=None,
+    )
+
+
 def at_budget(rows: Sequence[Row], budget: float) -> float | None:
     """PSNR in dB of one cache's settings at a share of the block FLOPs; None where even the cheapest costs more.
 
     Of FastCache the best setting that there is. Others are given what lies straight between two of their settings, over
     log compute, so that none is behind for the coarseness of its sweep.
     """
-    best = frontier(rows)
-    points: list[Point] = [(row["compute"], row["scores"]["psnr_db"]) for row in best]
-    below = [point for point in points if point[0] <= budget * ROUNDING]
-    above = [point for point in points if point[0] > budget * ROUNDING]
-    if not below:
+    known = within(rows, budget)
+    if known is None:
         return None
-    if not above or below[-1][0] >= budget or best[0].get("ours"):
-        return below[-1][1]
-    (left, low), (right, high) = below[-1], above[0]
+    left, low = known["compute"], known["scores"]["psnr_db"]
+    above = [row for row in frontier(rows) if row["compute"] > budget * ROUNDING]
+    if not above or left >= budget or known.get("ours"):
+        return low
+    right, high = above[0]["compute"], above[0]["scores"]["psnr_db"]
     return low + (high - low) * math.log(budget / left) / math.log(right / left)
 
 
 @dataclass(frozen=True)
 class Margin:
-    """At one budget: our best, the best of the others and who that is, in dB; None where nobody reaches it."""
+    """At one budget: our best, the best of the others and who that is, in dB; None where nobody reaches it.
+
+    `accuracy` is the share of the prompts' attributes that our best shows; None also where the model has no checker.
+    """
 
     budget: str
     ours: float | None
+    accuracy: float | None
     best: float | None
     peer: str
 
@@ -73,14 +84,15 @@ def by_peer(study: Study) -> dict[str, dict[str, float | None]]:
 
 def margins(study: Study) -> list[Margin]:
     """Ours against the best of the others at every budget."""
-    ours = {row["peer"] for row in study.rows if row.get("ours")}
-    table = by_peer(study)
+    ours = [row for row in study.ran() if row.get("ours")]
+    others = {peer: values for peer, values in by_peer(study).items() if all(row["peer"] != peer for row in ours)}
     found = []
-    for name in BUDGETS:
-        known = {peer: value for peer, values in table.items() if (value := values[name]) is not None}
-        mine = max((value for peer, value in known.items() if peer in ours), default=None)
-        best, peer = max(((value, peer) for peer, value in known.items() if peer not in ours), default=(None, ""))
-        found.append(Margin(name, mine, best, peer))
+    for name, budget in BUDGETS.items():
+        mine = within(ours, budget)
+        psnr, accuracy = (mine["scores"]["psnr_db"], mine["scores"]["prompt_accuracy"]) if mine else (None, None)
+        known = [(value, peer) for peer, values in others.items() if (value := values[name]) is not None]
+        best, peer = max(known, default=(None, ""))
+        found.append(Margin(name, psnr, accuracy, best, peer))
     return found
 
 

@@ -34,9 +34,11 @@ def test_a_budget_that_a_setting_meets_is_its_own():
 
 def test_margins_name_the_best_other(tmp_path):
     ours = [row("FastCache, tuned", "half", 0.5, 50.0), row("FastCache, tuned", "fifth", 0.2, 35.0)]
+    ours[0]["scores"]["prompt_accuracy"] = 0.9
     found = {each.budget: each for each in margins(study(tmp_path, *ours, *ROWS))}
     assert found["1/2"].peer == "other"
     assert found["1/2"].ahead == pytest.approx(5.0)
+    assert found["1/2"].accuracy == 0.9
     assert found["1/5"].ours == 35.0
     assert found["1/5"].ahead is None
 
