@@ -10,7 +10,7 @@ from fastcache_xdit.evaluate.peers.peer import Peer, Setting, Site
 from fastcache_xdit.host.xdit.in_tree import in_tree_cache
 
 THRESHOLDS = {
-    "teacache": (0.12, 0.25, 0.4, 0.6, 0.8),  # those of TeaCache's own page
+    "teacache": (0.12, 0.18, 0.25, 0.4, 0.6, 0.8),  # those of TeaCache's own page, and 0.18 in the gap that they leave
     "fbcache": (0.06, 0.12, 0.25, 0.5),
     "dbcache": (0.08, 0.12, 0.24),
 }
