@@ -12,10 +12,13 @@ import matplotlib
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
+from matplotlib.colors import to_hex
 
 from fastcache_xdit.evaluate.peers.results import Row, Study
 
 BUDGETS = {"1/1.5": 1 / 1.5, "1/2": 1 / 2, "1/3": 1 / 3, "1/4": 1 / 4, "1/5": 1 / 5}
+PALETTE = [to_hex(plt.get_cmap("tab20")(number)) for number in range(20)]
+OURS, THEIRS = PALETTE[6:8], PALETTE[:6] + PALETTE[8:]  # reds are ours alone
 ROUNDING = 1.01  # whole steps and what stand-ins take beside them meet a budget only so closely
 
 
@@ -121,6 +124,7 @@ def draw(study: Study) -> Path:
 def _line(panel: Any, peer: str, rows: Sequence[Row], number: int) -> None:
     ours = rows[0].get("ours")
     best = frontier(rows)
-    colour = ("#d62728", "#ff9896")[number % 2] if ours else plt.get_cmap("tab20")(number % 20)
+    palette = OURS if ours else THEIRS
+    colour = palette[number % len(palette)]
     x, y = [1 / row["compute"] for row in best], [row["scores"]["psnr_db"] for row in best]
     panel.plot(x, y, "o-", color=colour, linewidth=2.6 if ours else 1.1, markersize=5 if ours else 3, label=peer)
