@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import nn
 
 from fastcache_xdit.approx.calibration import Calibration
 from fastcache_xdit.approx.fitted import Fitted
@@ -34,9 +35,9 @@ from fastcache_xdit.parallel.topology import Topology
 from fastcache_xdit.runtime.allowed import check_tokens
 from fastcache_xdit.runtime.driver import Driver
 from fastcache_xdit.runtime.judge import AgreeingJudge, FollowingJudge, Judge, LeaderJudge, Rules, ScheduledJudge
-from fastcache_xdit.runtime.partial import PartialSteps, projections
+from fastcache_xdit.runtime.partial import PartialSteps, attentions, projections
 from fastcache_xdit.runtime.patch import Undo
-from fastcache_xdit.runtime.segment import Block, Segment, blocks_of, partition
+from fastcache_xdit.runtime.segment import Block, Segment, blocks_of, partition, whole_key
 from fastcache_xdit.runtime.session import Session
 
 _MARK = "_fastcache_handle"
@@ -139,9 +140,11 @@ def enable(target: Any, config: FastCacheConfig | None = None) -> Handle:
     with contextlib.ExitStack() as on_error:
         undo = on_error.enter_context(Undo())
         fixes = host.fixes(undo)
-        session = _attach(host, spec, config, lead, segments, undo)
-        layers = [module for segment in segments for block in segment.blocks for module in block.module.modules()]
-        handle = Handle(session, undo, fixes, host.forecast(undo, session.clock, layers))
+        calibration = _calibration(host, spec, config)
+        forecast = calibration.forecast() if calibration and calibration.keys_values else None
+        session = _attach(host, spec, config, lead, segments, calibration, forecast, undo)
+        bytes_beside = host.forecast(undo, session.clock, _layers(segments), forecast)
+        handle = Handle(session, undo, fixes, bytes_beside)
         undo.set(host.transformer, _MARK, handle)
         on_error.pop_all()
     return handle
@@ -214,21 +217,34 @@ def _segments(host: Host, spec: ModelSpec, config: FastCacheConfig) -> tuple[lis
     return lead, segments
 
 
+def _layers(segments: list[Segment]) -> dict[nn.Module, str]:
+    """Modules that may ask for keys and values, and the names of those that a calibration knows."""
+    modules = [module for segment in segments for block in segment.blocks for module in block.module.modules()]
+    return dict.fromkeys(modules, "") | {attention: name for name, attention in attentions(segments)}
+
+
 def _attach(
-    host: Host, spec: ModelSpec, config: FastCacheConfig, lead: list[Block], segments: list[Segment], undo: Undo
+    host: Host,
+    spec: ModelSpec,
+    config: FastCacheConfig,
+    lead: list[Block],
+    segments: list[Segment],
+    calibration: Calibration | None,
+    forecast: Forecast | None,
+    undo: Undo,
 ) -> Session:
     counters, clock = Counters(), Clock()
-    calibration = _calibration(host, spec, config)
-    stand_ins = _stand_ins(config, segments, calibration)
-    rules = Rules(config, _spreads(config, segments, calibration))
+    keys = _keys(host, spec, config, segments)
+    stand_ins = _stand_ins(config, segments, keys, calibration)
+    rules = Rules(config, _spreads(config, keys, calibration))
     ledger = Ledger(f"{config!r} {[segment.name for segment in segments]} {calibration and calibration.stamp}")
     consensus = _consensus(host, config, counters)
     agreeing = AgreeingJudge(config, rules, consensus, ledger, counters, _share(host, config, lead, segments))
     judge = ScheduledJudge(config, rules, ledger) if config.test == "none" else _judge(agreeing, spec, host.topology)
-    forecast = _forecast(config, segments, calibration)
     fitted = [each for each in (*stand_ins, forecast) if isinstance(each, Fitted | Affine | Forecast)]
     listeners = [rules.begin, *(each.begin for each in fitted)]
-    partial = PartialSteps(config.tokens, consensus, ledger, forecast) if config.tokens else None
+    static = _of_static_tokens(config, segments, forecast)
+    partial = PartialSteps(config.tokens, consensus, ledger, static) if config.tokens else None
     driver = Driver(config, segments, stand_ins, judge, clock, counters, listeners, partial)
     session = Session(spec, driver, ledger, consensus, _levels(host.scheduler), host.patch)
     undo.set(host.transformer, "forward", session.wrapped(host.transformer.forward))
@@ -258,37 +274,50 @@ def _calibration(host: Host, spec: ModelSpec, config: FastCacheConfig) -> Calibr
     return calibration
 
 
+def _keys(host: Host, spec: ModelSpec, config: FastCacheConfig, segments: list[Segment]) -> list[str]:
+    """Under which a calibration keeps each segment: PipeFusion stages that skip together are parts of one."""
+    stages = host.topology.pipefusion_parallel_degree if host.topology else 1
+    together = config.granularity == "step" and (config.test == "none" or config.pp_decision == "leader")
+    if stages == 1 or not together:
+        return [segment.key for segment in segments]
+    return [whole_key(host.model, spec, host.lengths, config.lead_blocks) for _ in segments]
+
+
 def _stand_ins(
-    config: FastCacheConfig, segments: list[Segment], calibration: Calibration | None
+    config: FastCacheConfig, segments: list[Segment], keys: list[str], calibration: Calibration | None
 ) -> Sequence[Fitted | Affine | Polynomial]:
     if calibration is None:
         return [unfitted(config.stand_in) for _ in segments]
     if config.stand_in == "affine" and config.affine_rank:
         return [calibration.affine(segment.key, config.affine_rank) for segment in segments]
     carry = config.test == "none"  # else each request has a path, and fits, of its own
-    return [calibration.stand_in(segment.key, config.stand_in, carry) for segment in segments]
+    return [
+        calibration.stand_in(key, config.stand_in, carry, follows=not key.startswith(f"{segment.name}.."))
+        for segment, key in zip(segments, keys, strict=True)
+    ]
 
 
-def _forecast(config: FastCacheConfig, segments: list[Segment], calibration: Calibration | None) -> Forecast | None:
+def _of_static_tokens(config: FastCacheConfig, segments: list[Segment], forecast: Forecast | None) -> Forecast | None:
+    """What makes their keys and values; None where those of the reference step stay."""
     if not config.tokens or config.tokens.static_kv != "forecast":
         return None
-    known = calibration.keys_values.layers if calibration and calibration.keys_values else ()
-    missing = [name for name, _ in projections(segments) if name not in known]
-    if calibration is None or missing:
+    missing = [name for name, _ in projections(segments) if not (forecast and forecast.knows(name))]
+    if missing:
         raise ValueError(
             f"tokens.static_kv=forecast needs a calibration that has {missing[0]}; run fastcache-xdit calibrate on "
             "this model and set calibration, or set tokens.static_kv=reuse"
         )
-    return calibration.forecast()
+    return forecast
 
 
-def _spreads(config: FastCacheConfig, segments: list[Segment], calibration: Calibration | None) -> dict[int, Spread]:
+def _spreads(config: FastCacheConfig, keys: list[str], calibration: Calibration | None) -> dict[int, Spread]:
+    """By the segment's index, which is its place."""
     if calibration is None or config.test != "calibrated":
         return {}
-    missing = [segment.key for segment in segments if segment.key not in calibration.spread]
+    missing = [key for key in keys if key not in calibration.spread]
     if missing:
         raise ValueError(f"{config.calibration} has no calibrated test for {missing[0]}; use test: online, or none")
-    return {segment.index: Spread.from_dict(calibration.spread[segment.key]) for segment in segments}
+    return {index: Spread.from_dict(calibration.spread[key]) for index, key in enumerate(keys)}
 
 
 def _share(host: Host, config: FastCacheConfig, lead: list[Block], segments: list[Segment]) -> float:

@@ -60,8 +60,10 @@ class Calibration:
     keys_values: KeysValues | None = None
     _solved: dict[tuple[str, str, bool], Solved] = field(default_factory=dict, repr=False, compare=False)
 
-    def stand_in(self, segment: str, name: str, carry_errors: bool) -> Fitted:
+    def stand_in(self, segment: str, name: str, carry_errors: bool, follows: bool = False) -> Fitted:
         """The fitted stand-in `name` of a segment; with `carry_errors` it makes good what those before it missed.
+
+        `follows`: see `Fitted`.
 
         Raises:
             ValueError: the file has no such segment.
@@ -69,11 +71,11 @@ class Calibration:
         if segment not in self.moments:
             raise ValueError(
                 f"the calibration has no segment {segment}; it has {', '.join(self.moments)}. Calibrate again with "
-                "this granularity, these lead_blocks and this pipefusion_parallel_degree"
+                "this granularity, these lead_blocks, and for pp_decision=stage PipeFusion's degree among --stages"
             )
         solved = self._solved.setdefault((segment, name, carry_errors), Solved())
         coherence = self.coherence if carry_errors else ()
-        return Fitted(name, self.moments[segment], solved, self.refits, segment, coherence)
+        return Fitted(name, self.moments[segment], solved, self.refits, segment, coherence, follows)
 
     def forecast(self) -> Forecast:
         """What makes keys and values of static tokens; there must be `keys_values`."""

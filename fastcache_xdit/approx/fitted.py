@@ -67,8 +67,7 @@ def combined(
     for weight, state in zip(weights[:-1], states, strict=True):
         if weight is not None and state is not None:
             total = weight * state if total is None else torch.addcmul(total, weight, state)
-    assert total is not None
-    return total.to(entered.dtype)
+    return torch.zeros_like(entered) if total is None else total.to(entered.dtype)
 
 
 @dataclass
@@ -79,7 +78,7 @@ class Solved:
         by_schedule: moments at the noise levels of each schedule that came up, by these and the stream.
         coefficients: [D, 2K+2] float64 by schedule, stream, step, and computed steps before.
         missed: of each stream the newest step's [D, 2T+1], what all skipped steps up to it missed, after its key.
-        weights: as coefficients, and by device.
+        weights: as coefficients, and by device and whether the stage follows another.
     """
 
     by_schedule: dict[tuple[tuple[float, ...], str], Halves] = field(default_factory=dict)
@@ -98,6 +97,9 @@ class Fitted:
         refits: coefficients [D, 2K+2] that take the place of a solution; those of other segments are not looked at.
         segment: its key.
         coherence: how errors add up, by growing reach; none: every step for itself.
+        follows: it serves the blocks of a PipeFusion stage after the first. Weights are those of the whole segment, and
+            residuals of its parts add up to the segment's; so what entered and the constant count at the first alone,
+            and the stages together give, but for rounding, what one process would.
     """
 
     def __init__(
@@ -108,12 +110,14 @@ class Fitted:
         refits: Mapping[Refitted, torch.Tensor] | None = None,
         segment: str = "",
         coherence: Sequence[Coherence] = (),
+        follows: bool = False,
     ) -> None:
         self.name, self.segment = name, segment
         self.form = form = FORMS[name]
         self.references = max(1, form.references)
-        self.entered_kept = form.changes
+        self.entered_kept = 0 if follows else form.changes
         self._coherence = coherence
+        self._follows = follows
         self._calibrated = dict(moments)
         self._refits = refits or {}
         self._solved = solved or Solved()
@@ -187,8 +191,14 @@ class Fitted:
         self, stream: str, step: int, computed: tuple[int, ...], device: torch.device
     ) -> list[torch.Tensor | None]:
         """One [D] float32 tensor for each of R1..RK, H, H1..HK, 1; None where the form does not use it."""
-        key = (self.levels, stream, step, computed, device)
+        key = (self.levels, stream, step, computed, device, self._follows)
         if key not in self._solved.weights:
-            columns = self.coefficients(stream, step, computed).float().to(device).unbind(-1)
-            self._solved.weights[key] = [column.contiguous() if column.any() else None for column in columns]
+            solved = self.coefficients(stream, step, computed).float()
+            used = solved.any(dim=0)
+            if self._follows:
+                used[len(used) // 2 - 1 :] = False
+            columns = solved.to(device).unbind(-1)
+            self._solved.weights[key] = [
+                column.contiguous() if each else None for column, each in zip(columns, used.tolist(), strict=True)
+            ]
         return self._solved.weights[key]

@@ -43,20 +43,24 @@ class Forecast:
         """A request begins whose steps have these noise levels."""
         self._fitted.begin(levels)
 
+    def knows(self, layer: str) -> bool:
+        """Whether there are moments of a projection."""
+        return layer in self._number
+
     def rows(self, layer: str, step: int, known: Sequence[tuple[int, torch.Tensor]]) -> torch.Tensor:
         """Rows [B, N, D] of a projection at a step, from (step, rows) of whole steps, newest first."""
-        weights = self._at(step, tuple(each for each, _ in known))[self._number[layer]]
+        weights = self.weights(layer, step, tuple(each for each, _ in known))
         total = weights[0] * known[0][1].float()
         for weight, (_, rows) in zip(weights[1:], known[1:], strict=True):
             total.add_(rows, alpha=weight)
         return total.to(known[0][1].dtype)
 
-    def _at(self, step: int, known: tuple[int, ...]) -> list[list[float]]:
-        """[L][K]."""
+    def weights(self, layer: str, step: int, known: tuple[int, ...]) -> list[float]:
+        """What rows of a projection at the `known` steps, newest first, count at a step."""
         key = (self._fitted.levels, step, known)
         if key not in self._weights:
             self._weights[key] = self._fitted.coefficients(STREAM, step, known)[:, : len(known)].tolist()
-        return self._weights[key]
+        return self._weights[key][self._number[layer]]
 
 
 def add_to(known: dict[str, Moments], seen: Mapping[str, Sequence[torch.Tensor]], levels: Sequence[float]) -> None:

@@ -34,7 +34,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     own.add_argument("--groups", type=int, default=4, help="of --granularity group; default: 4")
     own.add_argument("--maps", action="store_true", help="also fit matrices, for stand_in affine with an affine_rank")
-    own.add_argument("--stages", type=int, nargs="+", default=[1], help="PipeFusion degrees to serve; default: 1")
+    own.add_argument(
+        "--stages",
+        type=int,
+        nargs="+",
+        default=[],
+        help="PipeFusion degrees to serve where each stage skips for itself",
+    )
 
 
 def main(argv: list[str]) -> int:
@@ -80,7 +86,7 @@ def _check(options: dict[str, Any], model: str, prompts: list[str]) -> None:
         if (options[degree] or 1) > 1:
             raise ValueError(
                 f"calibrate runs under ulysses, ring and CFG parallelism, not with {degree}={options[degree]}; "
-                "one calibration serves every layout (for PipeFusion add its degrees to --stages)"
+                "one calibration serves every layout (for pp_decision=stage add PipeFusion's degrees to --stages)"
             )
     layout.check_degrees(options, engine.world_size())
     if Path(model).is_dir():

@@ -103,7 +103,7 @@ def _refit_batches(options: dict[str, Any]) -> list[engine.Batch]:
     if options["polish"] and engine.world_size() > 1:
         raise ValueError(
             f"--polish trains through the whole sampler, which {engine.world_size()} ranks cannot; run tune in one "
-            "process: what it finds serves every layout of one PipeFusion stage"
+            "process: what it finds serves every layout"
         )
     if not options["refit_prompts"]:
         if options["polish"]:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 from torch import nn
 
+from fastcache_xdit.approx.keys_values import Forecast
 from fastcache_xdit.clock import Clock
 from fastcache_xdit.parallel.topology import Topology
 from fastcache_xdit.runtime.patch import Undo
@@ -29,7 +30,9 @@ def _no_fixes(undo: Undo) -> list[str]:
     return []
 
 
-def _no_forecast(undo: Undo, clock: Clock, layers: Iterable[nn.Module]) -> Callable[[], int]:
+def _no_forecast(
+    undo: Undo, clock: Clock, layers: Mapping[nn.Module, str], fitted: Forecast | None
+) -> Callable[[], int]:
     return lambda: 0
 
 
@@ -46,8 +49,8 @@ class Host:
         offsets, lengths: per block list, first global index on this rank and length of the whole list.
         whole_only: what is on that takes all tokens of a rank to be computed, as words; empty where nothing does.
         fixes: repairs upstream defects for as long as the undo log lives and returns their names.
-        forecast: extends the keys and values of skipped layers for as long as the undo log lives; gives the function
-            that counts the bytes which that takes.
+        forecast: extends the keys and values of skipped layers, given with their names, for as long as the undo log
+            lives, by fitted weights where there are any; gives the function that counts the bytes which that takes.
     """
 
     transformer: nn.Module
@@ -59,4 +62,4 @@ class Host:
     lengths: dict[str, int] = field(default_factory=dict)
     whole_only: str = ""
     fixes: Callable[[Undo], list[str]] = _no_fixes
-    forecast: Callable[[Undo, Clock, Iterable[nn.Module]], Callable[[], int]] = _no_forecast
+    forecast: Callable[[Undo, Clock, Mapping[nn.Module, str], Forecast | None], Callable[[], int]] = _no_forecast

@@ -56,6 +56,13 @@ def blocks_of(model: Any, spec: ModelSpec, offsets: dict[str, int], lengths: dic
     return blocks
 
 
+def whole_key(model: Any, spec: ModelSpec, lengths: dict[str, int], lead_blocks: int) -> str:
+    """`Segment.key` of all blocks after the lead blocks, those that other PipeFusion stages hold included."""
+    sizes = {name: lengths.get(name, len(getattr(model, name))) for name in spec.blocks}
+    names = [f"{name}.{number}" for name, size in sizes.items() for number in range(size)]
+    return f"{names[lead_blocks]}..{names[-1]}"
+
+
 def partition(blocks: Sequence[Block], config: FastCacheConfig) -> tuple[list[Block], list[Segment]]:
     """Split into the lead blocks, which are always computed, and the segments, by `config.granularity`."""
     lead = [block for block in blocks if block.index < config.lead_blocks]

@@ -66,13 +66,14 @@ ByStream = dict[str, dict[str, Moments]]
 
 @dataclass(frozen=True)
 class Coverage:
-    """What a calibration shall serve: numbers of lead blocks, PipeFusion degrees, and a granularity beside `step`.
+    """What a calibration shall serve: numbers of lead blocks, and a granularity beside `step`.
 
-    `maps` asks for whole matrices for `affine`, which takes [D, D] sums for each segment.
+    `stages` are PipeFusion degrees whose stages skip each for itself; where they skip together, they are served by what
+    serves one process. `maps` asks for whole matrices for `affine`, which takes [D, D] sums for each segment.
     """
 
     leads: tuple[int, ...] = (0, 1)
-    stages: tuple[int, ...] = (1,)
+    stages: tuple[int, ...] = ()
     granularity: str = "step"
     groups: int = 4
     maps: bool = False
@@ -86,12 +87,13 @@ class Coverage:
 
 
 def spans(count: int, leads: Sequence[int], stages: Sequence[int]) -> list[tuple[int, int]]:
-    """(first, last) block of every segment to calibrate: what `granularity: step` skips, by lead blocks and stages.
+    """(first, last) block of every segment to calibrate: what `granularity: step` skips, by lead blocks, whole and by
+    stages.
 
     xDiT gives each of n PipeFusion stages ceil(count / n) blocks.
     """
     found = set()
-    for number in stages:
+    for number in {1, *stages}:
         size = -(-count // number)
         starts = [(start, min(start + size, count) - 1) for start in range(0, count, size)]
         found |= {(max(start, lead), last) for lead in leads for start, last in starts}

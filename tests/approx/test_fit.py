@@ -192,6 +192,23 @@ def test_applying_equals_the_sum_by_hand():
     assert stand_in.residual(STREAM, entered[4][None].bfloat16(), Past(4, half, (3, 1, 0))).dtype == torch.bfloat16
 
 
+@pytest.mark.parametrize("form", FORMS)
+def test_parts_of_a_segment_add_up_to_the_whole(form):
+    """PipeFusion: the first stage counts what entered and the constant, each stage its own residuals."""
+    _, halves = planted("delta+history")
+    whole, later = (Fitted(form, {STREAM: halves}, follows=follows) for follows in (False, True))
+    residuals, entered = trajectory(7, rows=6)
+    kept = [Reference(step, entered[step][None], residuals[step][None]) for step in (3, 1, 0)]
+    first = [each._replace(residual=each.residual / 3) for each in kept]
+    rest = [each._replace(residual=each.residual - part.residual) for each, part in zip(kept, first, strict=True)]
+    rest = [each._replace(entered=None) if later.entered_kept == 0 else each for each in rest]
+    parts = [
+        each.residual(STREAM, entered[4][None], Past(4, r, (3, 1, 0))) for each, r in ((whole, first), (later, rest))
+    ]
+    expected = whole.residual(STREAM, entered[4][None], Past(4, kept, (3, 1, 0)))
+    torch.testing.assert_close(sum(parts), expected, atol=1e-5, rtol=1e-5)
+
+
 def smooth(levels):
     """Residuals and entry states that are cubic in the noise level: a cubic spline follows them exactly."""
     generator = torch.Generator().manual_seed(0)

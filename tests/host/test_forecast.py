@@ -19,12 +19,23 @@ class Manager:
         self.tensors = [None]
 
 
-class Store:
-    """One request's keys [1, 2 rows, 1], asked for as xDiT does."""
+class Fitted:
+    """Weights that a calibration might know."""
 
-    def __init__(self, bounds=(0, 1, 2), layers=(LAYER,)) -> None:
+    def knows(self, name: str) -> bool:
+        return name in ("attn keys", "attn values")
+
+    def weights(self, name: str, step: int, known: tuple[int, int]) -> list[float]:
+        assert (step, known) == (3, (1, 0))
+        return {"attn keys": [0.5, 0.25], "attn values": [2.0, -1.0]}[name]
+
+
+class Store:
+    """One request's keys [1, 2 rows, 1] and values, which are the same, asked for as xDiT does; gives the keys."""
+
+    def __init__(self, bounds=(0, 1, 2), layers=(LAYER,), fitted=None) -> None:
         self.clock, self.manager = Clock(), Manager()
-        self.forecast = Forecast(self.clock, layers, lambda: list(bounds))
+        self.forecast = Forecast(self.clock, dict.fromkeys(layers, "attn"), lambda: list(bounds), fitted)
         self._update = self.forecast.wrapped(self._write)
         self.begin()
 
@@ -44,11 +55,12 @@ class Store:
             pass
 
     def held(self) -> list[float]:
-        return self.manager.tensors[0].flatten().tolist()
+        return self.manager.tensors[0][0, :, 0].tolist()
 
     def _ask(self, *keys: float) -> list[float]:
-        new = torch.tensor(keys, dtype=torch.float32).reshape(1, -1, 1)
-        return self._update(self.manager, new, LAYER).flatten().tolist()
+        new = torch.tensor(keys, dtype=torch.float32).reshape(1, -1, 1).repeat(1, 1, 2)
+        self.asked = self._update(self.manager, new, LAYER)
+        return self.asked[0, :, 0].tolist()
 
     def _write(self, manager, new_kv, layer, slice_dim, layer_type):
         if self.clock.now is None or self.clock.now.patch is None:
@@ -58,16 +70,19 @@ class Store:
         return manager.tensors[0]
 
 
-@pytest.fixture
-def taught() -> Store:
+def teach(store: Store) -> Store:
     """Rows 10, 20 at step 0 and 11, 22 at step 1; steps 2 and 3 were skipped."""
-    store = Store()
     store.full(10, 20)
     store.patch(0, 11)
     store.patch(1, 22)
     store.skip()
     store.skip()
     return store
+
+
+@pytest.fixture
+def taught() -> Store:
+    return teach(Store())
 
 
 def test_what_is_one_step_old_is_left_alone():
@@ -86,7 +101,7 @@ def test_an_earlier_patch_that_was_skipped_alone_is_taken_to_this_step(taught):
     taught.patch(0, 14)
     taught.patch(1, 30)
     taught.skip()
-    assert taught.patch(1, 34) == [15, 34]  # 11 at step 1, 14 at step 4: 15 at step 5
+    assert taught.patch(1, 34) == pytest.approx([15, 34])  # 11 at step 1, 14 at step 4: 15 at step 5
 
 
 def test_the_store_keeps_what_was_computed(taught):
@@ -94,7 +109,7 @@ def test_the_store_keeps_what_was_computed(taught):
     assert taught.held() == [14, 22]
     taught.patch(1, 31)
     taught.skip()
-    assert taught.patch(0, 16) == [16, 34]  # 22 at step 1, 31 at step 4: 34 at step 5
+    assert taught.patch(0, 16) == pytest.approx([16, 34])  # 22 at step 1, 31 at step 4: 34 at step 5
 
 
 def test_two_full_steps_are_a_line_to_follow():
@@ -110,6 +125,19 @@ def test_with_a_single_step_to_go_by_it_is_reused():
     store.full(10, 20)
     store.skip()
     assert store.patch(0, 13) == [13, 20]
+
+
+def test_a_calibration_gives_weights_for_keys_and_others_for_values():
+    store = teach(Store(fitted=Fitted()))
+    assert store.patch(0, 14) == [14, 0.5 * 22 + 0.25 * 20]
+    assert store.asked[0, :, 1].tolist() == [14, 2 * 22 - 20]
+    assert store.held() == [14, 22]
+
+
+def test_a_layer_that_the_calibration_does_not_know_follows_the_line():
+    store = teach(Store(fitted=Fitted()))
+    store.forecast.layers = {LAYER: "another"}
+    assert store.patch(0, 14) == [14, 26]
 
 
 def test_nothing_is_carried_into_the_next_request(taught):
@@ -134,7 +162,7 @@ def test_calls_outside_the_steps_go_straight_through():
 
 
 def test_bytes_of_the_rows_before_the_stored_ones(taught):
-    assert taught.forecast.bytes_held() == 2 * 4
+    assert taught.forecast.bytes_held() == 2 * 2 * 4
     taught.forecast.clear()
     assert taught.forecast.bytes_held() == 0
 

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import nn
 
+from fastcache_xdit.approx.keys_values import Forecast as Fitted
 from fastcache_xdit.clock import Clock
 from fastcache_xdit.runtime.patch import Undo
+
+# (due step, newest and oldest known step) -> for keys and for values what the newest and the oldest rows count.
+Weights = Callable[[int, int, int], Sequence[Sequence[float]]]
 
 WRITERS = ("_naive_cache_update", "_sequence_parallel_cache_update")
 Spans = list[tuple[int, int]]  # per patch, its rows of the stored keys and values, as (start, stop)
@@ -41,20 +45,26 @@ class Stored:
         self.older.narrow(dim, start, length).copy_(before.narrow(dim, start, length))
         self.steps[patch] = [step, *self.steps[patch][:1]]
 
-    def extended(self, stored: torch.Tensor, step: int, patch: int, spans: Spans, dim: int) -> torch.Tensor:
+    def extended(
+        self, stored: torch.Tensor, step: int, patch: int, spans: Spans, dim: int, weights: Weights
+    ) -> torch.Tensor:
         """`stored` as attention of `patch` at `step` expects it: patches before it at `step`, those after one earlier.
 
-        Rows that are older, because their blocks were skipped, follow the straight line through the last two computed
-        steps. A copy where there are any: what was computed stays what later lines start from.
+        Rows that are older, because their blocks were skipped, are made of those of the last two computed steps. A copy
+        where there are any: what was computed stays what later ones are made of.
         """
         assert self.older is not None
         due = [step - (other > patch) for other in range(len(spans))]
         late = [other for other, steps in enumerate(self.steps) if len(steps) == 2 and steps[0] < due[other]]
         extended = stored.clone() if late else stored
         for other in late:
-            (newest, oldest), (start, stop) = self.steps[other], spans[other]
+            start, stop = spans[other]
             rows, older = (each.narrow(dim, start, stop - start) for each in (extended, self.older))
-            torch.lerp(older, rows, 1 + (due[other] - newest) / (newest - oldest), out=rows)
+            parts = zip(
+                rows.chunk(2, dim=-1), older.chunk(2, dim=-1), weights(due[other], *self.steps[other]), strict=True
+            )
+            for mine, before, (newest, oldest) in parts:
+                mine.mul_(newest).add_(before, alpha=oldest)
         return extended
 
 
@@ -64,12 +74,24 @@ class Forecast:
     PipeFusion attends to patches that are not computed yet by their keys and values of one step ago. After skipped
     steps they are older. The error that this makes would go into the residual of the computed step and with it into
     each skipped step that the residual stands for.
+
+    Args:
+        layers: the attention layers, and their names in a calibration.
+        bounds: gives the first rows of the patches in the rank's own sequence, and its length.
+        fitted: weights by name; a layer that it does not know, or without it, follows a straight line.
     """
 
-    def __init__(self, clock: Clock, layers: Iterable[nn.Module], bounds: Callable[[], list[int]]) -> None:
+    def __init__(
+        self,
+        clock: Clock,
+        layers: Mapping[nn.Module, str],
+        bounds: Callable[[], list[int]],
+        fitted: Fitted | None = None,
+    ) -> None:
         self.clock = clock
-        self.layers = frozenset(layers)
+        self.layers = layers
         self.bounds = bounds
+        self.fitted = fitted
         self._stored: dict[Any, Stored] = {}
         self._request = 0
 
@@ -87,9 +109,15 @@ class Forecast:
             spans = spans_of(before.shape[slice_dim], bounds)
             record.keep(before, tick.step, tick.patch, spans[tick.patch], slice_dim)
             stored = write(manager, new_kv, layer, slice_dim, layer_type)
-            return record.extended(stored, tick.step, tick.patch, spans, slice_dim)
+            return record.extended(stored, tick.step, tick.patch, spans, slice_dim, self._weights(self.layers[layer]))
 
         return update
+
+    def _weights(self, name: str) -> Weights:
+        fitted, names = self.fitted, (f"{name} keys", f"{name} values")
+        if fitted is None or not all(map(fitted.knows, names)):
+            return _line
+        return lambda due, *known: [fitted.weights(each, due, known) for each in names]
 
     def bytes_held(self) -> int:
         """Bytes of the rows that xDiT would have dropped."""
@@ -107,7 +135,14 @@ class Forecast:
         return self._stored.setdefault(layer, Stored())
 
 
-def install(undo: Undo, clock: Clock, layers: Iterable[nn.Module]) -> Callable[[], int]:
+def _line(due: int, newest: int, oldest: int) -> list[tuple[float, float]]:
+    slope = (due - newest) / (newest - oldest)
+    return [(1 + slope, -slope)] * 2
+
+
+def install(
+    undo: Undo, clock: Clock, layers: Mapping[nn.Module, str], fitted: Fitted | None = None
+) -> Callable[[], int]:
     """Put a `Forecast` for these attention layers before xDiT's store; gives the function that counts its bytes.
 
     Without pipeline stages no key is old, and nothing is done.
@@ -116,7 +151,7 @@ def install(undo: Undo, clock: Clock, layers: Iterable[nn.Module]) -> Callable[[
     if distributed.get_pipeline_parallel_world_size() == 1:
         return lambda: 0
     manager = importlib.import_module("xfuser.core.cache_manager.cache_manager").CacheManager
-    forecast = Forecast(clock, layers, lambda: distributed.get_runtime_state().pp_patches_token_start_idx_local)
+    forecast = Forecast(clock, layers, lambda: distributed.get_runtime_state().pp_patches_token_start_idx_local, fitted)
     undo.callback(forecast.clear)
     for name in WRITERS:
         undo.set(manager, name, forecast.wrapped(getattr(manager, name)))
