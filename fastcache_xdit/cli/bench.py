@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from fastcache_xdit.approx.calibration import Calibration
-from fastcache_xdit.cli import bench_peers
+from fastcache_xdit.cli import bench_peers, bench_speed
 from fastcache_xdit.cli.arguments import check_least, is_first_rank
 from fastcache_xdit.cli.batch_arguments import recipe_of
 from fastcache_xdit.cli.pipeline import add_pipeline_arguments, call_arguments, model_folder, pipeline_options
@@ -31,7 +31,8 @@ from fastcache_xdit.tuning.partial_steps import BUDGETS, SETTINGS, PartialBench
 from fastcache_xdit.tuning.partial_steps import Row as TokensRow
 from fastcache_xdit.tuning.runner import Runner
 
-WHAT = ("peers", "approximations", "significance", "tokens", "costs", "overhead", "batch")
+WHAT = ("peers", "speed", "approximations", "significance", "tokens", "costs", "overhead", "batch")
+APART = {"peers": bench_peers.main, "speed": bench_speed.main}  # with options of their own
 CALIBRATED = ("approximations", "significance", "tokens")
 REPLICAS, MEMORY_ITEMS = (1, 2), 200  # of bench batch
 ALPHAS = (0.01, 0.05, 0.2)
@@ -60,8 +61,8 @@ def main(argv: list[str]) -> int:
     """
     if not argv or argv[0] not in WHAT:
         raise ValueError(f"which benchmark? give one of {', '.join(WHAT)}")
-    if argv[0] == "peers":
-        return bench_peers.main(argv[1:])
+    if argv[0] in APART:
+        return APART[argv[0]](argv[1:])
     register()
     options = pipeline_options("bench", argv[1:], add_arguments)
     model, call = _checked(argv[0], options)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 from collections.abc import Callable
 from dataclasses import replace
-from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +19,7 @@ from fastcache_xdit.cli.pipeline import (
     prompts_of,
 )
 from fastcache_xdit.evaluate.peers.catalogue import catalogue
-from fastcache_xdit.evaluate.peers.environment import command, digest, machine, package_version
+from fastcache_xdit.evaluate.peers.environment import circumstances, digest, package_version
 from fastcache_xdit.evaluate.peers.frontier import draw
 from fastcache_xdit.evaluate.peers.measure import RAN, Bench, Outcome, Plan
 from fastcache_xdit.evaluate.peers.peer import Peer, Setting
@@ -106,17 +105,22 @@ def _configs(options: dict[str, Any]) -> dict[str, Path]:
 
 
 def _chosen(options: dict[str, Any]) -> list[Peer]:
-    everybody = catalogue(_configs(options))
-    words = options["only"] or [""]
-    peers = [peer for peer in everybody if any(word in peer.name for word in words)]
+    peers = chosen(catalogue(_configs(options)), options["only"])
+    return [peer if peer.ours else thinned(peer) for peer in peers] if options["quick"] else peers
+
+
+def chosen(everybody: list[Peer], words: list[str] | None) -> list[Peer]:
+    """Those whose name has one of these words in it. Raises ValueError where there are none."""
+    peers = [peer for peer in everybody if any(word in peer.name for word in words or [""])]
     if not peers:
         names = ", ".join(peer.name for peer in everybody)
-        raise ValueError(f"no cache has {' or '.join(words)} in its name; there are {names}")
-    return [_thinned(peer) for peer in peers] if options["quick"] else peers
+        raise ValueError(f"no cache has {' or '.join(words or [])} in its name; there are {names}")
+    return peers
 
 
-def _thinned(peer: Peer) -> Peer:
-    return peer if peer.ours else replace(peer, settings=peer.settings[1::QUICK_EVERY])
+def thinned(peer: Peer) -> Peer:
+    """With every third setting."""
+    return replace(peer, settings=peer.settings[1::QUICK_EVERY])
 
 
 def _plan(options: dict[str, Any], call: dict[str, Any]) -> Plan:
@@ -168,7 +172,5 @@ def _conditions(options: dict[str, Any], call: dict[str, Any], dtype: str) -> di
         "versions": versions() | {"cache-dit": package_version("cache-dit")},
         "peers": [peer.name for peer in catalogue(_configs(options))],
         "sweep": f"every {QUICK_EVERY}rd setting of each other cache" if options["quick"] else "whole",
-        "machine": machine(),
-        "date": datetime.now(timezone.utc).strftime("%Y-%m-%d %H:%M UTC"),
-        "command": command(engine.world_size()),
+        **circumstances(engine.world_size()),
     }

@@ -49,25 +49,21 @@ def _counter() -> FlopCounterMode:
 
 
 @contextlib.contextmanager
-def counted_steps(transformer: Any) -> Iterator[list[int]]:
-    """Count FLOPs of each denoising step, whatever a cache made of the transformer's `forward`.
+def counted_steps(transformer: Any) -> Iterator[Counter[float]]:
+    """Count FLOPs of each denoising step by its timestep, whatever a cache made of the transformer's `forward`.
 
     Calls of one timestep (branches of guidance, PipeFusion patches) are one step. It must be the last to take the place
     of `forward`, and the first to give it back.
     """
-    steps: list[int] = []
-    original, last = transformer.forward, None
+    steps: Counter[float] = Counter()
+    original = transformer.forward
 
     @functools.wraps(original)
     def forward(*args: Any, **kwargs: Any) -> Any:
-        nonlocal last
         now = float(torch.as_tensor(kwargs["timestep"]).flatten()[0])
-        if now != last:
-            steps.append(0)
-            last = now
         with _counter() as counter:
             output = original(*args, **kwargs)
-        steps[-1] += counter.get_total_flops()
+        steps[now] += counter.get_total_flops()
         return output
 
     with Undo() as undo:

@@ -177,6 +177,8 @@ TUNE = ("tune", "--model", "shapes-pixart", "--prompt", "a red circle", "--outpu
         (["bench", "overhead", "--model", "shapes-pixart", "--repeats", 0], ["repeats=0 is not possible"]),
         ([*TUNE, "--calibration", "none.safetensors", "--target", "fast"], ["target 'fast' is not known", "speedup="]),
         ([*TUNE, "--calibration", "none.safetensors", "--target", "psnr=30"], ["no such calibration file: none"]),
+        (["bench", "speed", "--repetitions", 0], ["repetitions=0 is not possible; set 1 or more"]),
+        (["bench", "speed", "--only", "nobody"], ["no cache has nobody in its name", "fewer steps"]),
         (["bench"], ["which benchmark?", "approximations"]),
         (["bench", "approximations", "--model", "some/model"], ["shipped models only"]),
         ([*GENERATE, "--cache", "fastcache", "--cache_config", '{"test": "none"}'], ["give schedule"]),

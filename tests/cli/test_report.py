@@ -53,6 +53,20 @@ def test_the_page_says_what_was_found(folder):
     assert "left something behind" in tables
 
 
+def test_speed_at_full_size_is_a_table_of_its_own(folder):
+    ran, crashed = row("fewer steps", "1/2", 0.5, 0.0), {"peer": "other", "setting": "a", "status": "crashed"}
+    rows = [ran | {"scores": None, "transformer": 0.48}, crashed | {"error": "ValueError: no", "speedup": None}]
+    known = {name: CONDITIONS[name] for name in ("dtype", "versions", "machine", "date", "command")}
+    call = {"num_inference_steps": 4, "width": 64, "height": 32}
+    conditions = {**known, "architecture": "flux.1-dev", "call": call}
+    (folder / "speed-flux.1-dev.json").write_text(json.dumps({"conditions": conditions, "rows": rows}))
+    main(["report", str(folder), "--markdown", str(folder / "B.md")])
+    tables = (folder / "B.md").read_text()
+    assert "## Speed at full size: flux.1-dev" in tables and "64 x 32" in tables
+    assert "| fewer steps | 1/2 | 48.0 % | 2.00x (1.50 to 2.50, 3 runs) | 0.96 |" in tables
+    assert "| other | a | crashed: ValueError: no | | |" in tables
+
+
 def test_a_folder_without_results_is_one_line(tmp_path, capsys):
     assert main(["report", str(tmp_path)]) == 2
     assert "no results" in capsys.readouterr().err

@@ -14,3 +14,15 @@ def catalogue(configs: Mapping[str, Path]) -> list[Peer]:
     ours = [own.tuned(configs)] if configs else []
     plain = [own.online(), own.fixed_interval(), own.fewer_steps()]
     return [*ours, *plain, *dbcache.peers(), *diffusers_hooks.peers(), *in_tree.peers()]
+
+
+def unscored() -> list[Peer]:
+    """Those whose pace alone is of interest: no calibration, and a fixed interval is what even masks are."""
+    return [
+        own.even_masks(),
+        own.online(),
+        own.fewer_steps(),
+        *dbcache.peers(),
+        *diffusers_hooks.peers(),
+        *in_tree.peers(),
+    ]

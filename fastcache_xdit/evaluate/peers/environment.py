@@ -7,6 +7,7 @@ import os
 import platform
 import shlex
 import sys
+from datetime import datetime, timezone
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
@@ -16,6 +17,12 @@ import torch
 def digest(*contents: bytes) -> str:
     """Twelve letters that tell contents apart."""
     return hashlib.sha256(b"".join(contents)).hexdigest()[:12]
+
+
+def circumstances(ranks: int) -> dict[str, str]:
+    """Machine, date and command line."""
+    now = datetime.now(timezone.utc).strftime("%Y-%m-%d %H:%M UTC")
+    return {"machine": machine(), "date": now, "command": command(ranks)}
 
 
 def command(ranks: int) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import statistics
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -25,13 +26,17 @@ DECIDES_APART = "hooks one process's transformer: under parallelism its ranks wo
 
 @dataclass(frozen=True)
 class Plan:
-    """What is run: prompts in batches, the few that are timed, and how often; `rehearsal` is never measured."""
+    """What is run: prompts in batches, the few that are timed, and how often; `rehearsal` is never measured.
+
+    `scored`: pictures are judged as well, which those of random weights are not.
+    """
 
     batches: Sequence[Batch]
     timed: Batch
     rehearsal: Batch
     repetitions: int
     call: dict[str, Any]
+    scored: bool = True
 
     @property
     def steps(self) -> int:
@@ -41,11 +46,15 @@ class Plan:
 
 @dataclass
 class Sample:
-    """All prompts in one kind: pictures [N, 3, H, W], latents, FLOPs of each step of the first batch, and its tape."""
+    """All prompts in one kind: pictures [N, 3, H, W], latents, FLOPs of each step of the first batch, and its tape.
+
+    `outside`: those of the steps that are outside the blocks, where uncached steps have as many.
+    """
 
     pictures: torch.Tensor
     latents: torch.Tensor | None
     steps: list[int]
+    outside: float
     tape: Tape
 
 
@@ -82,7 +91,8 @@ class Bench:
     def __init__(self, load: Callable[[], Place], plan: Plan) -> None:
         self.load, self.plan = load, plan
         self._fresh()
-        self.truth, self.outside = self._uncached()
+        self._outside = self._outside_blocks()
+        self.truth = self._sample(None, None)
         self.timed_truth = self._timed(None, None)[1]
 
     def measure(self, peer: Peer, setting: Setting) -> Outcome:
@@ -102,8 +112,7 @@ class Bench:
     def _measure(self, peer: Peer, setting: Setting) -> Outcome:
         sample = self._sample(peer, setting)
         whole, executed = sum(self.truth.steps), sum(sample.steps)
-        outside = self.outside * len(sample.steps)
-        compute = (executed - outside) / (whole - self.outside * len(self.truth.steps))
+        compute = (executed - sample.outside) / (whole - self.truth.outside)
         same = torch.equal(sample.pictures, self.truth.pictures)
         speedup, restored = self._speedup(peer, setting)
         if not restored:
@@ -117,7 +126,7 @@ class Bench:
             steps=tuple(round(step * len(self.truth.steps) / whole, 4) for step in sample.steps),
             speedup=speedup,
             restored=restored,
-            scores=score(self.place.pipe, self.plan.batches, sample, self.truth),
+            scores=score(self.place.pipe, self.plan.batches, sample, self.truth) if self.plan.scored else None,
             pictures=sample.pictures,
         )
 
@@ -128,12 +137,11 @@ class Bench:
             self.place.pipe, self.plan.steps, lambda: self.place.generate(self.plan.rehearsal, self.plan.call)
         )
 
-    def _uncached(self) -> tuple[Sample, float]:
-        """The truth, and the FLOPs of a step outside the blocks."""
+    def _outside_blocks(self) -> float:
+        """FLOPs of an uncached step on this rank outside the blocks."""
         with self._switched(None, None), counted(self.place.pipe) as blocks, counted_steps(self.transformer) as steps:
             self.place.generate(self.plan.batches[0], self.plan.call)
-        outside = (sum(steps) - blocks.total()) / len(steps)
-        return self._sample(None, None), sum(share(outside))
+        return (steps.total() - blocks.total()) / len(steps)
 
     def _sample(self, peer: Peer | None, setting: Setting | None) -> Sample:
         first, *others = self.plan.batches
@@ -146,12 +154,13 @@ class Bench:
         return Sample(
             pictures=torch.cat([pictures for pictures, _ in runs]),
             latents=torch.cat(latents) if latents else None,
-            steps=[sum(parts) for parts in zip(*share(steps), strict=True)],
+            steps=[flops for _, flops in sorted(sum(share(steps), Counter()).items(), reverse=True)],
+            outside=sum(share(self._outside * len(steps))),
             tape=runs[0][1],
         )
 
     def _taped(self, batch: Batch, changes: dict[str, Any]) -> tuple[torch.Tensor, Tape]:
-        with Tape(self.place.pipe).running(self.place.ranks == 1) as tape:
+        with Tape(self.place.pipe).running(self.plan.scored and self.place.ranks == 1) as tape:
             return self.place.generate(batch, {**self.plan.call, **changes}), tape
 
     @contextlib.contextmanager

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from fastcache_xdit.config import FastCacheConfig
 from fastcache_xdit.decision.schedule import uniform_mask
@@ -44,9 +44,9 @@ def _online(site: Site, threshold: float) -> Iterator[dict[str, Any]]:
 
 
 @contextlib.contextmanager
-def _fixed(site: Site, share: float) -> Iterator[dict[str, Any]]:
+def _even(site: Site, share: float, stand_in: Literal["reuse", "history"]) -> Iterator[dict[str, Any]]:
     mask = uniform_mask(site.steps, round(share * site.steps))
-    config = FastCacheConfig(**SCHEDULED, stand_in="reuse", schedule={site.steps: mask})
+    config = FastCacheConfig(**SCHEDULED, stand_in=stand_in, schedule={site.steps: mask})
     with _cached(site, config) as changes:
         yield changes
 
@@ -57,8 +57,8 @@ def _fewer(site: Site, share: float) -> Iterator[dict[str, Any]]:
         yield {"num_inference_steps": round(share * site.steps)}
 
 
-def _shares() -> tuple[Setting, ...]:
-    return tuple(Setting(f"1/{1 / share:g}", {"share": share}) for share in SHARES)
+def _shares(**more: Any) -> tuple[Setting, ...]:
+    return tuple(Setting(f"1/{1 / share:g}", {"share": share, **more}) for share in SHARES)
 
 
 def tuned(configs: Mapping[str, Path]) -> Peer:
@@ -74,10 +74,17 @@ def online() -> Peer:
     return Peer("FastCache, online", "fastcache_xdit", _online, settings, parallel=True, ours=True)
 
 
+def even_masks() -> Peer:
+    """FastCache with a mask of evenly spaced steps and nothing calibrated, where only the pace counts."""
+    settings = _shares(stand_in="history")
+    return Peer("FastCache, even masks", "fastcache_xdit", _even, settings, parallel=True, ours=True)
+
+
 def fixed_interval() -> Peer:
     """What FORA and its kin do, on the residual of all blocks."""
     note = "what all blocks added is reused between evenly spaced steps, run by our own cache"
-    return Peer("fixed interval (FORA-style)", "fastcache_xdit", _fixed, _shares(), parallel=True, note=note)
+    settings = _shares(stand_in="reuse")
+    return Peer("fixed interval (FORA-style)", "fastcache_xdit", _even, settings, parallel=True, note=note)
 
 
 def fewer_steps() -> Peer:

@@ -57,7 +57,7 @@ class Results:
 
     def add(self, outcome: Outcome, peer: Peer | None = None) -> None:
         """Keep an outcome, and its first pictures."""
-        row = _plain(outcome)
+        row = plain(outcome)
         if peer:
             row |= {"package": peer.package, "ours": peer.ours, "note": peer.note}
         if outcome.pictures is not None:
@@ -82,9 +82,11 @@ class Study:
 
     @property
     def title(self) -> str:
-        """Model, steps and layout in words."""
-        what = f"{self.conditions['model']}, {self.conditions['steps']} steps"
-        return what if self.conditions["ranks"] == 1 else f"{what}, {self.conditions['layout']}"
+        """Model, steps, and where they are not the plain ones precision and layout, in words."""
+        known = self.conditions
+        parts = [known["model"], f"{known['steps']} steps"]
+        parts += [known["dtype"]] if known["dtype"] != "float32" else []
+        return ", ".join([*parts, known["layout"]] if known["ranks"] > 1 else parts)
 
     def ran(self) -> list[Row]:
         """Settings that ran and did something."""
@@ -105,9 +107,8 @@ def studies(folder: Path) -> list[Study]:
     found = [study for study in every if study.uncached]
     if not found:
         raise ValueError(f"no results of bench peers in {folder}")
-    return sorted(
-        found, key=lambda study: (study.conditions["model"], study.conditions["steps"], study.conditions["ranks"])
-    )
+    order = ("model", "steps", "machine", "ranks")
+    return sorted(found, key=lambda study: [study.conditions[name] for name in order])
 
 
 def _study(folder: Path) -> Study:
@@ -150,7 +151,8 @@ def slug(peer: str, setting: str) -> str:
     return re.sub(r"[^a-z0-9.]+", "-", f"{peer} {setting}".lower()).strip("-")
 
 
-def _plain(outcome: Outcome) -> Row:
+def plain(outcome: Outcome) -> Row:
+    """An outcome as values for JSON, six digits each."""
     values = {field.name: getattr(outcome, field.name) for field in fields(outcome) if field.name != "pictures"}
     values["scores"] = asdict(outcome.scores) if outcome.scores else None
     return _rounded(values)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -23,11 +24,12 @@ def write_report(folder: Path, page: Path) -> None:
 
 
 def write_markdown(folder: Path, path: Path) -> None:
-    """The same as tables in Markdown, pictures by reference. Raises ValueError as `studies`."""
+    """The same as tables in Markdown, pictures by reference, and those of bench speed. ValueError as `studies`."""
     found = studies(folder)
+    speeds = [json.loads(each.read_text()) for each in sorted(folder.rglob("speed-*.json"))]
     figures = {study.folder: _reference(study, path.parent) for study in found}
     tables = [(study, margins(study), by_peer(study), figures[study.folder]) for study in found]
-    write_page(path, "benchmarks.md", tables=tables, budgets=list(BUDGETS), kept=kept(found), pace=pace)
+    write_page(path, "benchmarks.md", tables=tables, budgets=list(BUDGETS), kept=kept(found), speeds=speeds, pace=pace)
 
 
 def _reference(study: Study, folder: Path) -> str:
@@ -88,7 +90,7 @@ def kept(found: Sequence[Study]) -> list[dict[str, Any]]:
 
 
 def _alone(study: Study, other: Study) -> bool:
-    same = all(study.conditions[name] == other.conditions[name] for name in ("model", "steps"))
+    same = all(study.conditions[name] == other.conditions[name] for name in ("model", "steps", "dtype", "machine"))
     return same and other.conditions["ranks"] == 1 < study.conditions["ranks"]
 
 
