@@ -42,6 +42,7 @@ class Clock:
         self.branch = FUSED
         self.now: Tick | None = None
         self._steps: dict[str, int] = {}
+        self._at: int | None = None
         self._timesteps: dict[str, float] = {}
 
     def begin_request(self, num_steps: int | None) -> None:
@@ -60,6 +61,15 @@ class Clock:
         finally:
             self.branch = outer
 
+    @contextlib.contextmanager
+    def at(self, step: int) -> Iterator[None]:
+        """Calls inside are of this step, whichever were before."""
+        outer, self._at = self._at, step
+        try:
+            yield
+        finally:
+            self._at = outer
+
     def starts_request(self, timestep: float) -> bool:
         """Whether a call at `timestep`, in a loop without scheduler, is the first of a new request."""
         last = self._timesteps.get(self.branch)
@@ -71,7 +81,7 @@ class Clock:
 
     def finished(self, patch: object) -> bool:
         """Whether no announced request has a step left for this branch; patches share the step of the first one."""
-        taken = self._steps.get(self.branch, -1) + 1
+        taken = self._at if self._at is not None else self._steps.get(self.branch, -1) + 1
         in_step = patch is not None and getattr(patch, "number", 0) != 0
         return taken - in_step >= (self.num_steps or 0)
 
@@ -80,7 +90,9 @@ class Clock:
         self, patch: int | None = None, rows: tuple[int, int] | None = None, timestep: float | None = None
     ) -> Iterator[Tick]:
         """Advance to the next step of this branch (patches after the first stay in the step of the first)."""
-        if patch in (None, 0):
+        if self._at is not None:
+            self._steps[self.branch] = self._at
+        elif patch in (None, 0):
             self._steps[self.branch] = self._steps.get(self.branch, -1) + 1
         if timestep is not None:
             self._timesteps[self.branch] = timestep

@@ -38,7 +38,8 @@ class FastCacheConfig(Options):
         test: when a change is insignificant: `online` compares the error predicted from this request's computed steps
             with `threshold`; `calibrated` is the chi-squared test of the calibration, with `alpha` and `tolerance`;
             `paper` is the literal rule of arXiv 2505.20353, vacuous, because it passes every change below 100 %;
-            `none` leaves the decision to the schedule, at no message between ranks.
+            `none` leaves the decision to the schedule, at no message between ranks; with `lead_blocks: 0` the last
+            PipeFusion stage then takes skipped steps alone, ahead of the other patches.
         alpha: significance level of `calibrated` and `paper`: the share of steps at the tolerance that are computed all
             the same; a smaller one skips more.
         tolerance: relative error of the final latents that `calibrated` lets one skip cause.

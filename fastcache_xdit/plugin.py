@@ -20,6 +20,8 @@ from fastcache_xdit.approx.maps import Affine
 from fastcache_xdit.clock import Clock
 from fastcache_xdit.config import FastCacheConfig
 from fastcache_xdit.counters import Counters
+from fastcache_xdit.decision.policy import foreseen
+from fastcache_xdit.decision.schedule import marks_for
 from fastcache_xdit.decision.significance import Spread
 from fastcache_xdit.host import cpu
 from fastcache_xdit.host.base import Host
@@ -143,6 +145,8 @@ def enable(target: Any, config: FastCacheConfig | None = None) -> Handle:
         calibration = _calibration(host, spec, config)
         forecast = calibration.forecast() if calibration and calibration.keys_values else None
         session = _attach(host, spec, config, lead, segments, calibration, forecast, undo)
+        if host.ahead and _foreseen(host, config):
+            host.ahead(undo, session, lambda steps: foreseen(marks_for(config.schedule or {}, steps), config))
         bytes_beside = host.forecast(undo, session.clock, _layers(segments), forecast)
         handle = Handle(session, undo, fixes, bytes_beside)
         undo.set(host.transformer, _MARK, handle)
@@ -235,7 +239,8 @@ def _attach(
 ) -> Session:
     counters, clock = Counters(), Clock()
     keys = _keys(host, spec, config, segments)
-    stand_ins = _stand_ins(config, segments, keys, calibration)
+    alone = _foreseen(host, config)
+    stand_ins = _stand_ins(config, segments, keys, calibration, alone)
     rules = Rules(config, _spreads(config, keys, calibration))
     ledger = Ledger(f"{config!r} {[segment.name for segment in segments]} {calibration and calibration.stamp}")
     consensus = _consensus(host, config, counters)
@@ -283,8 +288,14 @@ def _keys(host: Host, spec: ModelSpec, config: FastCacheConfig, segments: list[S
     return [whole_key(host.model, spec, host.lengths, config.lead_blocks) for _ in segments]
 
 
+def _foreseen(host: Host, config: FastCacheConfig) -> bool:
+    """Whether a mask alone says which steps are skipped, so that the last PipeFusion stage can take them alone."""
+    known = config.test == "none" and config.granularity == "step" and config.lead_blocks == 0
+    return host.ahead is not None and known and config.tokens is None
+
+
 def _stand_ins(
-    config: FastCacheConfig, segments: list[Segment], keys: list[str], calibration: Calibration | None
+    config: FastCacheConfig, segments: list[Segment], keys: list[str], calibration: Calibration | None, alone: bool
 ) -> Sequence[Fitted | Affine | Polynomial]:
     if calibration is None:
         return [unfitted(config.stand_in) for _ in segments]
@@ -292,7 +303,7 @@ def _stand_ins(
         return [calibration.affine(segment.key, config.affine_rank) for segment in segments]
     carry = config.test == "none"  # else each request has a path, and fits, of its own
     return [
-        calibration.stand_in(key, config.stand_in, carry, follows=not key.startswith(f"{segment.name}.."))
+        calibration.stand_in(key, config.stand_in, carry, not alone and not key.startswith(f"{segment.name}.."))
         for segment, key in zip(segments, keys, strict=True)
     ]
 

@@ -23,6 +23,20 @@ def test_each_call_is_a_step():
     assert clock.now is None
 
 
+def test_a_call_can_be_of_a_named_step():
+    """PipeFusion patches may be at different steps, and steps may be left out."""
+    clock = Clock()
+    clock.begin_request(6)
+    with clock.at(4):
+        assert [step(clock, patch=patch).step for patch in (0, 1)] == [4, 4]
+        assert not clock.finished(None)
+        with clock.at(2):
+            assert step(clock, patch=1).step == 2
+        assert step(clock, patch=0).step == 4
+    assert step(clock).step == 5, "counting goes on from there"
+    assert clock.finished(None)
+
+
 def test_branches_count_apart():
     clock = Clock()
     clock.begin_request(2)

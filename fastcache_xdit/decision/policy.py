@@ -8,9 +8,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
-from fastcache_xdit.clock import Tick
+from fastcache_xdit.clock import FUSED, Tick
 from fastcache_xdit.config import FastCacheConfig
-from fastcache_xdit.decision.significance import Finding, SignificanceTest
+from fastcache_xdit.decision.significance import Finding, SignificanceTest, Unasked
 
 
 class Decision(NamedTuple):
@@ -95,6 +95,19 @@ def decide(evidence: Evidence, tick: Tick, config: FastCacheConfig, test: Signif
     partial = bool(objections) and set(objections) <= _met_by_a_part(config)
     reason = objections[0] if objections else "insignificant"
     return Decision(not objections, reason, change, finding.predicted_error, partial)
+
+
+def foreseen(marks: str, config: FastCacheConfig) -> list[bool]:
+    """Which steps are skipped where marks and hard limits decide alone (`test: none`), told before any of them."""
+    track, found, references = Track.empty(config.window), [], 0
+    for step, mark in enumerate(marks):
+        change = 0.0 if references else math.inf
+        evidence = Evidence(change, references, track, scheduled=mark == "1", scheduled_part=mark == "p")
+        decision = decide(evidence, Tick(FUSED, None, step, len(marks)), config, Unasked())
+        track.note(decision, config.error_decay)
+        references += not decision.skip
+        found.append(decision.skip)
+    return found
 
 
 def _met_by_a_part(config: FastCacheConfig) -> set[str]:

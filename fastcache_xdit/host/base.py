@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -12,6 +12,7 @@ from fastcache_xdit.approx.keys_values import Forecast
 from fastcache_xdit.clock import Clock
 from fastcache_xdit.parallel.topology import Topology
 from fastcache_xdit.runtime.patch import Undo
+from fastcache_xdit.runtime.session import Session
 
 
 class PatchView(NamedTuple):
@@ -51,6 +52,8 @@ class Host:
         fixes: repairs upstream defects for as long as the undo log lives and returns their names.
         forecast: extends the keys and values of skipped layers, given with their names, for as long as the undo log
             lives, by fitted weights where there are any; gives the function that counts the bytes which that takes.
+        ahead: lets the last PipeFusion stage take skipped steps alone for as long as the undo log lives, given which of
+            a number of steps are skipped; None where that is not possible.
     """
 
     transformer: nn.Module
@@ -63,3 +66,4 @@ class Host:
     whole_only: str = ""
     fixes: Callable[[Undo], list[str]] = _no_fixes
     forecast: Callable[[Undo, Clock, Mapping[nn.Module, str], Forecast | None], Callable[[], int]] = _no_forecast
+    ahead: Callable[[Undo, Session, Callable[[int], Sequence[bool]]], None] | None = None

@@ -38,6 +38,14 @@ Compute = Callable[..., Any]
 Witness = Callable[[Segment, Pass, Streams, Streams], None]
 
 
+class Entering(Exception):
+    """Carries out what was about to enter the first block."""
+
+    def __init__(self, streams: Streams) -> None:
+        super().__init__()
+        self.streams = streams
+
+
 class Driver:
     """Stands in front of every block of one transformer."""
 
@@ -62,6 +70,7 @@ class Driver:
         self.partial = partial
         self.states: dict[tuple[str, int | None, int], SegmentState] = {}
         self.witness: Witness | None = None
+        self.looking = False
         self._plan: dict[int, Decision] = {}
         self._passes: dict[int, Pass] = {}
 
@@ -92,6 +101,30 @@ class Driver:
         """What takes the place of the forward of a block of `segment`."""
         return self._wrapped(block, lambda streams, compute: self._run(segment, block, streams, compute))
 
+    def entering(self, call: Callable[[], Any]) -> Streams:
+        """What enters the first block of a call of the transformer, which ends there."""
+        self.looking = True
+        try:
+            call()
+        except Entering as found:
+            return found.streams
+        finally:
+            self.looking = False
+        raise AssertionError("no block was called")
+
+    def rebase(self, entered: Streams, patch: int | None) -> None:
+        """Take what a computed step added from other states on: from those that entered an earlier pipeline stage."""
+        self.states[self.clock.branch, patch, 0].rebase(entered)
+
+    def pass_over(self, tick: Tick) -> None:
+        """A skipped step that this stage has no part in: note it, and keep its place in the run of skips."""
+        streams = self._passes[0].entered
+        pairs = [(each, self._state(tick, each)) for each in self.segments]
+        self.judge.decide(tick, pairs, streams)
+        for segment in self.segments:
+            for block in segment.blocks:
+                self.counters.note(block.name, _tokens(streams), computed=False)
+
     def _wrapped(self, block: Block, run: Callable[[Streams, Compute], Any]) -> Callable[..., Any]:
         original = block.module.forward
         signature = inspect.signature(getattr(block.module, "_orig_mod", block.module).forward)
@@ -99,9 +132,11 @@ class Driver:
         @functools.wraps(original)
         @torch.compiler.disable(recursive=False)
         def forward(*args: Any, **kwargs: Any) -> Any:
-            if self.clock.now is None:
+            if self.clock.now is None and not self.looking:
                 return original(*args, **kwargs)
             call = signature.bind(*args, **kwargs)
+            if self.looking:
+                raise Entering(block.spec.read(call.arguments))
 
             def compute(hidden_states: torch.Tensor | None = None) -> Any:
                 if hidden_states is None:

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from fastcache_xdit.clock import Clock
-from fastcache_xdit.models.spec import ModelSpec
+from fastcache_xdit.models.spec import ModelSpec, Streams
 from fastcache_xdit.parallel.consensus import Consensus
 from fastcache_xdit.parallel.ledger import Ledger
 from fastcache_xdit.runtime.driver import Driver
@@ -45,6 +45,7 @@ class Session:
         self.patch = patch
         self.ledgers_agree: bool | None = None
         self._announced = False
+        self._concluded = False
         self._warned = False
 
     @property
@@ -63,6 +64,8 @@ class Session:
         @functools.wraps(original)
         @torch.compiler.disable(recursive=False)
         def forward(*args: Any, **kwargs: Any) -> Any:
+            if self.driver.looking:
+                return original(*args, **kwargs)
             arguments = _named(signature, args, kwargs)
             timestep = None if self.levels else float(torch.as_tensor(arguments["timestep"]).flatten()[0])
             self._begin(timestep)
@@ -76,10 +79,27 @@ class Session:
 
         return forward
 
+    def rebase(self, entered: Streams) -> None:
+        """Take what the current patch's computed step added from these states on."""
+        number, _, _ = self.patch() or (None, None, True)
+        self.driver.rebase(entered, number)
+
+    def pass_over(self, step: int) -> None:
+        """This pipeline stage has no part in a skipped step of the current patch."""
+        number, rows, _ = self.patch() or (None, None, True)
+        with self.clock.at(step), self.clock.tick(number, rows) as tick:
+            self.driver.pass_over(tick)
+
+    def conclude(self) -> None:
+        """The request is over: compare ledgers, unless they were."""
+        if not self._concluded:
+            self.consensus.confirm(self.ledger.stamp, "the end of the request")
+            self._concluded = self.ledgers_agree = True
+
     def _begin(self, timestep: float | None) -> None:
         starts = self._announced if timestep is None else self.clock.starts_request(timestep)
         if starts:
-            self._announced = False
+            self._announced = self._concluded = False
             levels = self.levels() if self.levels else []
             self.driver.begin(levels)
             self.ledger.begin_request()
@@ -112,8 +132,7 @@ class Session:
             raise
         self.driver.counters.transformer_calls += 1
         if tick.steps_left == 0 and is_last_patch:
-            self.consensus.confirm(self.ledger.stamp, "the end of the request")
-            self.ledgers_agree = True
+            self.conclude()
 
 
 def _named(signature: inspect.Signature, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:

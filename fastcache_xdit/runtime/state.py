@@ -99,6 +99,13 @@ class SegmentState:
             del kept[stand_in.references :]
             _forget_entered(kept, max(stand_in.entered_kept, 1))
 
+    def rebase(self, entered: Streams) -> None:
+        """Count what the newest step added to the image stream from `entered` on, [B, N, D]."""
+        newest, *older = self.references[HIDDEN]
+        assert newest.entered is not None
+        added = newest.entered + newest.residual - entered.hidden_states
+        self.references[HIDDEN] = [Reference(newest.step, entered.hidden_states.clone(), added), *older]
+
     def rows(self, start: int, stop: int) -> SegmentState:
         """This state seen by one PipeFusion patch: rows [start, stop) of the image stream, no copy.
 

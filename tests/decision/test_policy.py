@@ -6,7 +6,7 @@ import pytest
 
 from fastcache_xdit.clock import FUSED, Tick
 from fastcache_xdit.config import FastCacheConfig
-from fastcache_xdit.decision.policy import Decision, Evidence, Track, decide
+from fastcache_xdit.decision.policy import Decision, Evidence, Track, decide, foreseen
 from fastcache_xdit.decision.significance import Online
 from fastcache_xdit.options import TokensConfig
 
@@ -44,6 +44,21 @@ def track(observed=(), **values):
 def test_what_forces_computing(evidence, at, reason):
     decision = decide(evidence, at, CONFIG, TEST)
     assert (decision.skip, decision.reason) == (False, reason)
+
+
+@pytest.mark.parametrize(
+    "limits, skipped",
+    [
+        ({}, "0110010111"),
+        ({"warmup_steps": 3}, "0000010111"),
+        ({"cooldown_steps": 1}, "0110010110"),
+        ({"max_consecutive_skips": 1}, "0100010101"),
+    ],
+)
+def test_hard_limits_stand_above_what_a_mask_foresees(limits, skipped):
+    free = {"warmup_steps": 1, "cooldown_steps": 0, "max_consecutive_skips": 9, **limits}
+    config = FastCacheConfig(test="none", schedule={10: "1001101000"}, **free)
+    assert "".join("01"[each] for each in foreseen("1001101000", config)) == skipped
 
 
 def test_a_small_change_is_skipped():

@@ -37,6 +37,17 @@ def test_change_is_squared_distance_and_squared_reference():
     assert math.isinf(taught().change(Streams(image(3, 7, 9)))[0, 0]), "another size has no reference"
 
 
+def test_what_a_step_added_can_be_counted_from_an_earlier_place_on():
+    # the step left 6, 10 behind; from 1, 2 on it added 5, 8
+    state = taught()
+    state.rebase(Streams(image(1, 2)))
+    assert state.reference.flatten().tolist() == [1, 2]
+    assert state.output.flatten().tolist() == [6, 10]
+    guess = state.stand_in(REUSE, Streams(image(0, 0), image(0)), step=2)
+    assert guess.hidden_states.flatten().tolist() == [5, 8]
+    assert guess.encoder_hidden_states.flatten().tolist() == [4], "the text stream is as it was"
+
+
 def test_stand_in_extends_both_streams():
     out = taught().stand_in(HISTORY, Streams(image(0, 0), image(0)), step=2)
     assert out.hidden_states.flatten().tolist() == [5.0, 10.0]  # residuals 1, 3 -> 5 and 2, 6 -> 10

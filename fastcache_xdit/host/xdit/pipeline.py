@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 from torch import nn
 
 from fastcache_xdit.host.base import Host, PatchView
 from fastcache_xdit.host.diffusers import refuse_rivals, transformer_of
-from fastcache_xdit.host.xdit import forecast, layout
+from fastcache_xdit.host.xdit import ahead, forecast, layout
 from fastcache_xdit.host.xdit.fixes import apply_fixes
 from fastcache_xdit.parallel.topology import Topology
 
@@ -41,6 +42,7 @@ def xdit_host(target: Any) -> Host:
         whole_only=_whole_only(),
         fixes=apply_fixes,
         forecast=forecast.install,
+        ahead=functools.partial(ahead.install, target) if ahead.possible(target) else None,
     )
 
 
