@@ -13,16 +13,11 @@ import torch
 from torch import nn
 
 from fastcache_xdit.approx.calibration import Calibration
-from fastcache_xdit.approx.fitted import Fitted
-from fastcache_xdit.approx.keys_values import Forecast
-from fastcache_xdit.approx.linear import Polynomial, unfitted
-from fastcache_xdit.approx.maps import Affine
 from fastcache_xdit.clock import Clock
 from fastcache_xdit.config import FastCacheConfig
 from fastcache_xdit.counters import Counters
 from fastcache_xdit.decision.policy import foreseen
 from fastcache_xdit.decision.schedule import marks_for
-from fastcache_xdit.decision.significance import Spread
 from fastcache_xdit.host import cpu
 from fastcache_xdit.host.base import Host
 from fastcache_xdit.host.find import host_of
@@ -36,8 +31,9 @@ from fastcache_xdit.parallel.ledger import Entry, Ledger
 from fastcache_xdit.parallel.topology import Topology
 from fastcache_xdit.runtime.allowed import check_tokens
 from fastcache_xdit.runtime.driver import Driver
+from fastcache_xdit.runtime.fits import Fits
 from fastcache_xdit.runtime.judge import AgreeingJudge, FollowingJudge, Judge, LeaderJudge, Rules, ScheduledJudge
-from fastcache_xdit.runtime.partial import PartialSteps, attentions, projections
+from fastcache_xdit.runtime.partial import PartialSteps, attentions
 from fastcache_xdit.runtime.patch import Undo
 from fastcache_xdit.runtime.segment import Block, Segment, blocks_of, partition, whole_key
 from fastcache_xdit.runtime.session import Session
@@ -142,12 +138,11 @@ def enable(target: Any, config: FastCacheConfig | None = None) -> Handle:
     with contextlib.ExitStack() as on_error:
         undo = on_error.enter_context(Undo())
         fixes = host.fixes(undo)
-        calibration = _calibration(host, spec, config)
-        forecast = calibration.forecast() if calibration and calibration.keys_values else None
-        session = _attach(host, spec, config, lead, segments, calibration, forecast, undo)
-        if host.ahead and _foreseen(host, config):
+        fits = _fits(host, spec, config, segments)
+        session = _attach(host, spec, config, lead, fits, undo)
+        if host.ahead and fits.alone:
             host.ahead(undo, session, lambda steps: foreseen(marks_for(config.schedule or {}, steps), config))
-        bytes_beside = host.forecast(undo, session.clock, _layers(segments), forecast)
+        bytes_beside = host.forecast(undo, session.clock, _layers(segments), fits.forecast)
         handle = Handle(session, undo, fixes, bytes_beside)
         undo.set(host.transformer, _MARK, handle)
         on_error.pop_all()
@@ -227,30 +222,17 @@ def _layers(segments: list[Segment]) -> dict[nn.Module, str]:
     return dict.fromkeys(modules, "") | {attention: name for name, attention in attentions(segments)}
 
 
-def _attach(
-    host: Host,
-    spec: ModelSpec,
-    config: FastCacheConfig,
-    lead: list[Block],
-    segments: list[Segment],
-    calibration: Calibration | None,
-    forecast: Forecast | None,
-    undo: Undo,
-) -> Session:
-    counters, clock = Counters(), Clock()
-    keys = _keys(host, spec, config, segments)
-    alone = _foreseen(host, config)
-    stand_ins = _stand_ins(config, segments, keys, calibration, alone)
-    rules = Rules(config, _spreads(config, keys, calibration))
-    ledger = Ledger(f"{config!r} {[segment.name for segment in segments]} {calibration and calibration.stamp}")
+def _attach(host: Host, spec: ModelSpec, config: FastCacheConfig, lead: list[Block], fits: Fits, undo: Undo) -> Session:
+    counters, clock, segments = Counters(), Clock(), fits.segments
+    rules = Rules(config, fits.spreads())
+    stamp = fits.calibration and fits.calibration.stamp
+    ledger = Ledger(f"{config!r} {[segment.name for segment in segments]} {stamp}")
     consensus = _consensus(host, config, counters)
     agreeing = AgreeingJudge(config, rules, consensus, ledger, counters, _share(host, config, lead, segments))
     judge = ScheduledJudge(config, rules, ledger) if config.test == "none" else _judge(agreeing, spec, host.topology)
-    fitted = [each for each in (*stand_ins, forecast) if isinstance(each, Fitted | Affine | Forecast)]
-    listeners = [rules.begin, *(each.begin for each in fitted)]
-    static = _of_static_tokens(config, segments, forecast)
-    partial = PartialSteps(config.tokens, consensus, ledger, static) if config.tokens else None
-    driver = Driver(config, segments, stand_ins, judge, clock, counters, listeners, partial)
+    partial = PartialSteps(config.tokens, consensus, ledger, fits.static_forecast) if config.tokens else None
+    listeners = [rules.begin, *fits.listeners()]
+    driver = Driver(config, segments, fits.stand_ins, judge, clock, counters, listeners, partial)
     session = Session(spec, driver, ledger, consensus, _levels(host.scheduler), host.patch)
     undo.set(host.transformer, "forward", session.wrapped(host.transformer.forward))
     for block in lead:
@@ -279,59 +261,18 @@ def _calibration(host: Host, spec: ModelSpec, config: FastCacheConfig) -> Calibr
     return calibration
 
 
-def _keys(host: Host, spec: ModelSpec, config: FastCacheConfig, segments: list[Segment]) -> list[str]:
-    """Under which a calibration keeps each segment: PipeFusion stages that skip together are parts of one."""
+def _fits(host: Host, spec: ModelSpec, config: FastCacheConfig, segments: list[Segment]) -> Fits:
     stages = host.topology.pipefusion_parallel_degree if host.topology else 1
     together = config.granularity == "step" and (config.test == "none" or config.pp_decision == "leader")
-    if stages == 1 or not together:
-        return [segment.key for segment in segments]
-    return [whole_key(host.model, spec, host.lengths, config.lead_blocks) for _ in segments]
+    keys = [segment.key for segment in segments]
+    if stages > 1 and together:
+        keys = [whole_key(host.model, spec, host.lengths, config.lead_blocks) for _ in segments]
+    foreseeable = config.test == "none" and config.granularity == "step" and config.tokens is None
+    alone = host.ahead is not None and foreseeable and config.lead_blocks == 0
+    return Fits(config, segments, keys, alone, _calibration(host, spec, config))
 
 
-def _foreseen(host: Host, config: FastCacheConfig) -> bool:
-    """Whether a mask alone says which steps are skipped, so that the last PipeFusion stage can take them alone."""
-    known = config.test == "none" and config.granularity == "step" and config.lead_blocks == 0
-    return host.ahead is not None and known and config.tokens is None
-
-
-def _stand_ins(
-    config: FastCacheConfig, segments: list[Segment], keys: list[str], calibration: Calibration | None, alone: bool
-) -> Sequence[Fitted | Affine | Polynomial]:
-    if calibration is None:
-        return [unfitted(config.stand_in) for _ in segments]
-    if config.stand_in == "affine" and config.affine_rank:
-        return [calibration.affine(segment.key, config.affine_rank) for segment in segments]
-    carry = config.test == "none"  # else each request has a path, and fits, of its own
-    return [
-        calibration.stand_in(key, config.stand_in, carry, not alone and not key.startswith(f"{segment.name}.."))
-        for segment, key in zip(segments, keys, strict=True)
-    ]
-
-
-def _of_static_tokens(config: FastCacheConfig, segments: list[Segment], forecast: Forecast | None) -> Forecast | None:
-    """What makes their keys and values; None where those of the reference step stay."""
-    if not config.tokens or config.tokens.static_kv != "forecast":
-        return None
-    missing = [name for name, _ in projections(segments) if not (forecast and forecast.knows(name))]
-    if missing:
-        raise ValueError(
-            f"tokens.static_kv=forecast needs a calibration that has {missing[0]}; run fastcache-xdit calibrate on "
-            "this model and set calibration, or set tokens.static_kv=reuse"
-        )
-    return forecast
-
-
-def _spreads(config: FastCacheConfig, keys: list[str], calibration: Calibration | None) -> dict[int, Spread]:
-    """By the segment's index, which is its place."""
-    if calibration is None or config.test != "calibrated":
-        return {}
-    missing = [key for key in keys if key not in calibration.spread]
-    if missing:
-        raise ValueError(f"{config.calibration} has no calibrated test for {missing[0]}; use test: online, or none")
-    return {index: Spread.from_dict(calibration.spread[key]) for index, key in enumerate(keys)}
-
-
-def _share(host: Host, config: FastCacheConfig, lead: list[Block], segments: list[Segment]) -> float:
+def _share(host: Host, config: FastCacheConfig, lead: list[Block], segments: Sequence[Segment]) -> float:
     """This pipeline stage's part of all blocks that may be skipped; 1 where there is one stage."""
     held = sum(len(segment.blocks) for segment in segments)
     total = sum(host.lengths.values()) or len(lead) + held
