@@ -269,7 +269,8 @@ def _fits(host: Host, spec: ModelSpec, config: FastCacheConfig, segments: list[S
         keys = [whole_key(host.model, spec, host.lengths, config.lead_blocks) for _ in segments]
     foreseeable = config.test == "none" and config.granularity == "step" and config.tokens is None
     alone = host.ahead is not None and foreseeable and config.lead_blocks == 0
-    return Fits(config, segments, keys, alone, _calibration(host, spec, config))
+    idle = alone and host.topology is not None and host.topology.stage < stages - 1
+    return Fits(config, segments, keys, alone, idle, _calibration(host, spec, config))
 
 
 def _share(host: Host, config: FastCacheConfig, lead: list[Block], segments: Sequence[Segment]) -> float:

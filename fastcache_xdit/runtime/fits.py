@@ -23,21 +23,23 @@ class Fits:
 
     Attributes:
         keys: under which the calibration keeps each segment; PipeFusion stages that skip together have the whole's.
-        alone: this stage takes skipped steps alone, from what enters the first stage's blocks on.
+        alone: one stage takes skipped steps alone, from what enters the first stage's blocks on.
+        idle: it is another one.
     """
 
     config: FastCacheConfig
     segments: Sequence[Segment]
     keys: Sequence[str]
     alone: bool
+    idle: bool
     calibration: Calibration | None
 
     @cached_property
     def stand_ins(self) -> Sequence[Fitted | Affine | Polynomial]:
         """One for each segment. Raises ValueError for what the calibration does not have."""
         name, rank = self.config.stand_in, self.config.affine_rank
-        if self.calibration is None:
-            return [unfitted(name) for _ in self.segments]
+        if self.calibration is None or self.idle:
+            return [unfitted("reuse" if self.idle else name) for _ in self.segments]
         if name == "affine" and rank:
             own = self.keys if self.alone else [segment.key for segment in self.segments]
             return [self.calibration.affine(key, rank) for key in own]

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from fastcache_xdit.approx.keys_values import Forecast as Fitted
+from fastcache_xdit.approx import keys_values
 from fastcache_xdit.clock import Clock
 from fastcache_xdit.runtime.patch import Undo
 
@@ -86,7 +86,7 @@ class Forecast:
         clock: Clock,
         layers: Mapping[nn.Module, str],
         bounds: Callable[[], list[int]],
-        fitted: Fitted | None = None,
+        fitted: keys_values.Forecast | None = None,
     ) -> None:
         self.clock = clock
         self.layers = layers
@@ -141,7 +141,7 @@ def _line(due: int, newest: int, oldest: int) -> list[tuple[float, float]]:
 
 
 def install(
-    undo: Undo, clock: Clock, layers: Mapping[nn.Module, str], fitted: Fitted | None = None
+    undo: Undo, clock: Clock, layers: Mapping[nn.Module, str], fitted: keys_values.Forecast | None = None
 ) -> Callable[[], int]:
     """Put a `Forecast` for these attention layers before xDiT's store; gives the function that counts its bytes.
 
