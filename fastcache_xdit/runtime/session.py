@@ -91,10 +91,13 @@ class Session:
             self.driver.pass_over(tick)
 
     def conclude(self) -> None:
-        """The request is over: compare ledgers, unless they were."""
+        """The request is over, whose last steps this pipeline stage may have had no part in: compare ledgers once."""
         if not self._concluded:
-            self.consensus.confirm(self.ledger.stamp, "the end of the request")
-            self._concluded = self.ledgers_agree = True
+            self._confirm()
+
+    def _confirm(self) -> None:
+        self.consensus.confirm(self.ledger.stamp, "the end of the request")
+        self._concluded = self.ledgers_agree = True
 
     def _begin(self, timestep: float | None) -> None:
         starts = self._announced if timestep is None else self.clock.starts_request(timestep)
@@ -132,7 +135,7 @@ class Session:
             raise
         self.driver.counters.transformer_calls += 1
         if tick.steps_left == 0 and is_last_patch:
-            self.conclude()
+            self._confirm()
 
 
 def _named(signature: inspect.Signature, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
