@@ -81,12 +81,12 @@ class Session:
 
     def rebase(self, entered: Streams) -> None:
         """Take what the current patch's computed step added from these states on."""
-        number, _, _ = self.patch() or (None, None, True)
+        number, _, _ = self._place()
         self.driver.rebase(entered, number)
 
     def pass_over(self, step: int) -> None:
         """This pipeline stage has no part in a skipped step of the current patch."""
-        number, rows, _ = self.patch() or (None, None, True)
+        number, rows, _ = self._place()
         with self.clock.at(step), self.clock.tick(number, rows) as tick:
             self.driver.pass_over(tick)
 
@@ -94,6 +94,10 @@ class Session:
         """The request is over, whose last steps this pipeline stage may have had no part in: compare ledgers once."""
         if not self._concluded:
             self._confirm()
+
+    def _place(self) -> tuple[int | None, tuple[int, int] | None, bool]:
+        """Number and rows of the current patch, None of the full sequence, and whether a step ends with it."""
+        return self.patch() or (None, None, True)
 
     def _confirm(self) -> None:
         self.consensus.confirm(self.ledger.stamp, "the end of the request")
@@ -125,8 +129,7 @@ class Session:
 
     @contextmanager
     def _step(self, timestep: float | None) -> Iterator[None]:
-        patch = self.patch()
-        number, rows, is_last_patch = patch or (None, None, True)
+        number, rows, is_last_patch = self._place()
         try:
             with self.clock.tick(number, rows, timestep) as tick:
                 yield
