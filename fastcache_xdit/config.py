@@ -9,6 +9,7 @@ from typing import Any, Literal
 import yaml
 from pydantic import Field, ValidationError, field_validator, model_validator
 
+from fastcache_xdit.errors import UsageError
 from fastcache_xdit.options import Options, TokensConfig
 
 
@@ -89,7 +90,7 @@ class FastCacheConfig(Options):
     def _whole_masks(cls, schedule: dict[int, str] | None) -> dict[int, str] | None:
         for steps, mask in (schedule or {}).items():
             if len(mask) != steps or set(mask) - {"0", "1", "p"} or not mask.startswith("1"):
-                raise ValueError(
+                raise UsageError(
                     f"the mask for {steps} steps must be {steps} characters 0, 1 or p, the first one 1, not {mask!r}"
                 )
         return schedule or None
@@ -97,25 +98,25 @@ class FastCacheConfig(Options):
     @model_validator(mode="after")
     def _possible(self) -> FastCacheConfig:
         if self.test == "none" and not self.schedule:
-            raise ValueError("test 'none' leaves every decision to a schedule; give schedule, or another test")
+            raise UsageError("test 'none' leaves every decision to a schedule", "give schedule, or another test")
         if self.calibration is None and (self.test == "calibrated" or self.stand_in == "affine"):
             what = "test 'calibrated'" if self.test == "calibrated" else "stand_in 'affine'"
-            raise ValueError(f"{what} needs a calibration file; make one with fastcache-xdit calibrate")
+            raise UsageError(f"{what} needs a calibration file", "make one with fastcache-xdit calibrate")
         if self.calibration is not None and self.stand_in in ("reuse", "taylor2"):
-            raise ValueError(f"stand_in {self.stand_in!r} is never fitted; leave calibration away, or use history")
+            raise UsageError(f"stand_in {self.stand_in!r} is never fitted", "leave calibration away, or use history")
         return self
 
     @model_validator(mode="after")
     def _partial_steps(self) -> FastCacheConfig:
         marked = any("p" in mask for mask in (self.schedule or {}).values())
         if marked and self.tokens is None:
-            raise ValueError("the schedule has partial steps (p); give tokens, such as tokens: {keep_ratio: 0.25}")
+            raise UsageError("the schedule has partial steps (p)", "give tokens, such as tokens: {keep_ratio: 0.25}")
         if self.tokens is None:
             return self
         if not marked and (self.test == "none" or self.tokens.when == "scheduled"):
-            raise ValueError("tokens have no step to be used at; mark steps of the schedule p, or use a test")
+            raise UsageError("tokens have no step to be used at", "mark steps of the schedule p, or use a test")
         if self.granularity != "step":
-            raise ValueError(f"tokens with granularity={self.granularity} is not supported; set granularity: step")
+            raise UsageError(f"tokens with granularity={self.granularity} is not supported", "set granularity: step")
         return self
 
     @classmethod
@@ -123,14 +124,14 @@ class FastCacheConfig(Options):
         """Build from a plain dict.
 
         Raises:
-            ValueError: in one line: the option, what was given, and what is allowed.
+            UsageError: in one line: the option, what was given, and what is allowed.
         """
         if not isinstance(values, dict):
-            raise ValueError(f"a FastCache config is a mapping of options, not {type(values).__name__}: {values!r}")
+            raise UsageError(f"a FastCache config is a mapping of options, not {type(values).__name__}: {values!r}")
         try:
             return cls(**values)
         except ValidationError as error:
-            raise ValueError(one_line(error)) from None
+            raise UsageError(one_line(error)) from None
 
     @classmethod
     def from_json(cls, text: str) -> FastCacheConfig:
@@ -138,19 +139,19 @@ class FastCacheConfig(Options):
         try:
             return cls.from_dict(json.loads(text))
         except json.JSONDecodeError as error:
-            raise ValueError(f"the FastCache config is not valid JSON ({error}): {text!r}") from None
+            raise UsageError(f"the FastCache config is not valid JSON ({error}): {text!r}") from None
 
     @classmethod
     def from_file(cls, path: str | Path) -> FastCacheConfig:
         """Build from a YAML or JSON file.
 
         Raises:
-            ValueError: no such file, not YAML, or an option as in `from_dict`; the message names the file.
+            UsageError: no such file, not YAML, or an option as in `from_dict`; the message names the file.
         """
         try:
             return cls.from_dict(_beside(Path(path).parent, read_yaml(path)))
-        except ValueError as error:
-            raise ValueError(f"{path}: {error}" if str(path) not in str(error) else str(error)) from None
+        except UsageError as error:
+            raise (error if str(path) in error.problem else error.of(path)) from None
 
     @classmethod
     def from_text(cls, text: str | None) -> FastCacheConfig:
@@ -165,14 +166,14 @@ class FastCacheConfig(Options):
 
 
 def read_yaml(path: str | Path) -> dict[str, Any]:
-    """The mapping in a YAML (or JSON) file; an empty file is an empty one. Raises ValueError that names the file."""
+    """The mapping in a YAML (or JSON) file; an empty file is an empty one. Raises UsageError that names the file."""
     path = Path(path)
     if not path.is_file():
-        raise ValueError(f"no such config file: {path}")
+        raise UsageError(f"no such config file: {path}")
     try:
         values = yaml.safe_load(path.read_text())
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from None
+        raise UsageError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from None
     return {} if values is None else values
 
 

@@ -8,6 +8,8 @@ from typing import Annotated, Any, Literal
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
+from fastcache_xdit.errors import UsageError
+
 
 class Options(BaseModel):
     """Frozen and keyword-only; an unknown option is an error that names the nearest known one."""
@@ -19,7 +21,7 @@ class Options(BaseModel):
     def _known_options(cls, values: Any) -> Any:
         for name in values if isinstance(values, dict) else ():
             if name not in cls.model_fields:
-                raise ValueError(unknown_option(name, cls.model_fields))
+                raise UsageError(unknown_option(name, cls.model_fields))
         return values
 
 
@@ -90,14 +92,14 @@ class TokensConfig(Options):
         given += ["score=region"] if self.score == "region" else []
         if len(given) != 1:
             found = f"not {' and '.join(given)}" if given else "none is given"
-            raise ValueError(f"give exactly one of {', '.join(measures)}, score=region; {found}")
+            raise UsageError(f"give exactly one of {', '.join(measures)}, score=region", f"{found}")
         return self
 
     @field_validator("costs")
     @classmethod
     def _known_shares(cls, costs: dict[float, float] | None) -> dict[float, float] | None:
         if costs is not None and not (costs and all(0 < share <= 1 and cost > 0 for share, cost in costs.items())):
-            raise ValueError(f"costs map shares of tokens, 0 to 1, to relative times, as in {{0.25: 0.4}}; not {costs}")
+            raise UsageError("costs map shares of tokens, 0 to 1, to relative times, as in {0.25: 0.4}", f"not {costs}")
         return costs
 
     def pays(self, share: float) -> bool:
@@ -113,7 +115,7 @@ class TokensConfig(Options):
     def _merged_alone(self) -> TokensConfig:
         for name in ("score", "static_kv", "balance", "blend"):
             if self.merge_ratio is not None and getattr(self, name) != type(self).model_fields[name].default:
-                raise ValueError(
+                raise UsageError(
                     f"{name}={getattr(self, name)} has no meaning with merge_ratio, which keeps no token static"
                 )
         return self

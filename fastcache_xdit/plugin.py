@@ -18,6 +18,7 @@ from fastcache_xdit.config import FastCacheConfig
 from fastcache_xdit.counters import Counters
 from fastcache_xdit.decision.policy import foreseen
 from fastcache_xdit.decision.schedule import marks_for
+from fastcache_xdit.errors import UsageError
 from fastcache_xdit.host import cpu
 from fastcache_xdit.host.base import Host
 from fastcache_xdit.host.find import host_of
@@ -29,14 +30,15 @@ from fastcache_xdit.models.spec import ModelSpec
 from fastcache_xdit.parallel.consensus import Consensus, Solo
 from fastcache_xdit.parallel.ledger import Entry, Ledger
 from fastcache_xdit.parallel.topology import Topology
-from fastcache_xdit.runtime.allowed import check_tokens
+from fastcache_xdit.partial.allowed import check_tokens
+from fastcache_xdit.partial.steps import PartialSteps
 from fastcache_xdit.runtime.driver import Driver
 from fastcache_xdit.runtime.fits import Fits
 from fastcache_xdit.runtime.judge import AgreeingJudge, FollowingJudge, Judge, LeaderJudge, Rules, ScheduledJudge
-from fastcache_xdit.runtime.partial import PartialSteps, attentions
-from fastcache_xdit.runtime.patch import Undo
-from fastcache_xdit.runtime.segment import Block, Segment, blocks_of, partition, whole_key
 from fastcache_xdit.runtime.session import Session
+from fastcache_xdit.segments.attention import attentions
+from fastcache_xdit.segments.segment import Block, Segment, blocks_of, partition, whole_key
+from fastcache_xdit.undo import Undo
 
 _MARK = "_fastcache_handle"
 
@@ -94,11 +96,11 @@ class Handle:
         Args:
             mask: [H, W] of the picture's shape at any resolution, nonzero inside; an array, a tensor or a PIL image.
         Raises:
-            ValueError: the cache computes no region.
+            UsageError: the cache computes no region.
         """
         partial = self._session.driver.partial
         if partial is None or partial.options.score != "region":
-            raise ValueError("there is no region to compute; set tokens.score=region")
+            raise UsageError("there is no region to compute", "set tokens.score=region")
         partial.focus(torch.as_tensor(np.asarray(mask)))
 
     @property
@@ -120,7 +122,7 @@ def enable(target: Any, config: FastCacheConfig | None = None) -> Handle:
     Under xDiT every rank must call it, after the pipeline was built and before it is called.
 
     Raises:
-        ValueError: unknown model, unsupported parallel layout, another cache on, or FastCache already on.
+        UsageError: unknown model, unsupported parallel layout, another cache on, or FastCache already on.
         RankDivergenceError: on all ranks of the request, where their options differ.
     """
     config = config or FastCacheConfig()
@@ -129,10 +131,10 @@ def enable(target: Any, config: FastCacheConfig | None = None) -> Handle:
         confirm_options(host.topology, Ledger(repr(config)).stamp)
     spec = spec_for(host.model)
     if hasattr(host.transformer, _MARK):
-        raise ValueError("FastCache is already enabled on this transformer; call handle.disable() first")
+        raise UsageError("FastCache is already enabled on this transformer", "call handle.disable() first")
     if host.scheduler is None and (config.calibration or config.schedule):
-        raise ValueError(
-            "a calibration or a schedule needs a scheduler to know the steps by; enable FastCache on the pipeline"
+        raise UsageError(
+            "a calibration or a schedule needs a scheduler to know the steps by", "enable FastCache on the pipeline"
         )
     lead, segments = _segments(host, spec, config)
     with contextlib.ExitStack() as on_error:
@@ -199,16 +201,17 @@ def _segments(host: Host, spec: ModelSpec, config: FastCacheConfig) -> tuple[lis
     blocks = blocks_of(host.model, spec, host.offsets, host.lengths)
     total = sum(host.lengths.values()) or len(blocks)
     if config.lead_blocks >= total:
-        raise ValueError(
-            f"lead_blocks={config.lead_blocks} leaves nothing to skip: {type(host.model).__name__} has {total} blocks; "
-            f"set lead_blocks to at most {total - 1}"
+        raise UsageError(
+            f"lead_blocks={config.lead_blocks} leaves nothing to skip: {type(host.model).__name__} has {total} blocks",
+            f"set lead_blocks to at most {total - 1}",
         )
     stages = host.topology.pipefusion_parallel_degree if host.topology else 1
     first_stage = -(-total // stages)
     if stages > 1 and config.test != "none" and config.pp_decision == "leader" and config.lead_blocks >= first_stage:
-        raise ValueError(
+        raise UsageError(
             f"lead_blocks={config.lead_blocks} leaves the first PipeFusion stage, which decides for all, nothing to "
-            f"skip: it has {first_stage} blocks; set lead_blocks to at most {first_stage - 1}, or pp_decision=stage"
+            f"skip: it has {first_stage} blocks",
+            f"set lead_blocks to at most {first_stage - 1}, or pp_decision=stage",
         )
     lead, segments = partition(blocks, config)
     if config.tokens:

@@ -25,7 +25,7 @@ from fastcache_xdit.config import FastCacheConfig
 from fastcache_xdit.jobs.recipe import Line
 from fastcache_xdit.models.catalogue import known_models
 from fastcache_xdit.options import TokensConfig
-from fastcache_xdit.reference.loading import SHIPPED
+from shapes.loading import SHIPPED
 
 PUBLIC = ["FastCacheConfig", "Handle", "enable", "fastcache", "register"]
 OPTIONS = [

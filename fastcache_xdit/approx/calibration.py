@@ -24,6 +24,7 @@ from fastcache_xdit.approx.fitted import Coherence, Fitted, Halves, Refitted, So
 from fastcache_xdit.approx.keys_values import FORM, SEGMENT, STREAM, Forecast, KeysValues
 from fastcache_xdit.approx.maps import Affine, Maps
 from fastcache_xdit.approx.moments import Moments
+from fastcache_xdit.errors import UsageError
 
 FORMAT = "fastcache calibration 1"
 REFITS = "fastcache refits 1"
@@ -66,12 +67,13 @@ class Calibration:
         `follows`: see `Fitted`.
 
         Raises:
-            ValueError: the file has no such segment.
+            UsageError: the file has no such segment.
         """
         if segment not in self.moments:
-            raise ValueError(
-                f"the calibration has no segment {segment}; it has {', '.join(self.moments)}. Calibrate again with "
-                "this granularity, these lead_blocks, and for pp_decision=stage PipeFusion's degree among --stages"
+            raise UsageError(
+                f"the calibration has no segment {segment}",
+                f"it has {', '.join(self.moments)}. Calibrate again with "
+                "this granularity, these lead_blocks, and for pp_decision=stage PipeFusion's degree among --stages",
             )
         solved = self._solved.setdefault((segment, name, carry_errors), Solved())
         coherence = self.coherence if carry_errors else ()
@@ -86,11 +88,11 @@ class Calibration:
         """`affine` of a segment with a diagonal and a part of this rank.
 
         Raises:
-            ValueError: the file has no maps of this segment.
+            UsageError: the file has no maps of this segment.
         """
         if segment not in self.maps:
-            raise ValueError(
-                f"the calibration has no affine maps of {segment}; calibrate with --maps, or set affine_rank to 0"
+            raise UsageError(
+                f"the calibration has no affine maps of {segment}", "calibrate with --maps, or set affine_rank to 0"
             )
         return Affine(self.maps[segment], rank)
 
@@ -104,14 +106,15 @@ class Calibration:
         """Compare with the running model's identity, or with `allow_adapters` with what no adapter changes of it.
 
         Raises:
-            ValueError: names the first field that differs, with both values.
+            UsageError: names the first field that differs, with both values.
         """
         for name in BASE_IDENTITY if allow_adapters else IDENTITY:
             if not _same(self.identity.get(name), running.get(name)):
-                raise ValueError(
+                raise UsageError(
                     f"the calibration was made for another model: {name} is {_short(running.get(name))} here, and "
-                    f"{_short(self.identity.get(name))} in the calibration; run fastcache-xdit calibrate on this model"
-                    f"{'' if name in BASE_IDENTITY else ', or set allow_adapters to use it all the same'}"
+                    f"{_short(self.identity.get(name))} in the calibration",
+                    f"run fastcache-xdit calibrate on this model"
+                    f"{'' if name in BASE_IDENTITY else ', or set allow_adapters to use it all the same'}",
                 )
 
     def save(self, path: str | Path) -> None:
@@ -142,7 +145,7 @@ class Calibration:
         """Read a file and check that it is whole.
 
         Raises:
-            ValueError: missing, truncated, foreign or altered; the message names the file and what is wrong with it.
+            UsageError: missing, truncated, foreign or altered; the message names the file and what is wrong with it.
         """
         kind, header, tensors = _read(path)
         if kind == REFITS:
@@ -197,28 +200,28 @@ def _write(path: str | Path, kind: str, header: dict[str, Any], tensors: dict[st
 
 
 def _read(path: str | Path) -> tuple[str, dict[str, Any], dict[str, torch.Tensor]]:
-    """Format, header and tensors. Raises ValueError as `Calibration.load`."""
+    """Format, header and tensors. Raises UsageError as `Calibration.load`."""
     if not Path(path).is_file():
-        raise ValueError(f"no such calibration file: {path}")
+        raise UsageError(f"no such calibration file: {path}")
     try:
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
     except (SafetensorError, OSError) as error:
-        raise ValueError(f"{path} is truncated or no safetensors file: {error}") from None
+        raise UsageError(f"{path} is truncated or no safetensors file: {error}") from None
     kind = metadata.get("format", "another")
     if kind not in (FORMAT, REFITS):
-        raise ValueError(f"{path} is no {FORMAT!r} file but {kind!r}")
+        raise UsageError(f"{path} is no {FORMAT!r} file but {kind!r}")
     if metadata.get("digest") != _digest(metadata.get("header", ""), tensors):
-        raise ValueError(f"{path} was altered after it was written: its digest does not match; calibrate again")
+        raise UsageError(f"{path} was altered after it was written: its digest does not match", "calibrate again")
     return kind, json.loads(metadata["header"]), tensors
 
 
 def _refined(path: Path, header: dict[str, Any], tensors: dict[str, torch.Tensor]) -> Calibration:
     base = Calibration.load(path.parent / header["base"])
     if base.stamp != header["base_stamp"]:
-        raise ValueError(
-            f"{path} refines another {header['base']} than the one beside it; run fastcache-xdit tune again"
+        raise UsageError(
+            f"{path} refines another {header['base']} than the one beside it", "run fastcache-xdit tune again"
         )
     names = [
         Refitted(segment, form, tuple(levels), stream, step, tuple(known))

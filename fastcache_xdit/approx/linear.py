@@ -7,6 +7,8 @@ from typing import NamedTuple, Protocol
 
 import torch
 
+from fastcache_xdit.errors import UsageError
+
 STREAMS = ("hidden_states", "encoder_hidden_states")
 
 
@@ -91,10 +93,10 @@ def unfitted(name: str) -> Polynomial:
     """What a stand-in is before anything was calibrated: `delta` has A = I, `history` is Taylor 1.
 
     Raises:
-        ValueError: `affine`, which is nothing without a fit.
+        UsageError: `affine`, which is nothing without a fit.
     """
     if name not in UNFITTED:
-        raise ValueError(
+        raise UsageError(
             f"stand_in {name!r} needs a calibration file: give calibration, or one of {', '.join(UNFITTED)}"
         )
     return Polynomial(UNFITTED[name])

@@ -11,7 +11,8 @@ from typing import Any, NoReturn
 
 from fastcache_xdit.approx.calibration import Calibration
 from fastcache_xdit.config import FastCacheConfig, read_yaml
-from fastcache_xdit.host.xdit import engine, layout
+from fastcache_xdit.errors import UsageError
+from fastcache_xdit.host.xdit import layout, world
 from fastcache_xdit.options import unknown_option
 
 
@@ -21,7 +22,7 @@ def is_first_rank() -> bool:
 
 
 def parse(parser: argparse.ArgumentParser, argv: list[str]) -> argparse.Namespace:
-    """Parse on every rank; `--help` is printed by the first one only. Raises ValueError for bad arguments."""
+    """Parse on every rank; `--help` is printed by the first one only. Raises UsageError for bad arguments."""
     parser.error = _raise  # type: ignore[method-assign]  # xDiT's usage has a page of flags: the sentence is enough
     with contextlib.ExitStack() as stack:
         if not is_first_rank():
@@ -31,7 +32,7 @@ def parse(parser: argparse.ArgumentParser, argv: list[str]) -> argparse.Namespac
 
 
 def _raise(message: str) -> NoReturn:
-    raise ValueError(f"{message}; --help lists the options")
+    raise UsageError(f"{message}", "--help lists the options")
 
 
 def look_ahead(argv: Sequence[str], *names: str) -> tuple[argparse.Namespace, list[str]]:
@@ -49,16 +50,16 @@ def read_options(parser: argparse.ArgumentParser, path: str, argv: Sequence[str]
     the command line gives degrees of its own.
 
     Raises:
-        ValueError: no such file, not a mapping, no layout, or an option that the command does not have.
+        UsageError: no such file, not a mapping, no layout, or an option that the command does not have.
     """
     values = read_yaml(path)
     if not isinstance(values, dict):
-        raise ValueError(f"{path}: a config file is a mapping of options, not {type(values).__name__}")
+        raise UsageError(f"{path}: a config file is a mapping of options, not {type(values).__name__}")
     values = _with_layout(path, values, argv)
     actions = {flag.removeprefix("--"): action for flag, action in parser._option_string_actions.items()}
     for name in values:
         if name not in actions:
-            raise ValueError(f"{path}: {unknown_option(name, actions)}")
+            raise UsageError(f"{path}: {unknown_option(name, actions)}")
     return {actions[name].dest: _as_default(path, name, actions[name], value) for name, value in values.items()}
 
 
@@ -76,19 +77,19 @@ def as_flags(options: Mapping[str, Any]) -> list[str]:
 
 
 def check_least(least: int, options: Mapping[str, Any], *names: str) -> None:
-    """Raise ValueError for a number, or one of several, that is below `least`; None counts as not given."""
+    """Raise UsageError for a number, or one of several, that is below `least`; None counts as not given."""
     for name in names:
         given = options[name] if isinstance(options[name], list) else [options[name]]
         for number in given:
             if number is not None and number < least:
-                raise ValueError(f"{name}={number} is not possible; set {least} or more")
+                raise UsageError(f"{name}={number} is not possible", f"set {least} or more")
 
 
 def cache_config(text: str | dict[str, Any] | None) -> FastCacheConfig:
     """The config that `--cache_config` names: a JSON object, a YAML or JSON file, or the defaults.
 
     Raises:
-        ValueError: as `FastCacheConfig.from_json` and `from_file`; or its calibration is missing, broken or altered.
+        UsageError: as `FastCacheConfig.from_json` and `from_file`; or its calibration is missing, broken or altered.
     """
     config = FastCacheConfig.from_text(json.dumps(text) if isinstance(text, dict) else text)
     if config.calibration:
@@ -102,16 +103,16 @@ def _with_layout(path: str, values: dict[str, Any], argv: Sequence[str]) -> dict
     given = {word.partition("=")[0].lstrip("-").replace("-", "_") for word in argv if word.startswith("--")}
     table = values.pop("layouts")
     try:
-        return values if given & set(layout.PARALLEL) else values | layout.from_table(table, engine.world_size())
-    except ValueError as error:
-        raise ValueError(f"{path}: {error}") from None
+        return values if given & set(layout.PARALLEL) else values | layout.from_table(table, world.size())
+    except UsageError as error:
+        raise error.of(path) from None
 
 
 def _as_default(path: str, name: str, action: argparse.Action, value: Any) -> Any:
     if isinstance(value, dict):
         return json.dumps(value)
     if action.choices and value not in action.choices:
-        raise ValueError(f"{path}: {name} must be one of {', '.join(map(str, action.choices))}, not {value!r}")
+        raise UsageError(f"{path}: {name} must be one of {', '.join(map(str, action.choices))}, not {value!r}")
     if action.nargs == "*" and isinstance(value, str):
         return [value]
     return str(value) if action.type is int and isinstance(value, float) else value

@@ -21,7 +21,8 @@ from fastcache_xdit.cli.batch_arguments import (
     refuse_settled,
 )
 from fastcache_xdit.cli.pipeline import engine_parser, pipeline_options
-from fastcache_xdit.host.xdit import engine, layout
+from fastcache_xdit.errors import UsageError
+from fastcache_xdit.host.xdit import layout, world
 from fastcache_xdit.host.xdit.replica import check_machines
 from fastcache_xdit.jobs.cluster import ranks_per_replica
 from fastcache_xdit.jobs.export import damaged, export
@@ -41,7 +42,7 @@ SHOWN = 20  # failed items that `status` names
 def main(argv: list[str]) -> int:
     """Carry out one of the actions and return its exit code."""
     if not argv or argv[0] not in ACTIONS:
-        raise ValueError(f"which action? give one of {', '.join(ACTIONS)}; batch ACTION --help lists its options")
+        raise UsageError(f"which action? give one of {', '.join(ACTIONS)}", "batch ACTION --help lists its options")
     return ACTIONS[argv[0]](argv[1:])
 
 
@@ -50,9 +51,9 @@ def submit(argv: list[str]) -> int:
     register()
     options = pipeline_options("batch submit", argv, add_submit)
     if options["prompt"]:
-        raise ValueError("batch takes prompts from a file: give --prompts FILE instead of --prompt")
+        raise UsageError("batch takes prompts from a file: give --prompts FILE instead of --prompt")
     if not options["prompts"]:
-        raise ValueError("no prompts: give --prompts FILE (.txt, .jsonl, .csv or .parquet)")
+        raise UsageError("no prompts: give --prompts FILE (.txt, .jsonl, .csv or .parquet)")
     recipe = recipe_of(options)
     lines, folder = read_prompts(options["prompts"]), Path(recipe.model)
     pixels = layout.pixels_per_token(folder) if folder.is_dir() else 1
@@ -77,7 +78,7 @@ def run(argv: list[str]) -> int:
     if options["ray"] is not None:
         layout.check_degrees(options, ranks_per_replica(options))
         return run_on_ray(folder, options, options["max_attempts"], options["ray"] or None, options["replicas"] or 1)
-    layout.check_degrees(options, engine.world_size())
+    layout.check_degrees(options, world.size())
     check_machines(options["data_parallel_degree"] or 1, os.environ)
     return run_job(folder, options, options["max_attempts"])
 

@@ -16,7 +16,8 @@ from fastcache_xdit.cli.pipeline import (
     model_folder,
 )
 from fastcache_xdit.config import FastCacheConfig
-from fastcache_xdit.host.xdit import engine, layout
+from fastcache_xdit.errors import UsageError
+from fastcache_xdit.host.xdit import layout, loading
 from fastcache_xdit.jobs.desk import MAX_ATTEMPTS
 from fastcache_xdit.jobs.recipe import Recipe
 from fastcache_xdit.models.catalogue import known_models
@@ -69,12 +70,12 @@ def add_job(parser: Any) -> None:
 
 
 def recipe_of(options: dict[str, Any]) -> Recipe:
-    """What a command line asks for. Raises ValueError for what cannot work."""
+    """What a command line asks for. Raises UsageError for what cannot work."""
     model, config = model_folder(options["model"]), chosen_cache("batch", options)
     _check_model(model, config, options)
     return Recipe(
         model=str(Path(model).resolve()) if Path(model).is_dir() else model,
-        dtype=options["dtype"] or engine.default_dtype(),
+        dtype=options["dtype"] or loading.default_dtype(),
         seed=options["seed"],
         batch_size=options["batch_size"],
         call=call_arguments(options),
@@ -97,24 +98,24 @@ def _engine_options(options: dict[str, Any]) -> dict[str, Any]:
 
 
 def refuse_settled(argv: list[str]) -> None:
-    """Raise ValueError for an option of `run` that was settled at submit."""
+    """Raise UsageError for an option of `run` that was settled at submit."""
     for word in argv:
         name = word.split("=")[0].removeprefix("--").replace("-", "_")
         if word.startswith("--") and name in MAKES_THE_IMAGE:
-            raise ValueError(f"--{name} was settled when the job was submitted; submit another job to change it")
+            raise UsageError(f"--{name} was settled when the job was submitted", "submit another job to change it")
 
 
 def check_replicas(options: dict[str, Any]) -> None:
-    """Raise ValueError where replicas are counted by the wrong option, or are none."""
+    """Raise UsageError where replicas are counted by the wrong option, or are none."""
     if options["ray"] is None and options["replicas"] is not None:
-        raise ValueError("--replicas counts those of --ray; under torchrun set --data_parallel_degree")
+        raise UsageError("--replicas counts those of --ray", "under torchrun set --data_parallel_degree")
     if options["ray"] is not None and (options["data_parallel_degree"] or 1) > 1:
-        raise ValueError("data_parallel_degree counts replicas under torchrun; with --ray set --replicas")
+        raise UsageError("data_parallel_degree counts replicas under torchrun", "with --ray set --replicas")
     check_least(1, options, "max_attempts", "replicas")
 
 
 def check_layout(recipe: Recipe, options: dict[str, Any]) -> None:
-    """Raise ValueError for a layout in which the job cannot run; that there are as many ranks is not looked at."""
+    """Raise UsageError for a layout in which the job cannot run; that there are as many ranks is not looked at."""
     config = FastCacheConfig.from_dict(recipe.cache) if recipe.cache is not None else None
     if config:
         check_cached_layout(config, options)

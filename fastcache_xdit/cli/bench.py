@@ -10,26 +10,27 @@ from pathlib import Path
 from typing import Any
 
 from fastcache_xdit.approx.calibration import Calibration
+from fastcache_xdit.bench.approximations import Bench, Row, approximations, significance, stand_in_cost
+from fastcache_xdit.bench.batch import memory, replicas
+from fastcache_xdit.bench.costs import costs
+from fastcache_xdit.bench.frontier import draw
+from fastcache_xdit.bench.overhead import overhead
+from fastcache_xdit.bench.tokens import BUDGETS, SETTINGS, PartialBench
+from fastcache_xdit.bench.tokens import Row as TokensRow
 from fastcache_xdit.cli import bench_peers, bench_speed
 from fastcache_xdit.cli.arguments import check_least, is_first_rank
 from fastcache_xdit.cli.batch_arguments import recipe_of
 from fastcache_xdit.cli.pipeline import add_pipeline_arguments, call_arguments, model_folder, pipeline_options
 from fastcache_xdit.config import FastCacheConfig
+from fastcache_xdit.errors import UsageError
 from fastcache_xdit.evaluate.token_maps import TokenMap, sheet
-from fastcache_xdit.host.xdit import engine, layout
-from fastcache_xdit.jobs.benchmark import memory, replicas
+from fastcache_xdit.host.xdit import engine, layout, loading, world
 from fastcache_xdit.jobs.recipe import Recipe
 from fastcache_xdit.plugin import register
-from fastcache_xdit.reference.loading import SHIPPED, calibration_path, tuned_configs
-from fastcache_xdit.reference.sampling import prompts
-from fastcache_xdit.tuning.approximations import Bench, Row, approximations, significance, stand_in_cost
 from fastcache_xdit.tuning.calibrate import versions
-from fastcache_xdit.tuning.costs import costs
-from fastcache_xdit.tuning.frontier import draw
-from fastcache_xdit.tuning.overhead import overhead
-from fastcache_xdit.tuning.partial_steps import BUDGETS, SETTINGS, PartialBench
-from fastcache_xdit.tuning.partial_steps import Row as TokensRow
 from fastcache_xdit.tuning.runner import Runner
+from shapes.loading import SHIPPED, calibration_path, tuned_configs
+from shapes.sampling import prompts
 
 WHAT = ("peers", "speed", "approximations", "significance", "tokens", "costs", "overhead", "batch")
 APART = {"peers": bench_peers.main, "speed": bench_speed.main}  # with options of their own
@@ -60,7 +61,7 @@ def main(argv: list[str]) -> int:
     Costs are those of a step, and the first number of steps is enough for them.
     """
     if not argv or argv[0] not in WHAT:
-        raise ValueError(f"which benchmark? give one of {', '.join(WHAT)}")
+        raise UsageError(f"which benchmark? give one of {', '.join(WHAT)}")
     if argv[0] in APART:
         return APART[argv[0]](argv[1:])
     register()
@@ -69,7 +70,7 @@ def main(argv: list[str]) -> int:
     folder = Path(options["output"])
     if argv[0] == "batch":
         return _batch(folder, recipe_of(options), options)
-    runner = Runner(engine.Engine(model, options, options["dtype"] or engine.default_dtype()), call)
+    runner = Runner(engine.Engine(model, options, options["dtype"] or loading.default_dtype()), call)
     runner.engine.pipe.set_progress_bar_config(disable=True)
     batches = engine.batches(prompts(options["count"], options["seed"]), options["batch_size"], options["seed"])
     size: dict[str, Any] = {name: call[name] for name in ("height", "width") if name in call}
@@ -83,15 +84,15 @@ def main(argv: list[str]) -> int:
     if is_first_rank() and argv[0] == "approximations":
         files = sorted(folder.glob("approximations-*.json"))
         draw([Row(**row) for file in files for row in json.loads(file.read_text())["rows"]], folder / "frontier.png")
-    engine.finish()
+    world.finish()
     return 0
 
 
 def _checked(name: str, options: dict[str, Any]) -> tuple[str, dict[str, Any]]:
-    """The model's folder and its call. Raises ValueError, before anything is loaded, for what cannot be measured."""
+    """The model's folder and its call. Raises UsageError, before anything is loaded, for what cannot be measured."""
     model, call = model_folder(options["model"]), call_arguments(options)
     if options["model"] not in SHIPPED:
-        raise ValueError(f"bench knows held-out prompts of shipped models only: {', '.join(SHIPPED)}")
+        raise UsageError(f"bench knows held-out prompts of shipped models only: {', '.join(SHIPPED)}")
     check_least(1, options, "steps", "count", "repeats")
     if name in CALIBRATED:
         calibration_path(options["model"])
@@ -146,7 +147,7 @@ def _tokens(runner: Runner, batches: Sequence[engine.Batch], options: dict[str, 
         for row in bench.rows(options["budgets"]):
             _show_tokens(row)
             rows.append(row)
-        if engine.world_size() == 1:  # shards would have to be put together
+        if world.size() == 1:  # shards would have to be put together
             maps[setting] = bench.changes()
     if maps:
         folder = Path(options["output"])

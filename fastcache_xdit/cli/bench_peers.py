@@ -10,6 +10,14 @@ from typing import Any
 
 from tqdm import tqdm
 
+from fastcache_xdit.bench.peers.catalogue import catalogue
+from fastcache_xdit.bench.peers.environment import circumstances, digest, package_version
+from fastcache_xdit.bench.peers.frontier import draw
+from fastcache_xdit.bench.peers.measure import RAN, Bench, Outcome, Plan
+from fastcache_xdit.bench.peers.peer import Peer, Setting
+from fastcache_xdit.bench.peers.results import UNCACHED, Results, studies, write_csv
+from fastcache_xdit.bench.peers.score import score
+from fastcache_xdit.bench.peers.site import Parallel, Place, Plain
 from fastcache_xdit.cli.arguments import check_least, is_first_rank
 from fastcache_xdit.cli.pipeline import (
     add_pipeline_arguments,
@@ -18,19 +26,12 @@ from fastcache_xdit.cli.pipeline import (
     pipeline_options,
     prompts_of,
 )
-from fastcache_xdit.evaluate.peers.catalogue import catalogue
-from fastcache_xdit.evaluate.peers.environment import circumstances, digest, package_version
-from fastcache_xdit.evaluate.peers.frontier import draw
-from fastcache_xdit.evaluate.peers.measure import RAN, Bench, Outcome, Plan
-from fastcache_xdit.evaluate.peers.peer import Peer, Setting
-from fastcache_xdit.evaluate.peers.results import UNCACHED, Results, studies, write_csv
-from fastcache_xdit.evaluate.peers.score import score
-from fastcache_xdit.evaluate.peers.site import Parallel, Place, Plain
-from fastcache_xdit.host.xdit import engine, layout
+from fastcache_xdit.errors import UsageError
+from fastcache_xdit.host.xdit import engine, layout, loading, world
 from fastcache_xdit.plugin import register
-from fastcache_xdit.reference.loading import PRESETS, SHIPPED, calibration_prompts, tuned_configs
-from fastcache_xdit.reference.recipes import RECIPES
 from fastcache_xdit.tuning.calibrate import versions
+from shapes.loading import PRESETS, SHIPPED, calibration_prompts, tuned_configs
+from shapes.recipes import RECIPES
 
 TIMED = 2  # prompts of the requests whose time is taken
 QUICK_COUNT, QUICK_EVERY = 8, 3
@@ -54,21 +55,21 @@ def main(argv: list[str]) -> int:
     options = pipeline_options("bench peers", argv, add_arguments)
     folder, call = model_folder(options["model"]), call_arguments(options)
     check_least(1, options, "count", "repetitions")
-    layout.check_degrees(options, engine.world_size())
-    dtype = options["dtype"] or engine.default_dtype()
+    layout.check_degrees(options, world.size())
+    dtype = options["dtype"] or loading.default_dtype()
     peers = _chosen(options)
     conditions = _conditions(options, call, dtype)
     output = Path(options["output"]) / f"{Path(options['model']).name}-{conditions['steps']}" / conditions["layout"]
     results = Results(output, conditions) if is_first_rank() else None
     load = _loader(folder, options, dtype)
-    known = engine.share(results.known() if results else None)[0]
+    known = world.all_gather_objects(results.known() if results else None)[0]
     todo = [(peer, setting) for peer in peers for setting in peer.settings if (peer.name, setting.label) not in known]
     if todo:
         _run(Bench(load, _plan(options, call)), todo, results, (UNCACHED, "") not in known)
     if results:
         study = studies(output)[0]
         print(f"fastcache: -> {output / 'results.jsonl'}, {write_csv(study)}, {draw(study)}")
-    engine.finish()
+    world.finish()
     return 0
 
 
@@ -110,11 +111,11 @@ def _chosen(options: dict[str, Any]) -> list[Peer]:
 
 
 def chosen(everybody: list[Peer], words: list[str] | None) -> list[Peer]:
-    """Those whose name has one of these words in it. Raises ValueError where there are none."""
+    """Those whose name has one of these words in it. Raises UsageError where there are none."""
     peers = [peer for peer in everybody if any(word in peer.name for word in words or [""])]
     if not peers:
         names = ", ".join(peer.name for peer in everybody)
-        raise ValueError(f"no cache has {' or '.join(words or [])} in its name; there are {names}")
+        raise UsageError(f"no cache has {' or '.join(words or [])} in its name", f"there are {names}")
     return peers
 
 
@@ -147,9 +148,9 @@ def _rehearsal(options: dict[str, Any], texts: list[str]) -> list[str]:
 
 def _loader(folder: str, options: dict[str, Any], dtype: str) -> Callable[[], Place]:
     """A plain pipeline anew for each call; or on several ranks the one that xDiT has, its groups being set up once."""
-    if engine.world_size() == 1:
+    if world.size() == 1:
         return lambda: Plain(folder, dtype)
-    running = Parallel(engine.Engine(folder, options, dtype), engine.world_size())
+    running = Parallel(engine.Engine(folder, options, dtype), world.size())
     return lambda: running
 
 
@@ -160,11 +161,11 @@ def _conditions(options: dict[str, Any], call: dict[str, Any], dtype: str) -> di
         "model": options["model"],
         "steps": call["num_inference_steps"],
         "layout": "-".join(degrees) or "1",
-        "ranks": engine.world_size(),
+        "ranks": world.size(),
         "dtype": dtype,
         "batch_size": options["batch_size"],
         "seed": options["seed"],
-        "count": sum(len(batch.prompts) for batch in texts),
+        "count": sum(len(batch) for batch in texts),
         "prompts": digest(repr(texts).encode()),
         "weights": digest(*(path.read_bytes() for path in sorted(folder.glob("transformer/*.safetensors")))),
         "configs": {label: digest(path.read_bytes()) for label, path in _configs(options).items()},
@@ -172,5 +173,5 @@ def _conditions(options: dict[str, Any], call: dict[str, Any], dtype: str) -> di
         "versions": versions() | {"cache-dit": package_version("cache-dit")},
         "peers": [peer.name for peer in catalogue(_configs(options))],
         "sweep": f"every {QUICK_EVERY}rd setting of each other cache" if options["quick"] else "whole",
-        **circumstances(engine.world_size()),
+        **circumstances(world.size()),
     }

@@ -10,17 +10,18 @@ from typing import Any
 
 from tqdm import tqdm
 
+from fastcache_xdit.bench.peers.catalogue import unscored
+from fastcache_xdit.bench.peers.chart import pace
+from fastcache_xdit.bench.peers.environment import circumstances, package_version
+from fastcache_xdit.bench.peers.full_size import ARCHITECTURES, FullSize
+from fastcache_xdit.bench.peers.measure import Bench, Plan
+from fastcache_xdit.bench.peers.peer import Peer
+from fastcache_xdit.bench.peers.results import Row, plain
 from fastcache_xdit.cli.arguments import check_least, parse
 from fastcache_xdit.cli.bench_peers import chosen, thinned
-from fastcache_xdit.evaluate.peers.catalogue import unscored
-from fastcache_xdit.evaluate.peers.chart import pace
-from fastcache_xdit.evaluate.peers.environment import circumstances, package_version
-from fastcache_xdit.evaluate.peers.full_size import ARCHITECTURES, FullSize
-from fastcache_xdit.evaluate.peers.measure import Bench, Plan
-from fastcache_xdit.evaluate.peers.peer import Peer
-from fastcache_xdit.evaluate.peers.results import Row, plain
+from fastcache_xdit.errors import UsageError
 from fastcache_xdit.host import cpu
-from fastcache_xdit.host.xdit import engine
+from fastcache_xdit.host.xdit import engine, loading, world
 from fastcache_xdit.plugin import register
 from fastcache_xdit.tuning.calibrate import versions
 
@@ -34,7 +35,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--num_inference_steps", type=int, default=20, help="default: %(default)s")
     for name in SIZE:
         parser.add_argument(f"--{name}", type=int, help="default: the model's own")
-    parser.add_argument("--dtype", choices=sorted(engine.DTYPES), help="default: bfloat16, float32 without accelerator")
+    parser.add_argument(
+        "--dtype", choices=sorted(loading.DTYPES), help="default: bfloat16, float32 without accelerator"
+    )
     parser.add_argument("--repetitions", type=int, default=3, help="of each timing; default: %(default)s")
     parser.add_argument("--only", nargs="+", metavar="NAME", help="caches whose name has one of these in it")
     parser.add_argument("--output", metavar="FOLDER", default="results/speed", help="default: %(default)s")
@@ -47,10 +50,10 @@ def main(argv: list[str]) -> int:
     add_arguments(parser)
     options = vars(parse(parser, argv))
     check_least(1, options, "num_inference_steps", "repetitions", *SIZE)
-    if engine.world_size() > 1:
-        raise ValueError("bench speed runs in one process; start it without torchrun")
+    if world.size() > 1:
+        raise UsageError("bench speed runs in one process", "start it without torchrun")
     peers = [thinned(peer) for peer in chosen(unscored(), options["only"])]
-    dtype, plan = options["dtype"] or engine.default_dtype(), _plan(options)
+    dtype, plan = options["dtype"] or loading.default_dtype(), _plan(options)
     path = Path(options["output"]) / f"speed-{options['architecture']}.json"
     path.parent.mkdir(parents=True, exist_ok=True)
     known: dict[str, Any] = {"conditions": _conditions(options["architecture"], dtype, plan), "rows": []}

@@ -16,7 +16,8 @@ from fastcache_xdit.cli.pipeline import (
     pipeline_options,
     prompts_of,
 )
-from fastcache_xdit.host.xdit import engine, layout
+from fastcache_xdit.errors import UsageError
+from fastcache_xdit.host.xdit import engine, layout, loading, world
 from fastcache_xdit.models.catalogue import known_models
 from fastcache_xdit.plugin import register
 from fastcache_xdit.tuning.calibrate import Calibrator, Coverage, check_enough
@@ -49,7 +50,7 @@ def main(argv: list[str]) -> int:
     options = pipeline_options("calibrate", argv, add_arguments)
     model, call, prompts = model_folder(options["model"]), call_arguments(options), prompts_of(options)
     _check(options, model, prompts)
-    runner = Runner(engine.Engine(model, options, options["dtype"] or engine.default_dtype()), call)
+    runner = Runner(engine.Engine(model, options, options["dtype"] or loading.default_dtype()), call)
     runner.engine.pipe.set_progress_bar_config(disable=True)
     batches = engine.batches(prompts, options["batch_size"], options["seed"])
     facts = {"prompts": len(prompts), "seed": options["seed"], "batch_size": options["batch_size"], "call": call}
@@ -61,7 +62,7 @@ def main(argv: list[str]) -> int:
         errors = ", ".join(f"{key} {max(each.values()):.1%}" for key, each in calibration.facts["fit_error"].items())
         print(f"fastcache: calibrated on {len(prompts)} prompts, error where every other step is computed: {errors}")
         print(f"fastcache: -> {options['output']}; next: fastcache-xdit tune --calibration {options['output']}")
-    engine.finish()
+    world.finish()
     return 0
 
 
@@ -77,18 +78,18 @@ def _show(bar: Any, what: str, done: int, parts: int) -> None:
 
 
 def _check(options: dict[str, Any], model: str, prompts: list[str]) -> None:
-    """Raise ValueError, before a model loads, for what cannot work."""
+    """Raise UsageError, before a model loads, for what cannot work."""
     check_least(1, options, "groups", "stages")
     check_least(0, options, "lead_blocks")
     if not options["output"]:
-        raise ValueError("nowhere to write: give --output FILE.safetensors")
+        raise UsageError("nowhere to write: give --output FILE.safetensors")
     for degree in ("pipefusion_parallel_degree", "data_parallel_degree", "tensor_parallel_degree"):
         if (options[degree] or 1) > 1:
-            raise ValueError(
-                f"calibrate runs under ulysses, ring and CFG parallelism, not with {degree}={options[degree]}; "
-                "one calibration serves every layout (for pp_decision=stage add PipeFusion's degrees to --stages)"
+            raise UsageError(
+                f"calibrate runs under ulysses, ring and CFG parallelism, not with {degree}={options[degree]}",
+                "one calibration serves every layout (for pp_decision=stage add PipeFusion's degrees to --stages)",
             )
-    layout.check_degrees(options, engine.world_size())
+    layout.check_degrees(options, world.size())
     if Path(model).is_dir():
         layout.check_model(Path(model), options, known_models())
     check_enough(len(prompts), options["batch_size"])

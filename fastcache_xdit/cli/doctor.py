@@ -15,8 +15,8 @@ from fastcache_xdit.cli.arguments import is_first_rank, parse
 from fastcache_xdit.cli.pipeline import model_folder
 from fastcache_xdit.doctor import checkpoint, machine
 from fastcache_xdit.doctor.finding import Finding
-from fastcache_xdit.host.xdit import engine
-from fastcache_xdit.reference.loading import SHIPPED, shipped_calibrations
+from fastcache_xdit.host.xdit import world
+from shapes.loading import SHIPPED, shipped_calibrations
 
 STYLES = {"fine": "green", "hint": "yellow", "problem": "bold red"}
 MARKS, PLAIN_MARKS = dict(zip(STYLES, "✓!✗", strict=True)), dict(zip(STYLES, "+!x", strict=True))
@@ -50,7 +50,7 @@ def main(argv: list[str]) -> int:
 def _findings(model: str, calibrations: list[Path] | None) -> list[Finding]:
     folder = checkpoint.on_disk(model_folder(model))
     files = (shipped_calibrations(model) if model in SHIPPED else []) if calibrations is None else calibrations
-    ranks = engine.world_size() if engine.world_size() > 1 else machine.places()
+    ranks = world.size() if world.size() > 1 else machine.places()
     return [*machine.examine(), *checkpoint.examine(model, folder, ranks, files)]
 
 

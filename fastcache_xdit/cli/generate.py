@@ -17,15 +17,16 @@ from fastcache_xdit.cli.pipeline import (
     prompts_of,
 )
 from fastcache_xdit.config import FastCacheConfig
+from fastcache_xdit.errors import UsageError
 from fastcache_xdit.evaluate import compare, summary
 from fastcache_xdit.evaluate.output import OutputFolder
 from fastcache_xdit.evaluate.quality import shapes_accuracy
 from fastcache_xdit.evaluate.report import write_report
-from fastcache_xdit.host.xdit import engine, layout
-from fastcache_xdit.host.xdit.pipeline import topology
+from fastcache_xdit.host.xdit import engine, layout, loading, world
+from fastcache_xdit.host.xdit.host import topology
 from fastcache_xdit.models.catalogue import known_models
 from fastcache_xdit.plugin import register
-from fastcache_xdit.reference.loading import SHIPPED
+from shapes.loading import SHIPPED
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -42,14 +43,14 @@ def main(argv: list[str]) -> int:
     register()
     options = pipeline_options("generate", argv, add_arguments)
     job = _Job(options)
-    runner = engine.Engine(job.model, options, options["dtype"] or engine.default_dtype())
+    runner = engine.Engine(job.model, options, options["dtype"] or loading.default_dtype())
     job.run(runner)
-    engine.finish()
+    world.finish()
     return 0
 
 
 class _Job:
-    """A checked command line. Raises ValueError, before anything is loaded, for what cannot work."""
+    """A checked command line. Raises UsageError, before anything is loaded, for what cannot work."""
 
     def __init__(self, options: dict[str, Any]) -> None:
         self.options = options
@@ -58,7 +59,7 @@ class _Job:
         self.shipped = options["model"] in SHIPPED
         self.model = model_folder(options["model"])
         self.compare = options["compare"]
-        layout.check_degrees(options, engine.world_size())
+        layout.check_degrees(options, world.size())
         if Path(self.model).is_dir():
             layout.check_model(Path(self.model), options, known_models() if self.config else [])
         self.call = call_arguments(options)
@@ -70,7 +71,7 @@ class _Job:
         runner.pipe.set_progress_bar_config(disable=not is_first_rank(), leave=False)
         result = self._generate(runner)
         agreement = self.config.cfg_agreement if self.config else True
-        views = engine.gather(summary.view(result, topology(), agreement))
+        views = world.gather_objects(summary.view(result, topology(), agreement))
         if views:
             self._write(views)
 
@@ -101,7 +102,7 @@ class _Job:
     def _settings(self) -> dict[str, Any]:
         return {
             "model": self.options["model"],
-            "world_size": engine.world_size(),
+            "world_size": world.size(),
             "parallel": layout.degrees(self.options),
             "num_inference_steps": self.call["num_inference_steps"],
             "num_images": len(self.prompts),
@@ -114,7 +115,7 @@ class _Job:
 def _cache(options: dict[str, Any]) -> FastCacheConfig | None:
     config = chosen_cache("generate", options)
     if options["compare"] and config is None:
-        raise ValueError("--compare compares the cache with an uncached run; add --cache fastcache")
+        raise UsageError("--compare compares the cache with an uncached run", "add --cache fastcache")
     return config
 
 

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import importlib
-import os
 import sys
 
 from fastcache_xdit.cli.arguments import is_first_rank
-from fastcache_xdit.host.xdit import engine
+from fastcache_xdit.errors import UsageError
+from fastcache_xdit.host.xdit import loading
 
 COMMANDS = {
     "run": "xDiT's own runner, all its flags and models, with --cache fastcache",
@@ -37,12 +37,10 @@ def main(argv: list[str]) -> int:
     if argv[0] not in COMMANDS:
         return _fail(f"unknown command {argv[0]!r}; commands: {', '.join(COMMANDS)}")
     if argv[0] != "doctor":  # it tells what stands in the way of preparing
-        engine.prepare()  # before libraries that a command imports read their settings
+        loading.prepare()  # before libraries that a command imports read their settings
     try:
         return importlib.import_module(f"fastcache_xdit.cli.{argv[0]}").main(argv[1:])
-    except ValueError as error:
-        if os.environ.get("FASTCACHE_DEBUG"):
-            raise
+    except UsageError as error:
         return _fail(str(error))
 
 

@@ -9,9 +9,10 @@ from typing import Any
 
 from fastcache_xdit.cli.arguments import cache_config, check_least, look_ahead, parse, read_options
 from fastcache_xdit.config import FastCacheConfig
+from fastcache_xdit.errors import UsageError
 from fastcache_xdit.host.xdit import layout, registration
-from fastcache_xdit.host.xdit.engine import DTYPES
-from fastcache_xdit.reference.loading import SHIPPED, generation_defaults, model_path
+from fastcache_xdit.host.xdit.loading import DTYPES
+from shapes.loading import SHIPPED, generation_defaults, model_path
 
 CALL = (
     "num_inference_steps",
@@ -60,15 +61,15 @@ def model_folder(name: str | None) -> str:
     """A folder or a hub id.
 
     Raises:
-        ValueError: nothing given, or no such folder and no id.
+        UsageError: nothing given, or no such folder and no id.
     """
     what = f"a folder, a hub id like ORG/NAME, or a shipped model: {', '.join(SHIPPED)}"
     if not name:
-        raise ValueError(f"no model: give --model with {what}")
+        raise UsageError(f"no model: give --model with {what}")
     if name in SHIPPED:
         return str(model_path(name))
     if not Path(name).is_dir() and (name.startswith(("/", ".", "~")) or name.count("/") != 1):
-        raise ValueError(f"no such model: {name}; give {what}")
+        raise UsageError(f"no such model: {name}", f"give {what}")
     return name
 
 
@@ -76,7 +77,7 @@ def call_arguments(options: dict[str, Any]) -> dict[str, Any]:
     """Arguments of every pipeline call; those that only the shipped model knows come along.
 
     Raises:
-        ValueError: a number below 1.
+        UsageError: a number below 1.
     """
     call = options["defaults"] | {name: options[name] for name in CALL if options[name] not in (None, "", [])}
     check_least(1, call, "num_inference_steps", "height", "width")
@@ -88,20 +89,20 @@ def chosen_cache(command: str, options: dict[str, Any]) -> FastCacheConfig | Non
     """The cache that is asked for, None for none.
 
     Raises:
-        ValueError: a method of xDiT's own, an option that is not possible, or a layout that FastCache does not support.
+        UsageError: a method of xDiT's own, an option that is not possible, or a layout that FastCache does not support.
     """
     method = options["cache_method"]
     if method is None:
         return None
     if method != registration.METHOD:
-        raise ValueError(f"{command} knows --cache fastcache only, not {method}; xDiT's own methods work with run")
+        raise UsageError(f"{command} knows --cache fastcache only, not {method}", "xDiT's own methods work with run")
     config = cache_config(options["cache_config"])
     check_cached_layout(config, options)
     return config
 
 
 def check_cached_layout(config: FastCacheConfig, options: dict[str, Any]) -> None:
-    """Raise ValueError for a layout that FastCache does not support with this config."""
+    """Raise UsageError for a layout that FastCache does not support with this config."""
     layout.check_cache(options)
     layout.check_decision(config, options["pipefusion_parallel_degree"])
 
@@ -110,15 +111,15 @@ def prompts_of(options: dict[str, Any]) -> list[str]:
     """Prompts of the command line, then of the file.
 
     Raises:
-        ValueError: no such file, or no prompt at all.
+        UsageError: no such file, or no prompt at all.
     """
     prompts = list(options["prompt"] or [])
     if options["prompts"]:
         path = Path(options["prompts"])
         if not path.is_file():
-            raise ValueError(f"no such prompts file: {path}")
+            raise UsageError(f"no such prompts file: {path}")
         lines = [line.strip() for line in path.read_text().splitlines()]
         prompts += [line for line in lines if line and not line.startswith("#")]
     if not prompts:
-        raise ValueError("no prompts: give --prompt TEXT or --prompts FILE with one prompt per line")
+        raise UsageError("no prompts: give --prompt TEXT or --prompts FILE with one prompt per line")
     return prompts

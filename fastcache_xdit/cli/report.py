@@ -5,8 +5,8 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from fastcache_xdit.bench.peers.views import write_markdown, write_report
 from fastcache_xdit.cli.arguments import parse
-from fastcache_xdit.evaluate.peers.views import write_markdown, write_report
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -17,7 +17,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def main(argv: list[str]) -> int:
-    """Write the page; ValueError where there is nothing to write of."""
+    """Write the page; UsageError where there is nothing to write of."""
     parser = argparse.ArgumentParser(prog="fastcache_xdit report")
     add_arguments(parser)
     options = parse(parser, argv)

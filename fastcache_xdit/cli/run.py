@@ -11,14 +11,14 @@ from typing import Any
 
 from fastcache_xdit.cli.arguments import as_flags, cache_config, is_first_rank, look_ahead, parse, read_options
 from fastcache_xdit.host import cpu
-from fastcache_xdit.host.xdit import engine, layout, registration
+from fastcache_xdit.host.xdit import layout, registration, world
 from fastcache_xdit.host.xdit.runner import add_local_model, check_registered
 from fastcache_xdit.models.catalogue import known_models
 from fastcache_xdit.plugin import applied, register
 
 
 def main(argv: list[str]) -> int:
-    """Check the command line, then hand it to xDiT's runner. Raises ValueError for bad input, before a model loads."""
+    """Check the command line, then hand it to xDiT's runner. Raises UsageError for bad input, before a model loads."""
     register()
     from xfuser import xFuserArgs
     from xfuser.config import FlexibleArgumentParser
@@ -51,7 +51,7 @@ def command_line(parser: argparse.ArgumentParser, argv: list[str]) -> list[str]:
 
 def _check(options: Mapping[str, Any]) -> None:
     caches = options["cache_method"] == registration.METHOD
-    layout.check_degrees(options, engine.world_size())
+    layout.check_degrees(options, world.size())
     if caches:
         config = cache_config(options["cache_config"])
         layout.check_cache(options)

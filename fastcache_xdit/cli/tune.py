@@ -21,7 +21,8 @@ from fastcache_xdit.cli.pipeline import (
     prompts_of,
 )
 from fastcache_xdit.config import FastCacheConfig
-from fastcache_xdit.host.xdit import engine, layout
+from fastcache_xdit.errors import UsageError
+from fastcache_xdit.host.xdit import engine, layout, loading, world
 from fastcache_xdit.plugin import register
 from fastcache_xdit.tuning.calibrate import check_enough
 from fastcache_xdit.tuning.polish import Polisher
@@ -62,7 +63,7 @@ def main(argv: list[str]) -> int:
         _frontier(searches)
         calls = sum(len(search.tried) for search in searches)
         print(f"fastcache: {calls} generations of {len(prompts_of(options))} prompts -> {output}")
-    engine.finish()
+    world.finish()
     return 0
 
 
@@ -70,21 +71,21 @@ def _checked(options: dict[str, Any]) -> tuple[Target, Callable[[], Iterator[Sea
     """The target, and what loads the model and gives a search for each number of steps.
 
     Raises:
-        ValueError: before a model loads, for what cannot work.
+        UsageError: before a model loads, for what cannot work.
     """
     model, call, prompts = model_folder(options["model"]), call_arguments(options), prompts_of(options)
     check_least(1, options, "steps", "evaluations")
     check_least(0, options, "polish", "lead_blocks")
     for name in ("calibration", "target", "output"):
         if not options[name]:
-            raise ValueError(f"--{name} is missing; --help lists the options")
+            raise UsageError(f"--{name} is missing", "--help lists the options")
     target, calibration = Target.parse(options["target"]), Calibration.load(options["calibration"])
     start = FastCacheConfig.from_file(options["start"]) if options["start"] else None
     refit_batches = _refit_batches(options)
-    layout.check_degrees(options, engine.world_size())
+    layout.check_degrees(options, world.size())
 
     def searches() -> Iterator[Search]:
-        runner = Runner(engine.Engine(model, options, options["dtype"] or engine.default_dtype()), call)
+        runner = Runner(engine.Engine(model, options, options["dtype"] or loading.default_dtype()), call)
         runner.engine.pipe.set_progress_bar_config(disable=True)
         batches = engine.batches(prompts, options["batch_size"], options["seed"])
         working, path = _working(Path(options["output"])), options["calibration"]
@@ -99,15 +100,15 @@ def _checked(options: dict[str, Any]) -> tuple[Target, Callable[[], Iterator[Sea
 
 
 def _refit_batches(options: dict[str, Any]) -> list[engine.Batch]:
-    """Raises ValueError for too few prompts, or for what cannot be trained."""
-    if options["polish"] and engine.world_size() > 1:
-        raise ValueError(
-            f"--polish trains through the whole sampler, which {engine.world_size()} ranks cannot; run tune in one "
-            "process: what it finds serves every layout"
+    """Raises UsageError for too few prompts, or for what cannot be trained."""
+    if options["polish"] and world.size() > 1:
+        raise UsageError(
+            f"--polish trains through the whole sampler, which {world.size()} ranks cannot",
+            "run tune in one process: what it finds serves every layout",
         )
     if not options["refit_prompts"]:
         if options["polish"]:
-            raise ValueError("--polish needs prompts to train on: give --refit_prompts FILE")
+            raise UsageError("--polish needs prompts to train on: give --refit_prompts FILE")
         return []
     prompts = prompts_of({"prompt": None, "prompts": options["refit_prompts"]})
     check_enough(len(prompts), options["batch_size"])

@@ -10,6 +10,7 @@ from huggingface_hub import snapshot_download
 
 from fastcache_xdit.approx.calibration import Calibration
 from fastcache_xdit.doctor.finding import Finding, problem, tried
+from fastcache_xdit.errors import UsageError
 from fastcache_xdit.host.identity import saved_identity
 from fastcache_xdit.host.xdit import layout
 from fastcache_xdit.models.catalogue import known_models
@@ -76,8 +77,7 @@ def calibration(path: Path, folder: Path) -> Finding:
         found = Calibration.load(path)
         if folder.is_dir():
             found.check(saved_identity(folder), allow_adapters=True)
-    except ValueError as error:
-        sentence, _, advice = str(error).partition("; ")
-        return problem("calibration", sentence, advice or "give a file that fastcache-xdit calibrate wrote")
+    except UsageError as error:
+        return problem("calibration", error.problem, error.advice or "give a file that fastcache-xdit calibrate wrote")
     made_for = "this model" if folder.is_dir() else f"a {found.identity['model']}"
     return Finding("calibration", f"{path.name} is whole and made for {made_for}")

@@ -18,7 +18,7 @@ from packaging.requirements import Requirement
 
 from fastcache_xdit.doctor.finding import Finding, problem, tried
 from fastcache_xdit.host import cpu
-from fastcache_xdit.host.xdit import engine
+from fastcache_xdit.host.xdit import loading, world
 from fastcache_xdit.plugin import register
 
 PACKAGE, GPU_EXTRA = "fastcache_xdit", "gpu"
@@ -79,19 +79,19 @@ def devices() -> Finding:
 
 def xdit() -> Finding:
     """Whether xDiT can be imported, and takes FastCache."""
-    engine.prepare()
+    loading.prepare()
     register()
     return Finding("xdit", "imports, and knows --cache fastcache")
 
 
 def messages() -> Finding:
     """Whether ranks can send: one message among all that were started, or to itself."""
-    backend, world = "nccl" if torch.cuda.is_available() else "gloo", engine.world_size()
+    backend, ranks = "nccl" if torch.cuda.is_available() else "gloo", world.size()
     if not torch.distributed.is_backend_available(backend):
         return problem("messages", f"torch was built without {backend}", "install a build from pytorch.org")
-    if _sum_over_ranks(backend, world) != world * MESSAGE:
-        return problem("messages", f"{backend} adds wrongly over {world} ranks", "check the network and its driver")
-    return Finding("messages", f"{backend} works, tried with {world} rank{'s' * (world > 1)}")
+    if _sum_over_ranks(backend, ranks) != ranks * MESSAGE:
+        return problem("messages", f"{backend} adds wrongly over {ranks} ranks", "check the network and its driver")
+    return Finding("messages", f"{backend} works, tried with {ranks} rank{'s' * (ranks > 1)}")
 
 
 def attention() -> Finding:

@@ -12,7 +12,8 @@ from fastcache_xdit.config import FastCacheConfig
 from fastcache_xdit.counters import Counters
 from fastcache_xdit.evaluate.flops import counted
 from fastcache_xdit.evaluate.token_maps import TokenMaps
-from fastcache_xdit.host.xdit.engine import Batch, Engine, wait_for_all
+from fastcache_xdit.host.xdit import world
+from fastcache_xdit.host.xdit.engine import Batch, Engine
 from fastcache_xdit.parallel.ledger import Entry
 from fastcache_xdit.plugin import fastcache, repaired
 
@@ -88,10 +89,10 @@ def compare(
 
 
 def _timed(engine: Engine, batch: Batch, call: dict[str, Any], run: Run) -> dict[int, Any]:
-    wait_for_all()
+    world.barrier()
     start = time.perf_counter()
     images = engine.generate(batch, **call)
-    wait_for_all()
+    world.barrier()
     run.seconds += time.perf_counter() - start
     run.images.update(images)
     return images

@@ -13,8 +13,8 @@ from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 
 from fastcache_xdit.host.find import host_of
 from fastcache_xdit.models.catalogue import spec_for
-from fastcache_xdit.runtime.patch import Undo
-from fastcache_xdit.runtime.segment import Block, blocks_of
+from fastcache_xdit.segments.segment import Block, blocks_of
+from fastcache_xdit.undo import Undo
 
 
 def _attention_on_cpu(query: Any, key: Any, value: Any, *_: Any, **__: Any) -> int:

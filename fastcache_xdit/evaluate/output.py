@@ -6,19 +6,21 @@ import json
 from pathlib import Path
 from typing import Any
 
+from fastcache_xdit.errors import UsageError
+
 
 class OutputFolder:
     """`images/00012.png` and, where runs are compared, `images/00012_uncached.png`.
 
     Raises:
-        ValueError: the folder holds an earlier job's summary and `overwrite` is not set.
+        UsageError: the folder holds an earlier job's summary and `overwrite` is not set.
     """
 
     def __init__(self, path: str | Path, overwrite: bool) -> None:
         self.path = Path(path)
         self.summary = self.path / "summary.json"
         if self.summary.exists() and not overwrite:
-            raise ValueError(f"{self.path} holds the results of an earlier job; pass --overwrite or another --output")
+            raise UsageError(f"{self.path} holds the results of an earlier job", "pass --overwrite or another --output")
 
     def keep(self, kind: str, index: int, image: Any) -> None:
         """Save one image at once, so that an interrupted job loses none."""

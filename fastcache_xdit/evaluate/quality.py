@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torchmetrics.functional.image import peak_signal_noise_ratio, structural_similarity_index_measure
 
-from fastcache_xdit.reference.language import check_picture
+from shapes.language import check_picture
 
 IDENTICAL_DB = 100.0  # PSNR of identical images is infinite, which JSON cannot hold
 

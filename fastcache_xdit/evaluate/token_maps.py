@@ -14,7 +14,7 @@ from matplotlib import colormaps
 from PIL import Image
 
 from fastcache_xdit.clock import Tick
-from fastcache_xdit.parallel.balance import Kept
+from fastcache_xdit.partial.balance import Kept
 from fastcache_xdit.tokens.region import tiling
 
 matplotlib.use("Agg")

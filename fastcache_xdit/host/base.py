@@ -11,8 +11,8 @@ from torch import nn
 from fastcache_xdit.approx.keys_values import Forecast
 from fastcache_xdit.clock import Clock
 from fastcache_xdit.parallel.topology import Topology
-from fastcache_xdit.runtime.patch import Undo
 from fastcache_xdit.runtime.session import Session
+from fastcache_xdit.undo import Undo
 
 
 class PatchView(NamedTuple):

@@ -16,6 +16,7 @@ from typing import Any
 import torch
 import torch.distributed
 
+from fastcache_xdit.errors import UsageError
 from fastcache_xdit.host.gloo_pipeline import patch_pipeline_group
 
 _PROCESS_GROUP_USERS = (
@@ -67,11 +68,11 @@ def attention_backend(ring_degree: int) -> str | None:
 
 def _refuse_unready() -> None:
     if "xfuser" in sys.modules:
-        raise RuntimeError(
-            "xfuser was imported before fastcache_xdit.host.cpu.prepare(); call prepare() first in this process"
+        raise UsageError(
+            "xfuser was imported before fastcache_xdit.register()", "call register() first in this process"
         )
     if importlib.util.find_spec("triton") is None:
-        raise RuntimeError("xfuser needs triton even where it is not used; run: pip install triton")
+        raise UsageError("xfuser needs triton even where it is not used", "run: pip install triton")
 
 
 class _Event:
@@ -108,7 +109,7 @@ def _patch_environment() -> None:
     """Correct `xfuser.envs` before any other part of xfuser reads it; a bare package stands in while it is imported."""
     spec = importlib.util.find_spec("xfuser")
     if spec is None or spec.submodule_search_locations is None:
-        raise RuntimeError("xfuser is not installed; run: pip install xfuser")
+        raise UsageError("xfuser is not installed", "run: pip install xfuser")
     bare = types.ModuleType("xfuser")
     bare.__path__ = list(spec.submodule_search_locations)
     sys.modules["xfuser"] = bare
@@ -167,10 +168,10 @@ def _leave_in_place(loader: Any) -> None:
     """Keep a pipeline where it was loaded; xDiT's runner would move it to a CUDA device, converting it on the way.
 
     Raises:
-        ValueError: the run asks for a conversion, which needs a device.
+        UsageError: the run asks for a conversion, which needs a device.
     """
     asked = [name for name in _CONVERSIONS if getattr(loader.model.config, name, False)]
     if loader.model.config.fully_shard_degree > 1:
         asked.append("fully_shard_degree")
     if asked:
-        raise ValueError(f"{', '.join(asked)} cannot be used without accelerator; leave it out to run on CPU")
+        raise UsageError(f"{', '.join(asked)} cannot be used without accelerator", "leave it out to run on CPU")

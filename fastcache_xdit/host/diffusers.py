@@ -6,6 +6,7 @@ from typing import Any
 
 from torch import nn
 
+from fastcache_xdit.errors import UsageError
 from fastcache_xdit.host.base import Host
 
 
@@ -13,32 +14,32 @@ def diffusers_host(target: Any) -> Host:
     """The host of a diffusers pipeline or transformer.
 
     Raises:
-        ValueError: no transformer, two of them, another cache already on, or diffusers' own context parallelism.
+        UsageError: no transformer, two of them, another cache already on, or diffusers' own context parallelism.
     """
     transformer = target if isinstance(target, nn.Module) else transformer_of(target)
     refuse_rivals(transformer)
     if getattr(transformer, "_parallel_config", None) is not None:
-        raise ValueError(
-            "diffusers' own context parallelism is not supported: its ranks would decide apart; "
-            "run the model under xDiT (ulysses_degree, ring_degree) instead"
+        raise UsageError(
+            "diffusers' own context parallelism is not supported: its ranks would decide apart",
+            "run the model under xDiT (ulysses_degree, ring_degree) instead",
         )
     return Host(transformer=transformer, model=transformer, scheduler=getattr(target, "scheduler", None))
 
 
 def transformer_of(pipe: Any) -> nn.Module:
-    """The one transformer of a pipeline; ValueError where there is none or a second one."""
+    """The one transformer of a pipeline; UsageError where there is none or a second one."""
     transformer = getattr(pipe, "transformer", None)
     if not isinstance(transformer, nn.Module):
-        raise ValueError(
-            f"{type(pipe).__name__} has no transformer; "
-            "FastCache takes a diffusers or xDiT pipeline with one, or the transformer itself"
+        raise UsageError(
+            f"{type(pipe).__name__} has no transformer",
+            "FastCache takes a diffusers or xDiT pipeline with one, or the transformer itself",
         )
     if isinstance(getattr(pipe, "transformer_2", None), nn.Module):
-        raise ValueError(f"{type(pipe).__name__} has two transformers, which FastCache does not support yet")
+        raise UsageError(f"{type(pipe).__name__} has two transformers, which FastCache does not support yet")
     return transformer
 
 
 def refuse_rivals(transformer: nn.Module) -> None:
-    """ValueError where another cache is on: two of them would compare against each other's approximations."""
+    """UsageError where another cache is on: two of them would compare against each other's approximations."""
     if getattr(transformer, "is_cache_enabled", False):
-        raise ValueError("a diffusers cache is enabled on this transformer; call transformer.disable_cache() first")
+        raise UsageError("a diffusers cache is enabled on this transformer", "call transformer.disable_cache() first")

@@ -6,7 +6,7 @@ from typing import Any
 
 from fastcache_xdit.host.base import Host
 from fastcache_xdit.host.diffusers import diffusers_host
-from fastcache_xdit.host.xdit.pipeline import is_xdit, xdit_host
+from fastcache_xdit.host.xdit.host import is_xdit, xdit_host
 
 
 def host_of(target: Any) -> Host:

@@ -12,7 +12,7 @@ from torch import nn
 
 from fastcache_xdit.host.base import Host
 from fastcache_xdit.models.spec import ModelSpec
-from fastcache_xdit.runtime.segment import Block, blocks_of
+from fastcache_xdit.segments.segment import Block, blocks_of
 
 _NOT_THE_MODEL = ("_name_or_path", "_diffusers_version", "_class_name", "_use_default_values")
 

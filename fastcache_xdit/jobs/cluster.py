@@ -11,7 +11,8 @@ from typing import Any
 
 import torch.distributed
 
-from fastcache_xdit.host.xdit import engine, layout
+from fastcache_xdit.errors import UsageError
+from fastcache_xdit.host.xdit import layout, loading
 from fastcache_xdit.host.xdit.replica import join
 from fastcache_xdit.jobs.desk import StoreDesk, Work
 from fastcache_xdit.jobs.item import Figures, Outcome
@@ -79,7 +80,7 @@ class Rank:
     """Actor: one rank of a replica, with the plugin registered in its process."""
 
     def __init__(self) -> None:
-        engine.prepare()
+        loading.prepare()
         register()
 
     def address(self) -> tuple[str, int]:
@@ -130,7 +131,7 @@ class Group:
 
 
 def connect(address: str | None) -> None:
-    """Join the cluster at `address`, or start one on this machine. Raises ValueError where there is none, or no Ray."""
+    """Join the cluster at `address`, or start one on this machine. Raises UsageError where there is none, or no Ray."""
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     if address and ":" in address:
         _check_address(address)
@@ -140,31 +141,31 @@ def connect(address: str | None) -> None:
             ray_module().init(address=address, **settings)
             return
         except ConnectionError as error:
-            raise ValueError(f"no Ray cluster at {address}: {printable(str(error))}") from None
+            raise UsageError(f"no Ray cluster at {address}: {printable(str(error))}") from None
         except Exception as error:
             if not left or "timed out during startup" not in str(error):
                 raise
 
 
 def _check_address(address: str) -> None:
-    """Raise ValueError where nobody listens: Ray itself would try for minutes."""
+    """Raise UsageError where nobody listens: Ray itself would try for minutes."""
     host, _, port = address.rpartition(":")
     try:
         socket.create_connection((host, int(port)), timeout=ANSWER).close()
     except (OSError, ValueError) as error:
-        raise ValueError(
-            f"no Ray cluster at {address} ({error}); give HOST:PORT of its head, as ray start printed it, or auto on a "
-            "machine of the cluster"
+        raise UsageError(
+            f"no Ray cluster at {address} ({error})",
+            "give HOST:PORT of its head, as ray start printed it, or auto on a machine of the cluster",
         ) from None
 
 
 def check_room(replicas: int, size: int) -> None:
-    """Raise ValueError where the cluster cannot hold `replicas` of `size` ranks, one GPU each where it has any."""
+    """Raise UsageError where the cluster cannot hold `replicas` of `size` ranks, one GPU each where it has any."""
     kind = _device_kind()
     if (there := int(ray_module().cluster_resources().get(kind, 0))) < replicas * size:
-        raise ValueError(
-            f"{replicas} replicas of {size} ranks need {replicas * size} {kind}s, the cluster has {there}; "
-            f"set --replicas {max(1, there // size)}, smaller degrees, or add machines"
+        raise UsageError(
+            f"{replicas} replicas of {size} ranks need {replicas * size} {kind}s, the cluster has {there}",
+            f"set --replicas {max(1, there // size)}, smaller degrees, or add machines",
         )
 
 
@@ -187,10 +188,10 @@ def queue_beside(folder: Path, max_attempts: int) -> Any:
 
 
 def ray_module() -> Any:
-    """Ray, imported where it is used: most jobs run without. Raises ValueError where it is not installed."""
+    """Ray, imported where it is used: most jobs run without. Raises UsageError where it is not installed."""
     try:
         import ray
         import ray.util.scheduling_strategies
     except ImportError:
-        raise ValueError("--ray needs Ray: pip install 'fastcache_xdit[ray]'") from None
+        raise UsageError("--ray needs Ray: pip install 'fastcache_xdit[ray]'") from None
     return ray

@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from fastcache_xdit.errors import UsageError
 from fastcache_xdit.jobs.files import checksum, write_whole
 from fastcache_xdit.jobs.item import Item
 from fastcache_xdit.jobs.store import Store
@@ -20,10 +21,10 @@ def export(store: Store, path: Path) -> None:
     """Write every item, with what became of it, to a table; `output` is made absolute.
 
     Raises:
-        ValueError: a kind of file that is not known, or one that needs what is not installed.
+        UsageError: a kind of file that is not known, or one that needs what is not installed.
     """
     if path.suffix.lower() not in WRITERS:
-        raise ValueError(
+        raise UsageError(
             f"{path}: a table is written as {', '.join(WRITERS)}, not as {path.suffix or 'no kind of file'}"
         )
     rows = [_row(store.folder, item) for item in store.items()]
@@ -62,7 +63,7 @@ def _parquet(rows: Sequence[dict[str, Any]]) -> bytes:
         import pyarrow
         from pyarrow import parquet
     except ImportError:
-        raise ValueError("parquet needs pyarrow: pip install 'fastcache_xdit[parquet]', or write .jsonl") from None
+        raise UsageError("parquet needs pyarrow: pip install 'fastcache_xdit[parquet]', or write .jsonl") from None
     sink = pyarrow.BufferOutputStream()
     parquet.write_table(pyarrow.Table.from_pylist(list(rows)), sink)
     return sink.getvalue().to_pybytes()

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+from fastcache_xdit.errors import UsageError
 from fastcache_xdit.jobs.recipe import BadLine, Line, bad_line, checked
 from fastcache_xdit.options import unknown_option
 
@@ -22,18 +23,18 @@ def read_prompts(path: str | Path) -> list[Line | BadLine]:
     field of `Line`. Bytes that are not UTF-8 make a bad line, not a bad file.
 
     Raises:
-        ValueError: no such file, a kind of file or a column that is not known, or no line at all.
+        UsageError: no such file, a kind of file or a column that is not known, or no line at all.
     """
     path = Path(path)
     if not path.is_file():
-        raise ValueError(f"no such prompts file: {path}")
+        raise UsageError(f"no such prompts file: {path}")
     if path.suffix.lower() not in READERS:
-        raise ValueError(
+        raise UsageError(
             f"{path}: prompts come in {', '.join(READERS)}, not in {path.suffix or 'a file without ending'}"
         )
     lines = [raw if isinstance(raw, BadLine) else checked(raw) for raw in READERS[path.suffix.lower()](path)]
     if not lines:
-        raise ValueError(f"{path} holds no prompt; give one a line")
+        raise UsageError(f"{path} holds no prompt", "give one a line")
     return lines
 
 
@@ -89,11 +90,11 @@ def _parquet(path: Path) -> Iterator[Raw]:
         import pyarrow
         from pyarrow import parquet
     except ImportError:
-        raise ValueError(f"{path} needs pyarrow: pip install 'fastcache_xdit[parquet]', or give .jsonl") from None
+        raise UsageError(f"{path} needs pyarrow: pip install 'fastcache_xdit[parquet]', or give .jsonl") from None
     try:
         table = parquet.read_table(path)
     except pyarrow.ArrowException as error:
-        raise ValueError(f"{path} is not a parquet file: {error}") from None
+        raise UsageError(f"{path} is not a parquet file: {error}") from None
     _check_columns(path, table.column_names)
     columns = [_cells(column, pyarrow) for column in table.columns]
     for values in zip(*columns, strict=True):
@@ -111,10 +112,10 @@ def _cells(column: Any, pyarrow: Any) -> list[Any]:
 def _check_columns(path: Path, columns: list[str]) -> None:
     for name in columns:
         if name not in Line.model_fields:
-            raise ValueError(f"{path}: {unknown_option(name, Line.model_fields)}")
+            raise UsageError(f"{path}: {unknown_option(name, Line.model_fields)}")
     if "prompt" not in columns:
-        raise ValueError(
-            f"{path} has no column 'prompt'; its first line names the columns: {', '.join(Line.model_fields)}"
+        raise UsageError(
+            f"{path} has no column 'prompt'", f"its first line names the columns: {', '.join(Line.model_fields)}"
         )
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from fastcache_xdit.errors import ReplicaError, UsageError
 from fastcache_xdit.jobs.cluster import Group, check_room, connect, queue_beside, ranks_per_replica, ray_module
 from fastcache_xdit.jobs.progress import Bar, settled
 from fastcache_xdit.jobs.recipe import Recipe, printable
@@ -22,8 +23,8 @@ def run_on_ray(folder: Path, options: dict[str, Any], max_attempts: int, address
     Returns the exit code.
 
     Raises:
-        ValueError: no Ray, no such cluster, or one that is too small.
-        RuntimeError: replicas die one after the other before they make an image.
+        UsageError: no Ray, no such cluster, or one that is too small.
+        ReplicaError: replicas die one after the other before they make an image.
     """
     store, size = Store(folder), ranks_per_replica(options)
     finished = store.is_over()
@@ -79,13 +80,13 @@ class _Fleet:
                 self._end_of(result, stop)
 
     def _end_of(self, result: Any, stop: Stop) -> None:
-        """One rank has ended: in order, or with its whole replica. A ValueError is the user's: none would do better."""
+        """One rank has ended: in order, or with its whole replica. A UsageError is the user's: none would do better."""
         group = self._groups.pop(result)
         try:
             ray_module().get(result)
         except ray_module().exceptions.RayError as error:
-            if isinstance(error, ValueError):
-                raise ValueError(str(getattr(error, "cause", error))) from None
+            if isinstance(error, UsageError):
+                raise UsageError(str(getattr(error, "cause", error))) from None
             self._lose(group, error)
             if not stop.asked:
                 self._start()
@@ -99,6 +100,6 @@ class _Fleet:
         self._losses = self._losses + 1 if now == self._settled_at_loss else 1
         self._settled_at_loss = now
         if self._losses >= MAX_LOSSES:
-            raise RuntimeError(
+            raise ReplicaError(
                 f"{self._losses} replicas in a row died without an image; the last one: {error}"
             ) from error

@@ -8,6 +8,7 @@ from typing import Any
 from pydantic import Field, ValidationError
 
 from fastcache_xdit.config import one_line
+from fastcache_xdit.errors import UsageError
 from fastcache_xdit.jobs.files import write_whole
 from fastcache_xdit.options import Options
 
@@ -66,9 +67,11 @@ class Recipe(Options):
 
     @classmethod
     def load(cls, folder: Path) -> Recipe:
-        """The recipe of the job in `folder`. Raises ValueError where there is none."""
+        """The recipe of the job in `folder`. Raises UsageError where there is none."""
         if not (folder / RECIPE).is_file():
-            raise ValueError(f"no job in {folder}; make one with: batch submit {folder} --prompts FILE --model MODEL")
+            raise UsageError(
+                f"no job in {folder}", f"make one with: batch submit {folder} --prompts FILE --model MODEL"
+            )
         return cls.model_validate_json((folder / RECIPE).read_bytes())
 
 

@@ -12,7 +12,8 @@ from PIL import Image
 
 from fastcache_xdit.config import FastCacheConfig
 from fastcache_xdit.counters import Counters
-from fastcache_xdit.host.xdit import engine
+from fastcache_xdit.errors import UsageError
+from fastcache_xdit.host.xdit import engine, world
 from fastcache_xdit.host.xdit.positions import Positions
 from fastcache_xdit.host.xdit.replica import meet
 from fastcache_xdit.jobs.item import Figures, Item, Outcome
@@ -31,7 +32,7 @@ class Replica:
         recipe: of the job.
         options: xDiT's options: the layout inside this replica.
     Raises:
-        ValueError: a model that xDiT or the cache does not know, or a config that does not fit it.
+        UsageError: a model that xDiT or the cache does not know, or a config that does not fit it.
     """
 
     def __init__(self, recipe: Recipe, options: dict[str, Any]) -> None:
@@ -54,7 +55,7 @@ class Replica:
         reasons = {item.id: too_long(self._engine.pipe, item, self._call) for item in items}
         refused = [Outcome(id, error=reason) for id, reason in reasons.items() if reason]
         outcomes, counters = self._made([item for item in items if not reasons[item.id]])
-        parts = engine.gather((outcomes, counters))
+        parts = world.gather_objects((outcomes, counters))
         unique = {outcome.id: outcome for part, _ in parts for outcome in part}
         figures = _figures(time.perf_counter() - start, [counters for _, counters in parts if counters])
         return [*refused, *unique.values()], figures
@@ -70,7 +71,7 @@ class Replica:
             return [Outcome(item.id, error=reason) for item in items], None
 
     def _images(self, items: Sequence[Item]) -> tuple[list[Outcome], Counters | None]:
-        batch = engine.Batch(*map(tuple, zip(*((item.id, item.prompt, item.seed) for item in items), strict=True)))
+        batch = tuple(engine.Request(item.id, item.prompt, item.seed or 0) for item in items)
         call = self._call | _arguments(items[0]) | {"output_type": "pt"}
         self._positions.restore()  # each batch is generated as if it were the first one
         if self._config is None:
@@ -83,9 +84,9 @@ class Replica:
 
     def _refuse_unshared(self, error: Exception) -> None:
         """Raise `error` unless all ranks met it with no message under way: then it is the batch's, and work goes on."""
-        if engine.world_size() == 1:
+        if world.size() == 1:
             return
-        if (self._stages > 1 and not isinstance(error, ValueError)) or not meet(PATIENCE):
+        if (self._stages > 1 and not isinstance(error, UsageError)) or not meet(PATIENCE):
             raise error
 
 

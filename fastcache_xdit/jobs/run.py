@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from fastcache_xdit.host.xdit import engine
+from fastcache_xdit.host.xdit import world
 from fastcache_xdit.host.xdit.replica import join
 from fastcache_xdit.jobs.desk import StoreDesk
 from fastcache_xdit.jobs.progress import Bar, describe
@@ -23,15 +23,15 @@ def run(folder: Path, options: dict[str, Any], max_attempts: int) -> int:
     end_with_launcher()
     with Stop() as stop:
         number = join(options.get("data_parallel_degree") or 1)
-        store = Store(folder) if engine.rank() == 0 else None
-        if any(engine.share(store is not None and store.is_over())):
+        store = Store(folder) if world.rank() == 0 else None
+        if any(world.all_gather_objects(store is not None and store.is_over())):
             finished = True
         else:
             finished = _work(folder, store, options, max_attempts, stop, is_shown=number == 0)
-    code = engine.share(exit_code(store) if store else None)[0]
+    code = world.all_gather_objects(exit_code(store) if store else None)[0]
     if store and number == 0:
         print(f"fastcache: {closing_line(store, folder, finished)}", flush=True)
-    engine.finish()
+    world.finish()
     return _for_torchrun(code)
 
 

@@ -10,6 +10,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from fastcache_xdit.errors import UsageError
 from fastcache_xdit.jobs.item import Figures, Item, Outcome
 from fastcache_xdit.jobs.owner import is_alive
 from fastcache_xdit.jobs.recipe import Recipe
@@ -37,7 +38,7 @@ class Store:
     SQLite's write-ahead log needs all processes that open it on one machine, and the folder on a disk of it.
 
     Raises:
-        ValueError: no job was submitted to this folder.
+        UsageError: no job was submitted to this folder.
     """
 
     def __init__(self, folder: str | Path) -> None:
@@ -45,20 +46,20 @@ class Store:
         self.recipe = Recipe.load(self.folder)
         self._database = _connect(self.folder)
         if not _is_made(self._database):
-            raise ValueError(f"submitting to {self.folder} was interrupted; submit again")
+            raise UsageError(f"submitting to {self.folder} was interrupted", "submit again")
 
     @classmethod
     def create(cls, folder: str | Path, recipe: Recipe, items: Sequence[Item]) -> Store:
         """A new job, all of it or, where this process dies on the way, none.
 
         Raises:
-            ValueError: the folder holds a job.
+            UsageError: the folder holds a job.
         """
         Path(folder).mkdir(parents=True, exist_ok=True)
         with contextlib.closing(_connect(Path(folder))) as database, _transaction(database):
             if _is_made(database):
-                raise ValueError(
-                    f"{folder} holds a job already; give another folder, or go on with: batch run {folder}"
+                raise UsageError(
+                    f"{folder} holds a job already", f"give another folder, or go on with: batch run {folder}"
                 )
             recipe.save(Path(folder))
             for statement in SCHEMA:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 
-from fastcache_xdit.host.xdit import engine
+from fastcache_xdit.host.xdit import world
 from fastcache_xdit.jobs.desk import Desk, Work
 from fastcache_xdit.jobs.replica import Replica
 
@@ -23,7 +23,7 @@ def work(replica: Replica, desk: Desk | None, is_asked: Callable[[], bool], show
     """
     while True:
         ready = desk.next() if desk and not is_asked() else None
-        stops, found = zip(*engine.share((is_asked(), ready)), strict=True)
+        stops, found = zip(*world.all_gather_objects((is_asked(), ready)), strict=True)
         task: Work | None = found[0]
         if any(stops) or task is None:
             return False

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from fastcache_xdit.errors import UsageError
 from fastcache_xdit.models.spec import ENCODER, HIDDEN, BlockSpec, ModelSpec
 
 _IMAGE = BlockSpec(returns=(HIDDEN,), attentions=("attn1",))
@@ -39,13 +40,13 @@ def spec_for(model: Any) -> ModelSpec:
     """The spec of a transformer instance, by class name along its base classes.
 
     Raises:
-        ValueError: no spec; the message lists the known classes.
+        UsageError: no spec; the message lists the known classes.
     """
     bases = {base.__name__ for base in type(model).__mro__}
     for spec in SPECS:
         if spec.name in bases:
             return spec
-    raise ValueError(
-        f"FastCache does not know {type(model).__name__}; it knows {', '.join(known_models())}. "
-        "Run this model without --cache fastcache"
+    raise UsageError(
+        f"FastCache does not know {type(model).__name__}",
+        f"it knows {', '.join(known_models())}. Run this model without --cache fastcache",
     )

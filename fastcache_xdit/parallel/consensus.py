@@ -7,9 +7,7 @@ from typing import Protocol
 
 import torch
 
-
-class RankDivergenceError(RuntimeError):
-    """Ranks that must decide alike did not; raised on all of them instead of a hang."""
+from fastcache_xdit.errors import RankDivergenceError
 
 
 class Consensus(Protocol):

@@ -15,10 +15,10 @@ from fastcache_xdit.config import FastCacheConfig
 from fastcache_xdit.counters import Counters
 from fastcache_xdit.decision.policy import Decision, Track
 from fastcache_xdit.models.spec import Streams
+from fastcache_xdit.partial.steps import Part, PartialSteps
 from fastcache_xdit.runtime.judge import Judge
-from fastcache_xdit.runtime.partial import Part, PartialSteps
-from fastcache_xdit.runtime.segment import Block, Segment
-from fastcache_xdit.runtime.state import SegmentState
+from fastcache_xdit.segments.segment import Block, Segment
+from fastcache_xdit.segments.state import SegmentState
 
 
 class Pass(NamedTuple):

@@ -13,8 +13,9 @@ from fastcache_xdit.approx.linear import Polynomial, unfitted
 from fastcache_xdit.approx.maps import Affine
 from fastcache_xdit.config import FastCacheConfig
 from fastcache_xdit.decision.significance import Spread
-from fastcache_xdit.runtime.partial import projections
-from fastcache_xdit.runtime.segment import Segment
+from fastcache_xdit.errors import UsageError
+from fastcache_xdit.segments.attention import projections
+from fastcache_xdit.segments.segment import Segment
 
 
 @dataclass(frozen=True)
@@ -36,7 +37,7 @@ class Fits:
 
     @cached_property
     def stand_ins(self) -> Sequence[Fitted | Affine | Polynomial]:
-        """One for each segment. Raises ValueError for what the calibration does not have."""
+        """One for each segment. Raises UsageError for what the calibration does not have."""
         name, rank = self.config.stand_in, self.config.affine_rank
         if self.calibration is None or self.idle:
             return [unfitted("reuse" if self.idle else name) for _ in self.segments]
@@ -59,27 +60,27 @@ class Fits:
         """The same for static tokens; None where those of the reference step stay.
 
         Raises:
-            ValueError: it is asked for, and the calibration does not know a layer.
+            UsageError: it is asked for, and the calibration does not know a layer.
         """
         if not self.config.tokens or self.config.tokens.static_kv != "forecast":
             return None
         missing = [name for name, _ in projections(self.segments) if not (self.forecast and self.forecast.knows(name))]
         if missing:
-            raise ValueError(
-                f"tokens.static_kv=forecast needs a calibration that has {missing[0]}; run fastcache-xdit calibrate on "
-                "this model and set calibration, or set tokens.static_kv=reuse"
+            raise UsageError(
+                f"tokens.static_kv=forecast needs a calibration that has {missing[0]}",
+                "run fastcache-xdit calibrate on this model and set calibration, or set tokens.static_kv=reuse",
             )
         return self.forecast
 
     def spreads(self) -> dict[int, Spread]:
-        """The calibrated test of each segment by its index. Raises ValueError where one is missing."""
+        """The calibrated test of each segment by its index. Raises UsageError where one is missing."""
         if self.calibration is None or self.config.test != "calibrated":
             return {}
         known = self.calibration.spread
         missing = [key for key in self.keys if key not in known]
         if missing:
-            raise ValueError(
-                f"{self.config.calibration} has no calibrated test for {missing[0]}; use test: online, or none"
+            raise UsageError(
+                f"{self.config.calibration} has no calibrated test for {missing[0]}", "use test: online, or none"
             )
         return {
             segment.index: Spread.from_dict(known[key]) for segment, key in zip(self.segments, self.keys, strict=True)

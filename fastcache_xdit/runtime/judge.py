@@ -14,11 +14,12 @@ from fastcache_xdit.counters import Counters
 from fastcache_xdit.decision.policy import Decision, Evidence, decide
 from fastcache_xdit.decision.schedule import marks_for
 from fastcache_xdit.decision.significance import Calibrated, Online, Paper, SignificanceTest, Spread, Unasked
+from fastcache_xdit.errors import RankDivergenceError
 from fastcache_xdit.models.spec import Streams
-from fastcache_xdit.parallel.consensus import Consensus, RankDivergenceError
+from fastcache_xdit.parallel.consensus import Consensus
 from fastcache_xdit.parallel.ledger import Entry, Ledger
-from fastcache_xdit.runtime.segment import Segment
-from fastcache_xdit.runtime.state import CHANGE_SUMS, SegmentState
+from fastcache_xdit.segments.segment import Segment
+from fastcache_xdit.segments.state import CHANGE_SUMS, SegmentState
 
 Stateful = tuple[Segment, SegmentState]
 

@@ -6,7 +6,7 @@ import json
 import math
 import platform
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, astuple, dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
@@ -28,11 +28,13 @@ from fastcache_xdit.approx.moments import Moments
 from fastcache_xdit.config import FastCacheConfig
 from fastcache_xdit.decision.schedule import uniform_mask
 from fastcache_xdit.decision.significance import Spread
+from fastcache_xdit.errors import UsageError
 from fastcache_xdit.host.identity import identity
-from fastcache_xdit.host.xdit.engine import Batch, add_up, rank, wait_for_all
+from fastcache_xdit.host.xdit import world
+from fastcache_xdit.host.xdit.engine import Batch
 from fastcache_xdit.models.catalogue import spec_for
-from fastcache_xdit.runtime.partial import projections
-from fastcache_xdit.runtime.segment import Block, Segment, segments_of
+from fastcache_xdit.segments.attention import projections
+from fastcache_xdit.segments.segment import Block, Segment, segments_of
 from fastcache_xdit.tuning.planner import ErrorTable, plan
 from fastcache_xdit.tuning.recorder import recorded
 from fastcache_xdit.tuning.runner import Runner, relative_error
@@ -101,10 +103,10 @@ def spans(count: int, leads: Sequence[int], stages: Sequence[int]) -> list[tuple
 
 
 def check_enough(prompts: int, batch_size: int) -> None:
-    """Raise ValueError where no whole batch would be held out to judge the fits."""
+    """Raise UsageError where no whole batch would be held out to judge the fits."""
     needed = HELD_OUT_EVERY * batch_size
     if prompts < needed:
-        raise ValueError(
+        raise UsageError(
             f"{prompts} prompts in batches of {batch_size} are too few: one batch in {HELD_OUT_EVERY} "
             f"is held out, so give at least {needed} prompts or a smaller --batch_size"
         )
@@ -145,7 +147,7 @@ class Calibrator:
         self.identity = identity(host, spec_for(host.model))
         self.facts = {**facts, "steps": self.steps, "coverage": asdict(coverage)}
         self.working = Path(f"{output}.working")
-        self.saved = Path(f"{output}.progress.{rank()}")
+        self.saved = Path(f"{output}.progress.{world.rank()}")
         self.levels: list[float] = []
         self.sums: dict[str, ByStream] = {half: {} for half in Halves._fields}
         self.covariances: dict[str, dict[str, dict[str, Covariances]]] = {half: {} for half in Halves._fields}
@@ -178,7 +180,7 @@ class Calibrator:
         calibration.spread = {self.main: self._spread().to_dict()}
         calibration.facts["fit_error"] = {key: _error_at_half(each) for key, each in calibration.moments.items()}
         self.saved.unlink(missing_ok=True)
-        wait_for_all()
+        world.barrier()
         self.working.unlink(missing_ok=True)
         return calibration
 
@@ -261,7 +263,7 @@ class Calibrator:
     def _measure_noise(self) -> None:
         """How far the final latents of the same prompts differ at other places in the batch, by rounding alone."""
         index = HELD_OUT_EVERY - 1
-        turned = self.runner.uncached(Batch(*(values[::-1] for values in astuple(self.batches[index]))))
+        turned = self.runner.uncached(self.batches[index][::-1])
         self.noise = rms(relative_error(turned.flip(0), self._truth(index)).tolist())
 
     def _truth(self, index: int) -> torch.Tensor:
@@ -276,9 +278,9 @@ class Calibrator:
     def _publish(self, coherence: tuple[Coherence, ...] | None = None) -> Calibration:
         """What is known so far, as a file that the ranks' caches load."""
         calibration = self._calibration(coherence or self._coherence())
-        if rank() == 0:
+        if world.rank() == 0:
             calibration.save(self.working)
-        wait_for_all()
+        world.barrier()
         return calibration
 
     def _calibration(self, coherence: tuple[Coherence, ...]) -> Calibration:
@@ -287,7 +289,7 @@ class Calibrator:
         for segment, streams in sorted(self.sums["training"].items()):
             for stream in sorted(streams):
                 halves = (self.sums[half][segment][stream].gram for half in Halves._fields)
-                summed = Halves(*(Moments(self.levels, add_up(gram)) for gram in halves))
+                summed = Halves(*(Moments(self.levels, world.sum_over_ranks(gram)) for gram in halves))
                 moments.setdefault(segment, {})[stream] = summed
         projected = moments.pop(SEGMENT, None)
         layers = tuple(dict(projections(self.segments)))
@@ -306,7 +308,7 @@ class Calibrator:
         for segment, streams in sorted(self.covariances["training"].items()):
             for stream in sorted(streams):
                 sums = (self.covariances[half][segment][stream] for half in Halves._fields)
-                training, held_out = (Covariances(*map(add_up, each)) for each in sums)
+                training, held_out = (Covariances(*map(world.sum_over_ranks, each)) for each in sums)
                 found.setdefault(segment, {})[stream] = fit_maps(training, held_out)
         return found
 
@@ -354,8 +356,8 @@ class Calibrator:
             state = json.loads(file.metadata()["state"])
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
         if state["facts"] != json.loads(json.dumps(self.facts)):
-            raise ValueError(
-                f"{self.saved} is of an interrupted calibration with other options; repeat those, or delete the file"
+            raise UsageError(
+                f"{self.saved} is of an interrupted calibration with other options", "repeat those, or delete the file"
             )
         self.done, self.levels, self.mask = state["done"], state["levels"], state["mask"]
         self.tried = {int(gap): errors for gap, errors in state["tried"].items()}

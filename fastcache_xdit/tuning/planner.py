@@ -11,6 +11,7 @@ import torch
 from fastcache_xdit.approx.fit import Places, fit
 from fastcache_xdit.approx.fitted import Halves
 from fastcache_xdit.approx.forms import FORMS
+from fastcache_xdit.errors import UsageError
 
 LONGEST_GAP = 10  # steps between a computed step and the one before it
 _STRENGTHS = (1e-3, float("inf"))
@@ -59,7 +60,7 @@ def plan(table: ErrorTable, gains: Sequence[float], computed: int, coherence: fl
     `coherence` 0) to 1 (they add up, `coherence` 1); runs add. State: the last two computed steps (method.md 1).
 
     Raises:
-        ValueError: fewer computed steps than the longest gap allows.
+        UsageError: fewer computed steps than the longest gap allows.
     """
     power = 2 - coherence
     best: dict[tuple[int, int], tuple[float, tuple[int, ...]]] = {(0, -1): (0.0, (0,))}
@@ -68,7 +69,7 @@ def plan(table: ErrorTable, gains: Sequence[float], computed: int, coherence: fl
     ends = [(cost + _run(table, gains, power, *state, table.steps), chosen) for state, (cost, chosen) in best.items()]
     cost, chosen = min(ends, default=(float("inf"), ()))
     if cost == float("inf"):
-        raise ValueError(f"{computed} computed of {table.steps} steps leave gaps longer than {table.longest_gap}")
+        raise UsageError(f"{computed} computed of {table.steps} steps leave gaps longer than {table.longest_gap}")
     return Plan(cost, "".join("1" if step in chosen else "0" for step in range(table.steps)))
 
 

@@ -15,13 +15,14 @@ from fastcache_xdit.approx.maps import Covariances
 from fastcache_xdit.approx.moments import Moments
 from fastcache_xdit.clock import Clock
 from fastcache_xdit.config import FastCacheConfig
-from fastcache_xdit.host.xdit.engine import Batch, both_branches
+from fastcache_xdit.host.xdit import world
+from fastcache_xdit.host.xdit.engine import Batch
 from fastcache_xdit.models.spec import Streams
 from fastcache_xdit.runtime.driver import Witness
-from fastcache_xdit.runtime.partial import projections
-from fastcache_xdit.runtime.patch import Undo
-from fastcache_xdit.runtime.segment import Block, Segment
+from fastcache_xdit.segments.attention import projections
+from fastcache_xdit.segments.segment import Block, Segment
 from fastcache_xdit.tuning.runner import Runner
+from fastcache_xdit.undo import Undo
 
 # Token rows kept of one step, over all segments and of each: plenty for a fit of a few weights per channel.
 MOST_ROWS, ENOUGH_ROWS = 16384, 256
@@ -124,7 +125,7 @@ class Recorder:
                 self._seen[point, stream][now.branch, now.step] = _some_rows(self._guided(states), self._most_rows)
 
     def _guided(self, states: torch.Tensor) -> torch.Tensor:
-        states = both_branches(states)
+        states = world.gather_cfg_branches(states)
         if len(states) != 2 * self.samples:
             return states
         uncond, cond = states.float().chunk(2)
@@ -135,7 +136,7 @@ def recorded(
     runner: Runner, batch: Batch, config: FastCacheConfig, segments: Sequence[Segment], witness: Witness | None
 ) -> Recorder:
     """A recorder that has seen one batch; with a witness, skipped blocks run as well and show what they would give."""
-    recorder = Recorder(segments, len(batch.prompts), runner.call.get("guidance_scale", 1.0))
+    recorder = Recorder(segments, len(batch), runner.call.get("guidance_scale", 1.0))
     with Undo() as undo:
         recorder.install(undo)
         with runner.enabled(config) as watched:

@@ -13,8 +13,9 @@ from fastcache_xdit.approx.fitted import Fitted, Halves, Refitted
 from fastcache_xdit.approx.moments import Moments
 from fastcache_xdit.config import FastCacheConfig
 from fastcache_xdit.decision.schedule import mask_for, skips
-from fastcache_xdit.host.xdit.engine import Batch, add_up, rank, wait_for_all
-from fastcache_xdit.runtime.segment import Segment
+from fastcache_xdit.host.xdit import world
+from fastcache_xdit.host.xdit.engine import Batch
+from fastcache_xdit.segments.segment import Segment
 from fastcache_xdit.tuning.calibrate import HELD_OUT_EVERY
 from fastcache_xdit.tuning.recorder import recorded
 from fastcache_xdit.tuning.runner import Runner
@@ -57,10 +58,10 @@ class Refitter:
 
     def publish(self, config: FastCacheConfig, refits: Refits) -> FastCacheConfig:
         """Put refits where ranks' caches find them."""
-        wait_for_all()
-        if rank() == 0:
+        world.barrier()
+        if world.rank() == 0:
             replace(Calibration.shared(self.base), refits=refits).save_refits(self.working, self.base)
-        wait_for_all()
+        world.barrier()
         return config.model_copy(update={"calibration": str(self.working)})
 
     def _fitted(
@@ -85,7 +86,7 @@ class Refitter:
 
 def _blended(new: Moments, old: Moments) -> Moments:
     """New moments of all ranks, and old ones."""
-    new = Moments(new.levels, add_up(new.gram))
+    new = Moments(new.levels, world.sum_over_ranks(new.gram))
     scale = BASE_SHARE * _energy(new) / _energy(old)
     return new.plus(Moments(new.levels, scale * old.gram))
 

@@ -10,10 +10,11 @@ import torch
 from fastcache_xdit.config import FastCacheConfig
 from fastcache_xdit.host.base import Host
 from fastcache_xdit.host.find import host_of
-from fastcache_xdit.host.xdit.engine import Batch, Engine, share
+from fastcache_xdit.host.xdit import world
+from fastcache_xdit.host.xdit.engine import Batch, Engine
 from fastcache_xdit.models.catalogue import spec_for
 from fastcache_xdit.plugin import Handle, fastcache, repaired
-from fastcache_xdit.runtime.segment import Block, blocks_of
+from fastcache_xdit.segments.segment import Block, blocks_of
 
 
 class Runner:
@@ -56,10 +57,10 @@ class Runner:
         with self.enabled(config) if config else repaired(self.engine.pipe):
             everyone = {
                 index: image
-                for part in share(self.engine.generate(batch, **self.call))
+                for part in world.all_gather_objects(self.engine.generate(batch, **self.call))
                 for index, image in part.items()
             }
-        return [everyone[index] for index in batch.indices]
+        return [everyone[request.index] for request in batch]
 
     def uncached(self, batch: Batch) -> torch.Tensor:
         """Final latents [B, ...] without the cache."""
@@ -76,8 +77,8 @@ class Runner:
 
     def _latents(self, batch: Batch) -> torch.Tensor:
         mine = self.engine.generate(batch, **{**self.call, "output_type": "latent"})
-        everyone = {index: latents for part in share(mine) for index, latents in part.items()}
-        return torch.stack([everyone[index].float().cpu() for index in batch.indices])
+        everyone = {index: latents for part in world.all_gather_objects(mine) for index, latents in part.items()}
+        return torch.stack([everyone[request.index].float().cpu() for request in batch])
 
 
 class _Watched:

@@ -10,6 +10,7 @@ from typing import NamedTuple
 from fastcache_xdit.approx.calibration import Calibration
 from fastcache_xdit.config import FastCacheConfig
 from fastcache_xdit.decision.schedule import uniform_mask
+from fastcache_xdit.errors import UsageError
 from fastcache_xdit.evaluate.quality import psnr_db, to_tensor
 from fastcache_xdit.host.xdit.engine import Batch
 from fastcache_xdit.tuning.calibrate import FORM, SCHEDULED
@@ -41,13 +42,13 @@ def affordable(budget: float, steps: int, lead_blocks: int, num_blocks: int) -> 
     """The most computed steps whose compute ratio stays within `budget`.
 
     Raises:
-        ValueError: not even one step fits.
+        UsageError: not even one step fits.
     """
     lead = lead_blocks / num_blocks
     computed = int((budget - lead) / (1 - lead) * steps + 1e-9)
     if computed < 1:
-        raise ValueError(
-            f"a budget of {budget:.0%} leaves none of {steps} steps; set at least {(1 + lead) / steps:.0%}"
+        raise UsageError(
+            f"a budget of {budget:.0%} leaves none of {steps} steps", f"set at least {(1 + lead) / steps:.0%}"
         )
     return min(computed, steps)
 
@@ -145,8 +146,8 @@ class Search:
             names = self.runner.block_names
             key = f"{names[self.lead_blocks]}..{names[-1]}"
             if key not in self.calibration.moments:
-                raise ValueError(
-                    f"the calibration has no segment {key}; calibrate with --lead_blocks {self.lead_blocks}"
+                raise UsageError(
+                    f"the calibration has no segment {key}", f"calibrate with --lead_blocks {self.lead_blocks}"
                 )
             halves = self.calibration.moments[key]["hidden_states"].at(self.levels)
             table = ErrorTable(FORM, halves, max(LONGEST_GAP, self.steps // 4))

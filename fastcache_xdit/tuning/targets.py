@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 from fastcache_xdit.config import FastCacheConfig
+from fastcache_xdit.errors import UsageError
 from fastcache_xdit.tuning.refit import Refits
 from fastcache_xdit.tuning.search import Search, Trial
 
@@ -25,12 +26,12 @@ class Target(NamedTuple):
         """Read KIND=NUMBER.
 
         Raises:
-            ValueError: another kind, or a number out of its range.
+            UsageError: another kind, or a number out of its range.
         """
         kind, _, number = text.partition("=")
         if kind not in KINDS:
-            raise ValueError(
-                f"target {text!r} is not known; give one of {', '.join(f'{each}=NUMBER' for each in KINDS)}"
+            raise UsageError(
+                f"target {text!r} is not known", f"give one of {', '.join(f'{each}=NUMBER' for each in KINDS)}"
             )
         low, high = KINDS[kind]
         try:
@@ -38,7 +39,7 @@ class Target(NamedTuple):
         except ValueError:
             value = low
         if not low < value < high:
-            raise ValueError(f"target {text!r}: {kind} must be a number above {low:g} and below {high:g}")
+            raise UsageError(f"target {text!r}: {kind} must be a number above {low:g} and below {high:g}")
         return cls(kind, value)
 
 
@@ -46,7 +47,7 @@ def find(search: Search, target: Target, evaluations: int, report: Report) -> Tr
     """The best config for a target at the search's number of steps.
 
     Raises:
-        ValueError: no config reaches the target; the message says what is within reach.
+        UsageError: no config reaches the target; the message says what is within reach.
     """
     if target.kind == "budget":
         return search.best(target.value, evaluations, report)
@@ -63,7 +64,7 @@ def _cheapest(search: Search, psnr: float, evaluations: int, report: Report) -> 
         reached = search.best(middle / search.steps, 0, report).psnr_db >= psnr
         low, high = (low, middle) if reached else (middle, high)
     if high == search.steps:
-        raise ValueError(f"{psnr:g} dB is not reached with any step skipped; take a lower target")
+        raise UsageError(f"{psnr:g} dB is not reached with any step skipped", "take a lower target")
     best = search.best(high / search.steps, evaluations, report)
     refined = search.best(low / search.steps, evaluations, report) if low > 1 else best
     return refined if refined.psnr_db >= psnr else best
@@ -76,7 +77,7 @@ def _budget_for(search: Search, speedup: float, report: Report) -> float:
     budget = (whole / speedup - fixed) / (whole - fixed)
     report(f"{whole:.2f} s uncached, {half:.2f} s with half the blocks: {speedup:g}x needs {budget:.0%} of them")
     if budget <= 2 / search.steps:
-        raise ValueError(
+        raise UsageError(
             f"{speedup:g}x is out of reach at {search.steps} steps: what is not blocks takes {fixed / whole:.0%} of "
             f"the time, so that {whole / (fixed + (whole - fixed) * 3 / search.steps):.1f}x is the most"
         )

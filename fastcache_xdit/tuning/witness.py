@@ -10,11 +10,11 @@ import numpy as np
 import torch
 
 from fastcache_xdit.decision.significance import Spread
-from fastcache_xdit.host.xdit.engine import add_up
+from fastcache_xdit.host.xdit import world
 from fastcache_xdit.models.spec import Streams
 from fastcache_xdit.runtime.driver import Pass
-from fastcache_xdit.runtime.segment import Segment
-from fastcache_xdit.runtime.state import energy
+from fastcache_xdit.segments.segment import Segment
+from fastcache_xdit.segments.state import energy
 
 
 class Pair(NamedTuple):
@@ -52,7 +52,7 @@ class Pairs:
         """All pairs, the same on every rank; every rank must call it."""
         if not self._sums:
             return []
-        total = add_up(torch.stack(self._sums))
+        total = world.sum_over_ranks(torch.stack(self._sums))
         change, reference, saliency, tokens, missed, output = total.unbind(-1)
         relative, motion = (change / reference).sqrt(), (tokens * saliency / change.square() - 1).nan_to_num(0.0)
         error = (missed / output).sqrt()

@@ -4,7 +4,7 @@ import pytest
 
 from fastcache_xdit.cli import generate as command
 from fastcache_xdit.cli.main import main
-from fastcache_xdit.reference.loading import calibration_path
+from shapes.loading import calibration_path
 from tests import tiny
 
 

@@ -7,8 +7,8 @@ import subprocess
 import pytest
 from PIL import Image
 
+from fastcache_xdit.bench.peers.results import slug
 from fastcache_xdit.cli.main import main
-from fastcache_xdit.evaluate.peers.results import slug
 from tests.evaluate.peers.rows import CONDITIONS, row
 
 CHROMIUM = next(

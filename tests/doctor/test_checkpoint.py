@@ -7,7 +7,7 @@ import pytest
 
 from fastcache_xdit.doctor import checkpoint
 from fastcache_xdit.host.xdit import layout
-from fastcache_xdit.reference.loading import calibration_path, model_path, shipped_calibrations
+from shapes.loading import calibration_path, model_path, shipped_calibrations
 from tests import tiny
 
 SHIPPED = model_path("shapes-pixart")

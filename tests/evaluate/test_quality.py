@@ -8,8 +8,8 @@ import torch
 from PIL import Image
 
 from fastcache_xdit.evaluate import quality
-from fastcache_xdit.reference.shapes import draw, parse
-from fastcache_xdit.reference.videos import draw_clips, parse_clip
+from shapes.shapes import draw, parse
+from shapes.videos import draw_clips, parse_clip
 
 
 def flat(value, size=32):

@@ -6,7 +6,7 @@ from PIL import Image
 
 from fastcache_xdit.clock import Tick
 from fastcache_xdit.evaluate.token_maps import TokenMaps, assembled, heat, over
-from fastcache_xdit.parallel.balance import Own
+from fastcache_xdit.partial.balance import Own
 from fastcache_xdit.tokens.selection import Selection
 
 

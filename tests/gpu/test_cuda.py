@@ -14,10 +14,10 @@ from diffusers import PixArtAlphaPipeline
 from fastcache_xdit import FastCacheConfig, fastcache
 from fastcache_xdit.counters import Counters
 from fastcache_xdit.decision.schedule import uniform_mask
-from fastcache_xdit.parallel.consensus import RankDivergenceError
+from fastcache_xdit.errors import RankDivergenceError
 from fastcache_xdit.parallel.topology import Topology
-from fastcache_xdit.reference.loading import generation_defaults, model_path, tuned_configs
-from fastcache_xdit.reference.sampling import prompts
+from shapes.loading import generation_defaults, model_path, tuned_configs
+from shapes.sampling import prompts
 from tests import tiny
 from tests.parallel.cached import psnr
 from tests.parallel.launch import free_port

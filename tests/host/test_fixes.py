@@ -10,7 +10,7 @@ import torch
 from fastcache_xdit.host.xdit import fixes
 from fastcache_xdit.host.xdit.fixes.keys_values import patch_major
 from fastcache_xdit.host.xdit.fixes.requests import rank_spans
-from fastcache_xdit.runtime.patch import Undo
+from fastcache_xdit.undo import Undo
 from tests.parallel.launch import only, run_ranks
 
 CLOSE = 1e-6  # relative; other orders of summation in fp32 give about 1e-7

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from diffusers.models.embeddings import PatchEmbed
 
-from fastcache_xdit.host.xdit import engine
+from fastcache_xdit.host.xdit import loading
 from fastcache_xdit.host.xdit.replica import join
 from fastcache_xdit.jobs.item import Item
 from fastcache_xdit.jobs.recipe import Recipe
@@ -21,7 +21,7 @@ BASE = {"steps": 6, "guidance": 2.5, "width": 128, "height": 128}
 
 
 def main(model: str, call: dict[str, Any], options: dict[str, Any]) -> dict[str, Any]:
-    engine.prepare()
+    loading.prepare()
     register()
     join(replicas=1)
     recipe = Recipe(model=model, dtype="float32", seed=0, call=call, cache=CACHE)

@@ -14,7 +14,7 @@ from pathlib import Path
 from fastcache_xdit.cli.main import main
 from fastcache_xdit.jobs.export import damaged
 from fastcache_xdit.jobs.store import Store
-from fastcache_xdit.reference.sampling import prompts
+from shapes.sampling import prompts
 from tests.parallel.launch import ROOT, _children, _end
 
 COUNT = 60

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from fastcache_xdit.reference.loading import generation_defaults, model_path
+from shapes.loading import generation_defaults, model_path
 from tests import tiny
 from tests.parallel.launch import run_ranks
 

@@ -7,7 +7,7 @@ from torch import nn
 from fastcache_xdit import FastCacheConfig, fastcache
 from fastcache_xdit.models.catalogue import SPECS, known_models, spec_for
 from fastcache_xdit.models.spec import ENCODER
-from fastcache_xdit.runtime.segment import blocks_of
+from fastcache_xdit.segments.segment import blocks_of
 from tests import tiny
 
 FAMILIES = [family for family in tiny.FAMILIES if family != "pixart_sigma"]

@@ -8,7 +8,7 @@ from unittest import mock
 import torch
 
 from fastcache_xdit import FastCacheConfig, fastcache
-from fastcache_xdit.host.xdit import ahead
+from fastcache_xdit.host.xdit.pipefusion import ahead
 from tests.parallel.cached import Answer, asked, uncached
 from tests.parallel.ranks import layout, report
 

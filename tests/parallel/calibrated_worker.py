@@ -7,7 +7,8 @@ from typing import Any
 
 import torch
 
-from fastcache_xdit.host.xdit.engine import Batch, rank
+from fastcache_xdit.host.xdit import world
+from fastcache_xdit.host.xdit.engine import Batch, Request
 from fastcache_xdit.tuning.calibrate import Calibrator, Coverage
 from fastcache_xdit.tuning.runner import Runner
 from tests.parallel.cached import STEPS, Answer, cached, uncached
@@ -23,8 +24,8 @@ class SeededEngine:
         self.pipe = pipe
 
     def generate(self, batch: Batch, num_inference_steps: int, **_: Any) -> dict[int, torch.Tensor]:
-        latents = generate(self.pipe, FAMILY, steps=num_inference_steps, guidance=GUIDANCE, seed=batch.seeds[0])
-        return {} if latents is None else {batch.indices[0]: latents[0]}
+        latents = generate(self.pipe, FAMILY, steps=num_inference_steps, guidance=GUIDANCE, seed=batch[0].seed)
+        return {} if latents is None else {batch[0].index: latents[0]}
 
 
 def main(
@@ -43,10 +44,10 @@ def main(
 
 def _calibrate(pipe: Any, path: Path) -> None:
     runner = Runner(SeededEngine(pipe), {"num_inference_steps": STEPS, "guidance_scale": GUIDANCE})
-    batches = [Batch((index,), ("",), (20 + index,)) for index in range(3)]
+    batches = [(Request(index, "", 20 + index),) for index in range(3)]
     calibrator = Calibrator(runner, batches, path, Coverage((1,)), facts={"prompts": len(batches)})
     calibration = calibrator.run(lambda *_: None)
-    if rank() == 0:
+    if world.rank() == 0:
         calibration.save(path)
 
 

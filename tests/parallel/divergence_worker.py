@@ -12,7 +12,7 @@ import torch.distributed as dist
 
 from fastcache_xdit import FastCacheConfig, Handle, fastcache
 from fastcache_xdit.decision.policy import Decision
-from fastcache_xdit.parallel.consensus import RankDivergenceError
+from fastcache_xdit.errors import RankDivergenceError
 from fastcache_xdit.parallel.ledger import Entry
 from tests.parallel.cached import EAGER, asked, cached
 from tests.parallel.ranks import layout, report

@@ -10,7 +10,7 @@ import time
 from typing import Any
 
 from fastcache_xdit.host import cpu
-from fastcache_xdit.runtime.patch import Undo
+from fastcache_xdit.undo import Undo
 from tests.parallel.ranks import generate, layout, report, xdit
 from tests.parallel.runner import image
 

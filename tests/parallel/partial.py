@@ -9,7 +9,7 @@ import torch
 
 from fastcache_xdit import FastCacheConfig, Handle, fastcache
 from fastcache_xdit.clock import Tick
-from fastcache_xdit.parallel.balance import Own
+from fastcache_xdit.partial.balance import Own
 from tests.parallel.cached import Answer, asked
 
 

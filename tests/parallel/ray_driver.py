@@ -11,10 +11,10 @@ import numpy
 import ray
 import torch
 
-from fastcache_xdit.host.xdit import engine
+from fastcache_xdit.host.xdit import engine, loading
 from fastcache_xdit.host.xdit.replica import join
 from fastcache_xdit.plugin import applied, register
-from fastcache_xdit.reference.loading import generation_defaults, model_path
+from shapes.loading import generation_defaults, model_path
 
 MODEL, CONFIG = str(model_path("shapes-pixart")), {"threshold": 0.5, "error_budget": 2.0}
 CALL = generation_defaults("shapes-pixart") | {"num_inference_steps": 6, "height": 64, "width": 64}
@@ -23,7 +23,7 @@ PROMPT, SEED = "a red circle on a dark background", 3
 
 def main(folder: Path) -> None:
     os.environ.update(MASTER_ADDR="127.0.0.1", RAY_USAGE_STATS_ENABLED="0")
-    engine.prepare()
+    loading.prepare()
     register()
     image, reports = _on_ray()
     single, report = _alone()
@@ -53,7 +53,7 @@ def _on_ray() -> tuple[numpy.ndarray, list[str]]:
 def _alone() -> tuple[numpy.ndarray, str]:
     join(replicas=1)
     single = engine.Engine(MODEL, {}, "float32")  # cached as well: the command line said so
-    images = single.generate(engine.Batch((0,), (PROMPT,), (SEED,)), **CALL)
+    images = single.generate((engine.Request(0, PROMPT, SEED),), **CALL)
     return numpy.asarray(images[0]), str(applied()[-1].report())
 
 

@@ -3,7 +3,8 @@
 import pytest
 import torch
 
-from fastcache_xdit.parallel.consensus import RankDivergenceError, Solo, add_by_branch, check_stamps
+from fastcache_xdit.errors import RankDivergenceError
+from fastcache_xdit.parallel.consensus import Solo, add_by_branch, check_stamps
 
 
 def test_ranks_of_a_branch_add_up_and_branches_stack():

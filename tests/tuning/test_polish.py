@@ -8,12 +8,12 @@ import torch
 from fastcache_xdit import FastCacheConfig
 from fastcache_xdit.host.xdit import engine
 from fastcache_xdit.plugin import register
-from fastcache_xdit.reference.loading import calibration_path, generation_defaults, model_path
 from fastcache_xdit.tuning import polish
 from fastcache_xdit.tuning.calibrate import SCHEDULED
 from fastcache_xdit.tuning.polish import Polisher
 from fastcache_xdit.tuning.refit import Refitter
 from fastcache_xdit.tuning.runner import Runner, relative_error
+from shapes.loading import calibration_path, generation_defaults, model_path
 
 MASK = "10101010"
 PROMPTS = ["a red circle left of a blue square on a dark background", "a pink triangle on a light background"]

@@ -8,9 +8,9 @@ from torch import nn
 
 from fastcache_xdit.clock import Clock
 from fastcache_xdit.models.spec import BlockSpec
-from fastcache_xdit.runtime.patch import Undo
-from fastcache_xdit.runtime.segment import Block, Segment
+from fastcache_xdit.segments.segment import Block, Segment
 from fastcache_xdit.tuning.recorder import Recorder
+from fastcache_xdit.undo import Undo
 
 LEVELS = (0.9, 0.5)
 

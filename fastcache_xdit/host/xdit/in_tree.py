@@ -9,7 +9,7 @@ import sys
 from collections.abc import Iterator
 from typing import Any
 
-from fastcache_xdit.host.xdit.engine import RANK_DEFAULTS
+from fastcache_xdit.host.xdit import world
 
 
 @contextlib.contextmanager
@@ -41,7 +41,7 @@ def _start_groups() -> None:
     """xDiT's process groups, of this process alone; dbcache asks them for its layout."""
     from xfuser.core import distributed
 
-    for name, value in RANK_DEFAULTS.items():
+    for name, value in world.RANK_DEFAULTS.items():
         os.environ.setdefault(name, value)
     if not distributed.model_parallel_is_initialized():
         distributed.init_distributed_environment(rank=0, world_size=1)

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from fastcache_xdit.config import FastCacheConfig
+from fastcache_xdit.errors import UsageError
 
 DEGREES = (
     "ulysses_degree",
@@ -32,32 +33,34 @@ def from_table(table: Any, world_size: int) -> dict[str, Any]:
     """The layout that a table {number of ranks: degrees} has for this many ranks; none fits without a table.
 
     Raises:
-        ValueError: not such a table, or nothing for this many ranks.
+        UsageError: not such a table, or nothing for this many ranks.
     """
     if not isinstance(table, dict) or not all(isinstance(layout, dict) for layout in table.values()):
-        raise ValueError("layouts is a table of numbers of ranks, each with its degrees: 2: {ulysses_degree: 2}")
+        raise UsageError("layouts is a table of numbers of ranks, each with its degrees: 2: {ulysses_degree: 2}")
     if world_size not in table:
-        raise ValueError(
-            f"no layout for {world_size} rank{'s' * (world_size > 1)}; there are layouts for "
-            f"{', '.join(map(str, table))}: start one of these numbers, or give the degrees as flags"
+        raise UsageError(
+            f"no layout for {world_size} rank{'s' * (world_size > 1)}",
+            f"there are layouts for "
+            f"{', '.join(map(str, table))}: start one of these numbers, or give the degrees as flags",
         )
     return table[world_size]
 
 
 def check_degrees(options: Mapping[str, Any], world_size: int) -> None:
-    """Raise ValueError unless every degree is positive and their product is the number of ranks."""
+    """Raise UsageError unless every degree is positive and their product is the number of ranks."""
     wanted = degrees(options)
     for name, degree in wanted.items():
         if degree < 1:
-            raise ValueError(f"{name}={degree} is not possible; degrees are 1 or more")
+            raise UsageError(f"{name}={degree} is not possible", "degrees are 1 or more")
     used = {name: degree for name, degree in wanted.items() if degree > 1}
     product = math.prod(used.values())
     if product != world_size:
         mix = " x ".join(f"{name}={degree}" for name, degree in used.items()) or "no parallel degree"
-        raise ValueError(
+        raise UsageError(
             f"{mix} needs {product} rank{'s' * (product > 1)}, but {world_size} {'were' if world_size > 1 else 'was'} "
-            f"started; set torchrun --nproc_per_node {product}, or degrees whose product is {world_size} "
-            "(spare ranks can be data_parallel_degree replicas)"
+            f"started",
+            f"set torchrun --nproc_per_node {product}, or degrees whose product is {world_size} "
+            "(spare ranks can be data_parallel_degree replicas)",
         )
     _check_pipefusion(options, wanted["pipefusion_parallel_degree"])
 
@@ -88,13 +91,13 @@ def _allowed(options: Mapping[str, Any], world_size: int, folder: Path | None) -
         check_degrees(options, world_size)
         if folder:
             check_model(folder, options, [])
-    except ValueError:
+    except UsageError:
         return False
     return True
 
 
 def check_cache(options: Mapping[str, Any]) -> None:
-    """Raise ValueError for a mix that FastCache does not support, by name."""
+    """Raise UsageError for a mix that FastCache does not support, by name."""
     refused = {
         "use_fast_attn": "DiTFastAttn reuses attention outputs on its own schedule",
         "vae_parallel_size": "ranks that only decode take no cache decisions",
@@ -102,62 +105,66 @@ def check_cache(options: Mapping[str, Any]) -> None:
     }
     for name, why in refused.items():
         if options.get(name):
-            raise ValueError(f"{name} with fastcache is not supported: {why}; leave {name} out")
+            raise UsageError(f"{name} with fastcache is not supported: {why}", f"leave {name} out")
     if (options.get("fully_shard_degree") or 1) > 1:
-        raise ValueError("fully_shard_degree > 1 with fastcache is not supported yet; set fully_shard_degree=1")
+        raise UsageError("fully_shard_degree > 1 with fastcache is not supported yet", "set fully_shard_degree=1")
 
 
 def check_decision(config: FastCacheConfig, stages: int) -> None:
-    """Raise ValueError where the first of several PipeFusion stages cannot decide for the others' blocks."""
+    """Raise UsageError where the first of several PipeFusion stages cannot decide for the others' blocks."""
     if stages > 1 and config.pp_decision == "leader" and config.granularity != "step":
-        raise ValueError(
+        raise UsageError(
             f"pp_decision=leader with granularity={config.granularity} is not supported under PipeFusion: "
-            "stages hold different blocks; set pp_decision=stage or granularity=step"
+            "stages hold different blocks",
+            "set pp_decision=stage or granularity=step",
         )
 
 
 def check_warmup(warmup_steps: int) -> None:
-    """Raise ValueError where xDiT's own `warmup_steps` are too few for PipeFusion stages."""
+    """Raise UsageError where xDiT's own `warmup_steps` are too few for PipeFusion stages."""
     if warmup_steps < 1:
-        raise ValueError(
+        raise UsageError(
             f"warmup_steps={warmup_steps} is not supported under PipeFusion: the first step of a patch needs the keys "
-            "and values of the others; set xDiT's warmup_steps to at least 1"
+            "and values of the others",
+            "set xDiT's warmup_steps to at least 1",
         )
 
 
 def check_model(folder: Path, options: Mapping[str, Any], known: list[str]) -> None:
-    """Raise ValueError where a checkpoint on disk cannot run in this layout; `known` are the cacheable transformers.
+    """Raise UsageError where a checkpoint on disk cannot run in this layout; `known` are the cacheable transformers.
 
     An empty `known` means that no cache is asked for.
     """
     kind, transformer = transformer_class(folder), _config(folder / "transformer" / "config.json")
     if known and kind not in known:
-        raise ValueError(f"FastCache does not know {kind} of {folder}; it knows {', '.join(known)}; leave --cache out")
+        raise UsageError(
+            f"FastCache does not know {kind} of {folder}; it knows {', '.join(known)}", "leave --cache out"
+        )
     heads, wanted = transformer.get("num_attention_heads"), degrees(options)
     share = wanted["ulysses_degree"] * wanted["tensor_parallel_degree"]
     if heads and heads % share:
-        raise ValueError(f"{heads} attention heads of {kind} do not divide by ulysses x tensor parallel = {share}")
+        raise UsageError(f"{heads} attention heads of {kind} do not divide by ulysses x tensor parallel = {share}")
     blocks = sum(transformer.get(name) or 0 for name in ("num_layers", "num_single_layers"))
     if blocks and blocks < wanted["pipefusion_parallel_degree"]:
-        raise ValueError(f"{blocks} blocks of {kind} are too few for {wanted['pipefusion_parallel_degree']} stages")
+        raise UsageError(f"{blocks} blocks of {kind} are too few for {wanted['pipefusion_parallel_degree']} stages")
     if kind == VIDEO and (also := [name for name, degree in wanted.items() if degree > 1 and name not in OF_VIDEO]):
-        raise ValueError(f"xDiT has no {also[0]} for {kind}; it has {', '.join(OF_VIDEO)}")
+        raise UsageError(f"xDiT has no {also[0]} for {kind}", f"it has {', '.join(OF_VIDEO)}")
     if wanted["tensor_parallel_degree"] > 1 and kind != "FluxTransformer2DModel":
-        raise ValueError(f"xDiT has no tensor parallelism for {kind}; set tensor_parallel_degree=1")
+        raise UsageError(f"xDiT has no tensor parallelism for {kind}", "set tensor_parallel_degree=1")
     if wanted["cfg_degree"] > 1 and kind == "FluxTransformer2DModel":
-        raise ValueError("FLUX.1 runs no second guidance branch; leave use_cfg_parallel out")
+        raise UsageError("FLUX.1 runs no second guidance branch", "leave use_cfg_parallel out")
 
 
 def pipeline_class(folder: Path) -> str:
-    """Class name of the pipeline saved in `folder`. Raises ValueError where it holds none."""
+    """Class name of the pipeline saved in `folder`. Raises UsageError where it holds none."""
     return _config(folder / "model_index.json").get("_class_name", "")
 
 
 def transformer_class(folder: Path) -> str:
-    """Class name of the transformer saved in `folder`. Raises ValueError where the pipeline has none."""
+    """Class name of the transformer saved in `folder`. Raises UsageError where the pipeline has none."""
     entry = _config(folder / "model_index.json").get("transformer")
     if not entry or not entry[1]:
-        raise ValueError(f"{folder} holds a {pipeline_class(folder)} without transformer; FastCache needs one")
+        raise UsageError(f"{folder} holds a {pipeline_class(folder)} without transformer", "FastCache needs one")
     return entry[1]
 
 
@@ -175,14 +182,14 @@ def _check_pipefusion(options: Mapping[str, Any], stages: int) -> None:
     if stages == 1:
         return
     if patches is not None and patches < stages:
-        raise ValueError(f"num_pipeline_patch={patches} leaves stages idle; set at least {stages}, one per stage")
+        raise UsageError(f"num_pipeline_patch={patches} leaves stages idle", f"set at least {stages}, one per stage")
     check_warmup(1 if warmup is None else warmup)
 
 
 def _config(path: Path) -> dict[str, Any]:
     if not path.is_file():
-        raise ValueError(f"{path.parent} is not a diffusers pipeline folder: {path.name} is missing")
+        raise UsageError(f"{path.parent} is not a diffusers pipeline folder: {path.name} is missing")
     try:
         return json.loads(path.read_text())
     except json.JSONDecodeError as error:
-        raise ValueError(f"{path} is not valid JSON: {error}") from None
+        raise UsageError(f"{path} is not valid JSON: {error}") from None

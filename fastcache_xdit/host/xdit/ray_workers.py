@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from fastcache_xdit.runtime.patch import Undo
+from fastcache_xdit.undo import Undo
 
 REPORT = "fastcache_report"
 Enable = Callable[[Any, "str | None"], Any]

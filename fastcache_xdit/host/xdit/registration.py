@@ -9,7 +9,7 @@ from collections.abc import Callable
 from typing import Any
 
 from fastcache_xdit.host.xdit import ray_workers
-from fastcache_xdit.runtime.patch import Undo
+from fastcache_xdit.undo import Undo
 
 METHOD = "fastcache"
 Apply = Callable[[Any, "str | None"], Any]  # (pipeline, text of --cache_config)

@@ -8,16 +8,17 @@ from datetime import timedelta
 
 import torch.distributed
 
-from fastcache_xdit.host.xdit import engine
+from fastcache_xdit.errors import UsageError
+from fastcache_xdit.host.xdit import world
 
 
 def check_machines(replicas: int, environment: Mapping[str, str]) -> None:
-    """Raise ValueError where replicas that torchrun started on several machines would share one job store."""
+    """Raise UsageError where replicas that torchrun started on several machines would share one job store."""
     machines = int(environment.get("GROUP_WORLD_SIZE", 1))
     if replicas > 1 and machines > 1:
-        raise ValueError(
-            f"{replicas} replicas on {machines} machines cannot share the job's files, which one machine must hold; "
-            "use batch run --ray, or one replica over all machines (data_parallel_degree=1)"
+        raise UsageError(
+            f"{replicas} replicas on {machines} machines cannot share the job's files, which one machine must hold",
+            "use batch run --ray, or one replica over all machines (data_parallel_degree=1)",
         )
 
 
@@ -30,7 +31,7 @@ def join(replicas: int) -> int:
     from xfuser import envs
     from xfuser.core.distributed import init_distributed_environment
 
-    rank, size = engine.rank(), engine.world_size() // replicas
+    rank, size = world.rank(), world.size() // replicas
     store = _store(replicas) if size > 1 else torch.distributed.HashStore()
     os.environ.update(RANK=str(rank % size), WORLD_SIZE=str(size))
     os.environ.setdefault("LOCAL_RANK", "0")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from pathlib import Path
 
+from fastcache_xdit.errors import UsageError
 from fastcache_xdit.host.xdit.layout import pipeline_class
 
 # Pipeline class: xDiT's model name.
@@ -12,27 +13,28 @@ RUNNERS = {"FluxPipeline": "FLUX.1-dev", "StableDiffusion3Pipeline": "SD3.5", "W
 
 
 def check_registered(name: str) -> None:
-    """Raise ValueError unless xDiT's runner has a model of this name."""
+    """Raise UsageError unless xDiT's runner has a model of this name."""
     from xfuser.model_executor.models.runner_models.base_model import MODEL_REGISTRY
 
     if name not in MODEL_REGISTRY:
         known = ", ".join(sorted(MODEL_REGISTRY, key=str.lower))
-        raise ValueError(f"no such model: {name}; give a checkpoint folder, or a model of xDiT's runner: {known}")
+        raise UsageError(f"no such model: {name}", f"give a checkpoint folder, or a model of xDiT's runner: {known}")
 
 
 def add_local_model(name: str) -> None:
     """Register the folder `name` as a runner model of that name, run as xDiT runs its kind of pipeline.
 
     Raises:
-        ValueError: the runner has no such pipeline.
+        UsageError: the runner has no such pipeline.
     """
     from xfuser.model_executor.models.runner_models.base_model import MODEL_REGISTRY, register_model
 
     kind = pipeline_class(Path(name))
     if kind not in RUNNERS:
-        raise ValueError(
-            f"xDiT's runner cannot run a {kind} from a folder; it can run {', '.join(RUNNERS)}. "
-            "Use the generate command, which takes every pipeline that xDiT has a class for"
+        raise UsageError(
+            f"xDiT's runner cannot run a {kind} from a folder",
+            f"it can run {', '.join(RUNNERS)}. "
+            "Use the generate command, which takes every pipeline that xDiT has a class for",
         )
     base = MODEL_REGISTRY[RUNNERS[kind]]
     settings = dataclasses.replace(base.settings, model_name=name)

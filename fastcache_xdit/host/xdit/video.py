@@ -23,6 +23,11 @@ def load(model: str, engine_config: Any, dtype: torch.dtype) -> Any:
     return pipe
 
 
+def is_video(pipe: Any) -> bool:
+    """Whether `load` made this pipeline."""
+    return type(pipe).__name__ in PIPELINES
+
+
 def first_of_replica() -> bool:
     """Whether this rank speaks for its data-parallel replica: all of its ranks end with the whole video."""
     from xfuser.core.distributed import get_sequence_parallel_rank

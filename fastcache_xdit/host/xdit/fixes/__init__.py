@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 from fastcache_xdit.host.xdit.fixes import flux, groups, keys_values, requests
 from fastcache_xdit.host.xdit.fixes.limits import refuse
-from fastcache_xdit.runtime.patch import Undo
+from fastcache_xdit.undo import Undo
 
 __all__ = ["FIXES", "Fix", "apply_fixes", "refuse", "supported"]
 

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from fastcache_xdit.host.xdit.fixes.limits import refuse
-from fastcache_xdit.runtime.patch import Undo
+from fastcache_xdit.undo import Undo
 
 _MODELS = "xfuser.model_executor.models.transformers"
 
@@ -31,7 +31,7 @@ def odd_lengths(undo: Undo) -> bool:
     Text that does not divide is kept whole on every rank, and then counted as a key once per rank. An image that
     does not divide stops with AttributeError on a misspelt method; once past that, its padding would be attended to.
 
-    The fixed attention raises ValueError for an image that does not divide under ring attention: ring ranks exchange
+    The fixed attention raises UsageError for an image that does not divide under ring attention: ring ranks exchange
     keys of equal lengths, so the padding of the last one cannot be left out.
     """
     module = importlib.import_module(f"{_MODELS}.transformer_flux")

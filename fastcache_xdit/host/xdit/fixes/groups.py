@@ -8,7 +8,7 @@ from typing import Any
 import torch.distributed as dist
 
 from fastcache_xdit.host.group import group_of
-from fastcache_xdit.runtime.patch import Undo
+from fastcache_xdit.undo import Undo
 
 
 def follow_tensor_parallel(undo: Undo) -> bool:

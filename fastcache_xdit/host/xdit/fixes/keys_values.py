@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from fastcache_xdit.runtime.patch import Undo
+from fastcache_xdit.undo import Undo
 
 
 def once(undo: Undo) -> bool:

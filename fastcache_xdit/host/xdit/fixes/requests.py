@@ -6,7 +6,7 @@ import importlib
 import weakref
 from typing import Any
 
-from fastcache_xdit.runtime.patch import Undo
+from fastcache_xdit.undo import Undo
 
 
 def unequal_patches(undo: Undo) -> bool:

@@ -1,0 +1,28 @@
+"""Everybody who takes part, in the order of tables."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from fastcache_xdit.bench.peers import dbcache, diffusers_hooks, in_tree, own
+from fastcache_xdit.bench.peers.peer import Peer
+
+
+def catalogue(configs: Mapping[str, Path]) -> list[Peer]:
+    """FastCache with a model's tuned config files (by label), then everybody else."""
+    ours = [own.tuned(configs)] if configs else []
+    plain = [own.online(), own.fixed_interval(), own.fewer_steps()]
+    return [*ours, *plain, *dbcache.peers(), *diffusers_hooks.peers(), *in_tree.peers()]
+
+
+def unscored() -> list[Peer]:
+    """Those whose pace alone is of interest: no calibration, and a fixed interval is what even masks are."""
+    return [
+        own.even_masks(),
+        own.online(),
+        own.fewer_steps(),
+        *dbcache.peers(),
+        *diffusers_hooks.peers(),
+        *in_tree.peers(),
+    ]

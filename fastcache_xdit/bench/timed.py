@@ -1,0 +1,32 @@
+"""Times calls of methods."""
+
+from __future__ import annotations
+
+import functools
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from fastcache_xdit.host.xdit import world
+from fastcache_xdit.undo import Undo
+
+
+class Timed:
+    """Seconds of every call of a method of some objects."""
+
+    def __init__(self, undo: Undo, targets: Sequence[Any], method: str) -> None:
+        self.seconds: list[float] = []
+        for target in targets:
+            undo.set(target, method, self._timed(getattr(target, method)))
+
+    def _timed(self, original: Callable[..., Any]) -> Callable[..., Any]:
+        @functools.wraps(original)
+        def call(*args: Any, **kwargs: Any) -> Any:
+            world.synchronize()
+            start = time.perf_counter()
+            result = original(*args, **kwargs)
+            world.synchronize()
+            self.seconds.append(time.perf_counter() - start)
+            return result
+
+        return call

@@ -1,0 +1,176 @@
+"""Benchmark of partial steps: where they beat skipping alone at the same block FLOPs, and where they do not."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from fastcache_xdit.bench.editing import LocalEdit, box, box_mask
+from fastcache_xdit.config import FastCacheConfig
+from fastcache_xdit.decision.schedule import uniform_mask
+from fastcache_xdit.evaluate.flops import counted
+from fastcache_xdit.evaluate.quality import psnr_db, to_tensor
+from fastcache_xdit.evaluate.token_maps import TokenMap, TokenMaps, assembled
+from fastcache_xdit.host.xdit import world
+from fastcache_xdit.host.xdit.engine import Batch, Request
+from fastcache_xdit.tuning.calibrate import FORM, SCHEDULED
+from fastcache_xdit.tuning.runner import Runner
+
+SETTINGS = ("text", "edit")
+BUDGETS = (1 / 1.5, 1 / 2, 1 / 2.5)
+KEPT = 0.25  # share of tokens that a partial step computes of a whole picture
+EDITED = 0.25  # side of the edited box; its tokens are what a partial step computes of an edit
+SOME, REGION = {"keep_ratio": KEPT}, {"score": "region", "bucket": 1}
+KINDS: dict[str, dict[str, dict[str, Any] | None]] = {
+    "text": {
+        "steps only": None,
+        "tokens, forecast": {**SOME, "static_kv": "forecast"},
+        "tokens, reuse": SOME,
+        "tokens, drop": {**SOME, "static_kv": "drop"},
+        "merged": {"merge_ratio": KEPT},
+    },
+    "edit": {
+        "steps only": None,
+        "region, forecast": {**REGION, "static_kv": "forecast"},
+        "region, reuse": REGION,
+        "region, drop": {**REGION, "static_kv": "drop"},
+        "merged": {"merge_ratio": KEPT},
+    },
+}
+
+
+@dataclass(frozen=True)
+class Row:
+    """One config: block FLOPs executed / all, wall time uncached / cached (median, least and most of the repetitions),
+    and PSNR in dB.
+    """
+
+    setting: str
+    kind: str
+    mask: str
+    flops: float
+    speedup: float
+    speedup_least: float
+    speedup_most: float
+    repeats: int
+    psnr_mean: float
+    psnr_min: float
+
+
+def partial_mask(steps: int, budget: float, kept: float) -> str:
+    """Half of a budget goes to evenly spaced whole steps, the other half to evenly spaced partial ones between them."""
+    whole = uniform_mask(steps, max(1, round(budget * steps / 2)))
+    places = [step for step, mark in enumerate(whole) if mark == "0"]
+    count = min(len(places), round((budget * steps - whole.count("1")) / kept))
+    chosen = {places[index] for index, mark in enumerate(uniform_mask(len(places), count)) if mark == "1"}
+    return "".join("p" if step in chosen else mark for step, mark in enumerate(whole))
+
+
+def region_mask(steps: int, budget: float, cost: float) -> str:
+    """Every step is partial, at `cost` of a whole one, but for as many even whole ones as the budget has room for."""
+    whole = int((budget - cost) * steps / (1 - cost) + 1e-9)
+    return uniform_mask(steps, max(1, whole)).replace("0", "p")
+
+
+class PartialBench:
+    """One setting; truth and FLOPs of uncached generation are measured once.
+
+    In `edit` each prompt's picture is changed, inside a box, towards the next prompt; only the box is judged. The first
+    batch's FLOPs are counted, and its wall time is taken `repeats` times, cached beside uncached.
+    """
+
+    def __init__(
+        self, runner: Runner, batches: Sequence[Batch], calibration: str, setting: str, repeats: int = 3
+    ) -> None:
+        self.setting = setting
+        self.calibration = calibration
+        self.repeats = repeats
+        self.steps = runner.call["num_inference_steps"]
+        self.jobs = [self._job(runner, batch) for batch in batches]
+        self.truth, self.flops = self._judged(None)
+
+    def rows(self, budgets: Sequence[float]) -> Iterator[Row]:
+        """Every kind at every budget."""
+        for budget in budgets:
+            for kind, tokens in KINDS[self.setting].items():
+                yield self._row(kind, self._config(budget, tokens))
+
+    def _job(self, runner: Runner, batch: Batch) -> tuple[Runner, Batch]:
+        if self.setting == "text":
+            return runner, batch
+        known = runner.uncached(batch)
+        noise = torch.randn(known.shape, generator=torch.Generator().manual_seed(batch[0].seed))
+        edit = LocalEdit(runner.engine.pipe.scheduler, known, noise, EDITED)
+        call = {**runner.call, "callback": edit, "callback_steps": 1}
+        turned = batch[1:] + batch[:1]
+        edited = Runner(runner.engine, call, box_mask(known, EDITED))
+        return edited, tuple(
+            Request(request.index, other.prompt, request.seed + 1000)
+            for request, other in zip(batch, turned, strict=True)
+        )
+
+    def _config(self, budget: float, tokens: dict[str, Any] | None) -> FastCacheConfig:
+        return self._scheduled(self._mask(budget, tokens), tokens)
+
+    def _scheduled(self, mask: str, tokens: dict[str, Any] | None) -> FastCacheConfig:
+        fitted = {"stand_in": FORM, "calibration": self.calibration}
+        return FastCacheConfig(**SCHEDULED, **fitted, lead_blocks=0, schedule={self.steps: mask}, tokens=tokens)
+
+    def _mask(self, budget: float, tokens: dict[str, Any] | None) -> str:
+        if tokens is None:
+            return uniform_mask(self.steps, round(budget * self.steps))
+        if tokens.get("score") == "region":
+            return region_mask(self.steps, budget, self._cost(tokens))
+        return partial_mask(self.steps, budget, KEPT)
+
+    def _cost(self, tokens: dict[str, Any]) -> float:
+        """FLOPs of a partial step over those of a whole one; text, for one, is computed whole."""
+        partial = self.steps - 1
+        spent = self._counted(self._scheduled("1" + partial * "p", tokens))[1] / self.flops
+        return (spent * self.steps - 1) / partial
+
+    def _row(self, kind: str, config: FastCacheConfig) -> Row:
+        images, flops = self._judged(config)
+        each = psnr_db(images, self.truth)
+        ratios = sorted(self._seconds(None) / self._seconds(config) for _ in range(self.repeats))
+        times = statistics.median(ratios), ratios[0], ratios[-1], self.repeats
+        mask = (config.schedule or {})[self.steps]
+        return Row(self.setting, kind, mask, flops / self.flops, *times, sum(each) / len(each), min(each))
+
+    def _judged(self, config: FastCacheConfig | None) -> tuple[torch.Tensor, int]:
+        """What is judged of all images, [N, 3, h, w], and the first batch's block FLOPs."""
+        first, flops = self._counted(config)
+        images = to_tensor(first + [image for job, batch in self.jobs[1:] for image in job.images(batch, config)])
+        if self.setting == "text":
+            return images, flops
+        rows, columns = box(images, EDITED)
+        return images[..., rows, columns], flops
+
+    def _counted(self, config: FastCacheConfig | None) -> tuple[list[Any], int]:
+        runner, batch = self.jobs[0]
+        with counted(runner.engine.pipe) as flops:
+            images = runner.images(batch, config)
+        return images, flops.total()
+
+    def changes(self) -> tuple[Any, list[TokenMap]]:
+        """The first uncached image, and how far its tokens move at partial steps of half a budget."""
+        runner, batch = self.jobs[0]
+        maps = TokenMaps()
+        with runner.enabled(self._scheduled(partial_mask(self.steps, 1 / 2, KEPT), SOME)) as watched:
+            watched.handle.driver.partial.watch = maps
+            watched.generate(batch)
+        image = runner.images(batch, None)[0]
+        return image, assembled([maps], image.height, image.width)
+
+    def _seconds(self, config: FastCacheConfig | None) -> float:
+        runner, batch = self.jobs[0]
+        world.barrier()
+        start = time.perf_counter()
+        runner.images(batch, config)
+        world.barrier()
+        return time.perf_counter() - start

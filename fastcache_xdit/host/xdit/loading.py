@@ -1,0 +1,109 @@
+"""xDiT's pipelines: importing xDiT, its configuration, and loading a checkpoint into its classes."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import warnings
+from typing import Any
+
+import torch
+
+from fastcache_xdit.errors import UsageError
+from fastcache_xdit.host import cpu
+from fastcache_xdit.host.xdit import video
+from fastcache_xdit.host.xdit.world import RANK_DEFAULTS
+
+DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
+NOT_SUPPORTED = ("CogVideoXPipeline", "ConsisIDPipeline", "LattePipeline", "FluxControlPipeline")
+
+
+def default_dtype() -> str:
+    """float32 on a CPU, bfloat16 on an accelerator."""
+    return "bfloat16" if cpu.has_accelerator() else "float32"
+
+
+def prepare() -> None:
+    """Make xfuser importable here, quiet unless LOG_LEVEL says otherwise. Raises UsageError as `cpu.prepare`."""
+    os.environ.setdefault("LOG_LEVEL", "error")
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    warnings.filterwarnings("ignore", category=FutureWarning)  # what libraries tell each other, once per rank
+    cpu.prepare()
+
+
+def load_pipeline(model: str, options: dict[str, Any], dtype: str) -> Any:
+    """Load the checkpoint `model` (a folder or a hub id) into xDiT's classes and return the pipeline, in place.
+
+    Every rank calls it; xDiT starts the process groups on the way.
+
+    Args:
+        model: folder or hub id of a diffusers pipeline that xDiT has a wrapper for.
+        options: fields of `xFuserArgs` (degrees, runtime options).
+        dtype: a key of `DTYPES`; also the type that PipeFusion sends.
+    Raises:
+        UsageError: xDiT has no wrapper for the pipeline, or it is not one from text.
+    """
+    for name, value in RANK_DEFAULTS.items():
+        os.environ.setdefault(name, value)
+    engine_config = _engine_config(model, options)
+    engine_config.runtime_config.dtype = DTYPES[dtype]
+    silence_loading()
+    kind = _pipeline_name(model)
+    if kind in video.PIPELINES:
+        pipe = video.load(model, engine_config, DTYPES[dtype])
+    else:
+        pipe = _wrapper_of(kind).from_pretrained(model, engine_config=engine_config, torch_dtype=DTYPES[dtype])
+    if cpu.has_accelerator():
+        pipe = pipe.to(f"cuda:{os.environ['LOCAL_RANK']}")
+    _apply_vae_options(pipe, options)
+    return pipe
+
+
+def _engine_config(model: str, options: dict[str, Any]) -> Any:
+    from xfuser import xFuserArgs
+
+    known = {field.name for field in dataclasses.fields(xFuserArgs)}
+    chosen = {name: value for name, value in options.items() if name in known and value is not None}
+    chosen.pop("cache_method", None)  # the plugin is switched on and off by its caller, not by xDiT
+    backend = chosen.pop("attention_backend", None) or cpu.attention_backend(chosen.get("ring_degree", 1))
+    engine_config, _ = xFuserArgs(**{**chosen, "model": model, "attention_backend": backend}).create_config()
+    return engine_config
+
+
+def _pipeline_name(model: str) -> str:
+    """Class name of the diffusers pipeline saved at `model`."""
+    import diffusers
+
+    return diffusers.DiffusionPipeline.load_config(model)["_class_name"]
+
+
+def _wrapper_of(name: str) -> Any:
+    """xDiT's pipeline class for a diffusers pipeline class."""
+    import diffusers
+    from xfuser.model_executor.pipelines.register import xFuserPipelineWrapperRegister
+
+    if name in NOT_SUPPORTED:
+        raise UsageError(f"generate does not take {name}: it needs an image, or xDiT has no runner for its videos")
+    try:
+        return xFuserPipelineWrapperRegister.get_class(getattr(diffusers, name))
+    except (AttributeError, ValueError):
+        known = sorted(kind.__name__ for kind in xFuserPipelineWrapperRegister._XFUSER_PIPE_MAPPING)
+        known += video.PIPELINES
+        raise UsageError(f"xDiT has no pipeline for {name}", f"it has {', '.join(known)}") from None
+
+
+def _apply_vae_options(pipe: Any, options: dict[str, Any]) -> None:
+    if options.get("enable_tiling"):
+        pipe.vae.enable_tiling()
+    if options.get("enable_slicing"):
+        pipe.vae.enable_slicing()
+
+
+def silence_loading() -> None:
+    """No progress bars of loading: one per rank would scramble the terminal."""
+    import diffusers.utils.logging
+    import transformers.utils.logging
+
+    for logging in (diffusers.utils.logging, transformers.utils.logging):
+        logging.disable_progress_bar()
+        logging.set_verbosity_error()

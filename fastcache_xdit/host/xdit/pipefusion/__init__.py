@@ -1,0 +1,1 @@
+"""What PipeFusion's stages need beyond one cache per stage."""

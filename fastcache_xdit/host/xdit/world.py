@@ -1,0 +1,78 @@
+"""The ranks of this job: who they are, and what they exchange outside of cache decisions."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+import torch
+
+from fastcache_xdit.host import cpu
+
+RANK_DEFAULTS = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "0"}
+
+
+def rank() -> int:
+    """This process's rank as torchrun set it; 0 where torchrun did not start it."""
+    return int(os.environ.get("RANK", 0))
+
+
+def size() -> int:
+    """The number of ranks that torchrun started; 1 without it."""
+    return int(os.environ.get("WORLD_SIZE", 1))
+
+
+def gather_objects(value: Any) -> list[Any]:
+    """Values of all ranks, in rank order, on the first rank; an empty list elsewhere."""
+    if size() == 1:
+        return [value]
+    from xfuser.core.distributed import get_world_group
+
+    everyone: list[Any] | None = [None] * size() if rank() == 0 else None
+    torch.distributed.gather_object(value, everyone, dst=0, group=get_world_group().cpu_group)
+    return everyone or []
+
+
+def all_gather_objects(value: Any) -> list[Any]:
+    """Values of all ranks, in rank order, on every rank."""
+    if size() == 1:
+        return [value]
+    from xfuser.core.distributed import get_world_group
+
+    everyone: list[Any] = [None] * size()
+    torch.distributed.all_gather_object(everyone, value, group=get_world_group().cpu_group)
+    return everyone
+
+
+def sum_over_ranks(tensor: torch.Tensor) -> torch.Tensor:
+    """Sum over all ranks of a CPU tensor, in rank order, so that every rank holds the same bits."""
+    return torch.stack(all_gather_objects(tensor)).sum(dim=0) if size() > 1 else tensor
+
+
+def gather_cfg_branches(states: torch.Tensor) -> torch.Tensor:
+    """[B, ...] -> [2B, ...], uncond then cond, where CFG parallelism gave each rank one branch; else as given."""
+    if size() == 1:
+        return states
+    from xfuser.core.distributed import get_cfg_group
+
+    return get_cfg_group().all_gather(states.contiguous())
+
+
+def synchronize() -> None:
+    """Finish this rank's work on the accelerator."""
+    if cpu.has_accelerator():
+        torch.cuda.synchronize()
+
+
+def barrier() -> None:
+    """Finish this rank's work and wait until every rank has: around what is timed."""
+    synchronize()
+    if size() > 1:
+        torch.distributed.barrier()
+
+
+def finish() -> None:
+    """Leave the process groups in order, so that no rank warns about another."""
+    if torch.distributed.is_initialized():
+        barrier()
+        torch.distributed.destroy_process_group()

@@ -1,0 +1,1 @@
+"""Partial steps: some tokens go through the blocks, the others take the stand-in."""

@@ -1,0 +1,47 @@
+"""The undo log: every change to an object that is not ours goes through it, and leaving it puts everything back."""
+
+from __future__ import annotations
+
+import contextlib
+from typing import Any
+
+from fastcache_xdit.errors import RestoreError
+
+_ABSENT = object()
+
+
+class Undo(contextlib.ExitStack):
+    """Remembers attribute changes on instances, modules or classes and takes them back, last first.
+
+    >>> with Undo() as undo:
+    ...     undo.set(block, "forward", stand_in)
+    """
+
+    def set(self, target: Any, name: str, value: Any) -> None:
+        """Set `target.name = value`; leaving the log restores or deletes the attribute.
+
+        `object.__setattr__` goes around `nn.Module.__setattr__`, which would file modules and parameters elsewhere;
+        types and modules take the ordinary way, because they have no instance dictionary that can be written.
+        """
+        old = vars(target).get(name, _ABSENT)
+        _assign(target, name, value)
+        self.callback(_put_back, target, name, value, old)
+
+
+def _assign(target: Any, name: str, value: Any) -> None:
+    if isinstance(target, type):
+        setattr(target, name, value)
+    else:
+        object.__setattr__(target, name, value)
+
+
+def _put_back(target: Any, name: str, value: Any, old: Any) -> None:
+    if vars(target).get(name, _ABSENT) is not value:
+        raise RestoreError(
+            f"cannot restore {type(target).__name__}.{name}: something else replaced it while the cache was on; "
+            f"undo that patch first, then disable the cache"
+        )
+    if old is _ABSENT:
+        delattr(target, name)
+    else:
+        _assign(target, name, old)

@@ -1,0 +1,50 @@
+"""Random weights in the shape of published models, here with a few layers: caches run, and nothing is scored."""
+
+import pytest
+
+from fastcache_xdit.bench.peers import own
+from fastcache_xdit.bench.peers.catalogue import unscored
+from fastcache_xdit.bench.peers.full_size import ARCHITECTURES, FullSize
+from fastcache_xdit.bench.peers.measure import RAN, Bench, Plan
+from fastcache_xdit.host import cpu
+from fastcache_xdit.host.xdit.engine import batches
+
+FEW = {
+    "flux.1-dev": {"num_layers": 1, "num_single_layers": 2, "num_attention_heads": 2},
+    "pixart-sigma": {"num_layers": 3, "num_attention_heads": 2, "cross_attention_dim": 144},
+    "wan2.1-1.3b": {"num_layers": 3, "num_attention_heads": 2, "ffn_dim": 64},
+}
+SIZE = {"height": 64, "width": 64, "num_inference_steps": 8}
+
+
+@pytest.fixture(scope="module", params=ARCHITECTURES)
+def bench(request):
+    cpu.prepare()
+    architecture = ARCHITECTURES[request.param]
+    call = {**architecture.call, **SIZE} | ({"num_frames": 5} if "num_frames" in architecture.call else {})
+    measured, rehearsal = batches(["", ""], 1, 0)
+    plan = Plan([measured], measured, rehearsal, 1, call, scored=False)
+    return Bench(lambda: FullSize(architecture, "float32", "cpu", **FEW[request.param]), plan)
+
+
+def test_a_mask_computes_what_it_says(bench):
+    masks = own.even_masks()
+    (half,) = [setting for setting in masks.settings if setting.label == "1/2"]
+    outcome = bench.measure(masks, half)
+    assert outcome.status == RAN and outcome.restored, outcome.error
+    assert outcome.compute == pytest.approx(0.5)
+    assert outcome.transformer > 0.5, "what lies outside the blocks is computed at every step"
+    assert outcome.speedup["repetitions"] == 1 and outcome.scores is None
+
+
+def test_another_cache_runs_as_well(bench):
+    (lite,) = [peer for peer in unscored() if peer.name == "diffusers TaylorSeer lite"]
+    outcome = bench.measure(lite, lite.settings[1])
+    assert outcome.status == RAN and outcome.restored, outcome.error
+    assert 0.3 < outcome.compute < 1
+
+
+def test_weights_are_the_same_in_every_run():
+    first, second = (FullSize(ARCHITECTURES["pixart-sigma"], "bfloat16", "cpu", **FEW["pixart-sigma"]) for _ in "ab")
+    pairs = zip(first.pipe.transformer.parameters(), second.pipe.transformer.parameters(), strict=True)
+    assert all(mine.equal(theirs) and mine.dtype.is_floating_point for mine, theirs in pairs)
