@@ -236,7 +236,7 @@ def _attach(host: Host, spec: ModelSpec, config: FastCacheConfig, lead: list[Blo
     partial = PartialSteps(config.tokens, consensus, ledger, fits.static_forecast) if config.tokens else None
     listeners = [rules.begin, *fits.listeners()]
     driver = Driver(config, segments, fits.stand_ins, judge, clock, counters, listeners, partial)
-    session = Session(spec, driver, ledger, consensus, _levels(host.scheduler), host.patch)
+    session = Session(spec, driver, ledger, consensus, _sigmas(host.scheduler), host.patch)
     undo.set(host.transformer, "forward", session.wrapped(host.transformer.forward))
     for block in lead:
         undo.set(block.module, "forward", driver.counted(block))
@@ -294,17 +294,17 @@ def _judge(agreeing: AgreeingJudge, spec: ModelSpec, topology: Topology | None) 
     return judge
 
 
-def _levels(scheduler: Any) -> Callable[[], list[float]] | None:
-    """Noise levels, 1 to 0, of the request that `scheduler` was set up for; image-to-image begins later in the list."""
+def _sigmas(scheduler: Any) -> Callable[[], list[float]] | None:
+    """Noise sigmas, 1 to 0, of the request that `scheduler` was set up for; image-to-image begins later in the list."""
     if scheduler is None:
         return None
     whole = float(getattr(scheduler.config, "num_train_timesteps", 1000))
 
-    def levels() -> list[float]:
+    def sigmas() -> list[float]:
         taken = scheduler.timesteps[getattr(scheduler, "begin_index", None) or 0 :]
         return [float(timestep) / whole for timestep in taken.tolist()]
 
-    return levels
+    return sigmas
 
 
 def _listen(host: Host, session: Session, undo: Undo) -> None:

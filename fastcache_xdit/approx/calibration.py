@@ -39,7 +39,7 @@ class Calibration:
     Attributes:
         identity: what a running model must share (`IDENTITY`): names, digests of configs, and a fingerprint of weights.
         facts: how it was measured: steps, guidance, size, prompts, dtype, versions, errors of the fits.
-        levels: noise level of each calibrated step.
+        sigmas: noise level of each calibrated step.
         moments: per segment (see `Segment.key`) and stream, both halves of the requests.
         gains: per segment and step, by how much a relative error there shows in the final latents, relative to them.
         spread: per segment, the calibrated test (`decision.significance.Spread.to_dict`).
@@ -51,7 +51,7 @@ class Calibration:
 
     identity: dict[str, Any]
     facts: dict[str, Any]
-    levels: tuple[float, ...]
+    sigmas: tuple[float, ...]
     moments: dict[str, dict[str, Halves]]
     gains: dict[str, list[float]] = field(default_factory=dict)
     spread: dict[str, dict[str, Any]] = field(default_factory=dict)
@@ -96,11 +96,11 @@ class Calibration:
             )
         return Affine(self.maps[segment], rank)
 
-    def gains_at(self, segment: str, levels: Sequence[float]) -> list[float]:
+    def gains_at(self, segment: str, sigmas: Sequence[float]) -> list[float]:
         """`gains` of a segment for another schedule: an error made in a longer step counts for more."""
-        known = np.log(np.array(self.gains[segment]) / _widths(self.levels))
-        at = np.interp(levels, self.levels[::-1], known[::-1])
-        return (np.exp(at) * _widths(levels)).tolist()
+        known = np.log(np.array(self.gains[segment]) / _widths(self.sigmas))
+        at = np.interp(sigmas, self.sigmas[::-1], known[::-1])
+        return (np.exp(at) * _widths(sigmas)).tolist()
 
     def check(self, running: Mapping[str, Any], allow_adapters: bool = False) -> None:
         """Compare with the running model's identity, or with `allow_adapters` with what no adapter changes of it.
@@ -122,7 +122,7 @@ class Calibration:
         header = {
             "identity": self.identity,
             "facts": self.facts,
-            "levels": self.levels,
+            "levels": self.sigmas,
             "gains": self.gains,
             "spread": self.spread,
             "coherence": self.coherence,
@@ -150,11 +150,11 @@ class Calibration:
         kind, header, tensors = _read(path)
         if kind == REFITS:
             return _refined(Path(path), header, tensors)
-        levels, coherence = tuple(header.pop("levels")), tuple(Coherence(*each) for each in header.pop("coherence"))
-        moments, layers = _moments(levels, tensors), tuple(header.pop("layers"))
+        sigmas, coherence = tuple(header.pop("levels")), tuple(Coherence(*each) for each in header.pop("coherence"))
+        moments, layers = _moments(sigmas, tensors), tuple(header.pop("layers"))
         projected = KeysValues(layers, moments.pop(SEGMENT)[STREAM]) if layers else None
         return cls(
-            levels=levels,
+            sigmas=sigmas,
             coherence=coherence,
             moments=moments,
             maps=_maps(tensors),
@@ -172,7 +172,7 @@ class Calibration:
     def stamp(self) -> str:
         """A digest of what decisions depend on, for ranks to compare."""
         refits = {str(refitted): coefficients for refitted, coefficients in self.refits.items()}
-        return _digest(json.dumps([self.levels, self.gains, self.spread, self.coherence]), self._tensors() | refits)
+        return _digest(json.dumps([self.sigmas, self.gains, self.spread, self.coherence]), self._tensors() | refits)
 
     def _tensors(self) -> dict[str, torch.Tensor]:
         projected = {SEGMENT: {STREAM: self.keys_values.halves}} if self.keys_values else {}
@@ -224,8 +224,8 @@ def _refined(path: Path, header: dict[str, Any], tensors: dict[str, torch.Tensor
             f"{path} refines another {header['base']} than the one beside it", "run fastcache-xdit tune again"
         )
     names = [
-        Refitted(segment, form, tuple(levels), stream, step, tuple(known))
-        for segment, form, levels, stream, step, known in header["refits"]
+        Refitted(segment, form, tuple(sigmas), stream, step, tuple(known))
+        for segment, form, sigmas, stream, step, known in header["refits"]
     ]
     return replace(base, refits={name: tensors[str(number)] for number, name in enumerate(names)})
 
@@ -235,13 +235,13 @@ def _loaded(path: Path, changed: int) -> Calibration:
     return Calibration.load(path)
 
 
-def _moments(levels: tuple[float, ...], tensors: Mapping[str, torch.Tensor]) -> dict[str, dict[str, Halves]]:
+def _moments(sigmas: tuple[float, ...], tensors: Mapping[str, torch.Tensor]) -> dict[str, dict[str, Halves]]:
     found: dict[str, dict[str, Halves]] = {}
     for name in tensors:
         segment, stream, half = name.split("/")
         if half == "training":
             pair = (tensors[f"{segment}/{stream}/{each}"] for each in Halves._fields)
-            found.setdefault(segment, {})[stream] = Halves(*(Moments.unpacked(levels, packed) for packed in pair))
+            found.setdefault(segment, {})[stream] = Halves(*(Moments.unpacked(sigmas, packed) for packed in pair))
     return found
 
 
@@ -272,9 +272,9 @@ def _same(mine: Any, theirs: Any) -> bool:
     return all(abs(mine[name] - theirs[name]) <= 1e-3 * abs(mine[name]) for name in shared)
 
 
-def _widths(levels: Sequence[float]) -> np.ndarray:
+def _widths(sigmas: Sequence[float]) -> np.ndarray:
     """How far each step goes down; the last one to no noise."""
-    return -np.diff(np.array([*levels, 0.0]))
+    return -np.diff(np.array([*sigmas, 0.0]))
 
 
 def _short(value: Any) -> str:

@@ -20,7 +20,7 @@ class Refitted(NamedTuple):
 
     segment: str
     form: str
-    levels: tuple[float, ...]
+    sigmas: tuple[float, ...]
     stream: str
     step: int
     known: tuple[int, ...]
@@ -53,9 +53,9 @@ class Halves(NamedTuple):
     training: Moments
     held_out: Moments
 
-    def at(self, levels: Sequence[float]) -> Halves:
+    def at(self, sigmas: Sequence[float]) -> Halves:
         """Both for another schedule."""
-        return Halves(self.training.at(levels), self.held_out.at(levels))
+        return Halves(self.training.at(sigmas), self.held_out.at(sigmas))
 
 
 def combined(
@@ -121,11 +121,11 @@ class Fitted:
         self._calibrated = dict(moments)
         self._refits = refits or {}
         self._solved = solved or Solved()
-        self.begin(next(iter(moments.values())).training.levels)
+        self.begin(next(iter(moments.values())).training.sigmas)
 
-    def begin(self, levels: Sequence[float]) -> None:
+    def begin(self, sigmas: Sequence[float]) -> None:
         """A request begins whose steps have these noise levels."""
-        self.levels = tuple(levels)
+        self.sigmas = tuple(sigmas)
 
     def residual(self, stream: str, entered: torch.Tensor, past: Past) -> torch.Tensor:
         """See `StandIn`: sum_k r_k R_k + h H + sum_k h_k H_k + b, each weight [D]; added up in at least float32."""
@@ -135,10 +135,10 @@ class Fitted:
 
     def coefficients(self, stream: str, step: int, computed: tuple[int, ...]) -> torch.Tensor:
         """[D, 2K+2] float64 of one step, given the computed steps before it, newest first."""
-        key = (self.levels, stream, step, computed)
+        key = (self.sigmas, stream, step, computed)
         if key not in self._solved.coefficients:
             known = computed[: self.references]
-            refit = self._refits.get(Refitted(self.segment, self.name, self.levels, stream, step, known))
+            refit = self._refits.get(Refitted(self.segment, self.name, self.sigmas, stream, step, known))
             solved = self._solve(stream, step, computed) if refit is None else refit.double()
             self._solved.coefficients[key] = solved
         return self._solved.coefficients[key]
@@ -163,9 +163,9 @@ class Fitted:
         return directions(self.form, training.plus(held_out), place, self.coefficients(stream, step, computed))
 
     def _halves(self, stream: str) -> Halves:
-        key = (self.levels, stream)
+        key = (self.sigmas, stream)
         if key not in self._solved.by_schedule:
-            self._solved.by_schedule[key] = self._calibrated[stream].at(self.levels)
+            self._solved.by_schedule[key] = self._calibrated[stream].at(self.sigmas)
         return self._solved.by_schedule[key]
 
     def _carried(self, stream: str, step: int, computed: tuple[int, ...]) -> torch.Tensor | None:
@@ -174,15 +174,15 @@ class Fitted:
         length = self._coherence_at(stream, step, computed).length
         if last is None or not length:
             return None
-        fading = math.exp((self.levels[step] - self.levels[last]) / length)
+        fading = math.exp((self.sigmas[step] - self.sigmas[last]) / length)
         return fading * self._missed(stream, last, tuple(each for each in computed if each < last))
 
     def _missed(self, stream: str, step: int, computed: tuple[int, ...]) -> torch.Tensor:
         """[D, 2T+1]: what all skipped steps up to this one missed, faded."""
-        key = (self.levels, step, computed)
+        key = (self.sigmas, step, computed)
         if self._solved.missed.get(stream, (None,))[0] != key:
             place = Places.one(step, computed[: self.references])
-            own = error_made(self.coefficients(stream, step, computed), len(self.levels), place)
+            own = error_made(self.coefficients(stream, step, computed), len(self.sigmas), place)
             carried = self._carried(stream, step, computed)
             self._solved.missed[stream] = key, own if carried is None else own + carried
         return self._solved.missed[stream][1]
@@ -191,7 +191,7 @@ class Fitted:
         self, stream: str, step: int, computed: tuple[int, ...], device: torch.device
     ) -> list[torch.Tensor | None]:
         """One [D] float32 tensor for each of R1..RK, H, H1..HK, 1; None where the form does not use it."""
-        key = (self.levels, stream, step, computed, device, self._follows)
+        key = (self.sigmas, stream, step, computed, device, self._follows)
         if key not in self._solved.weights:
             solved = self.coefficients(stream, step, computed).float()
             used = solved.any(dim=0)

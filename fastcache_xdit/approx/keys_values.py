@@ -39,9 +39,9 @@ class Forecast:
         self._weights: dict[tuple[tuple[float, ...], int, tuple[int, ...]], list[list[float]]] = {}
         self.references = self._fitted.references
 
-    def begin(self, levels: Sequence[float]) -> None:
+    def begin(self, sigmas: Sequence[float]) -> None:
         """A request begins whose steps have these noise levels."""
-        self._fitted.begin(levels)
+        self._fitted.begin(sigmas)
 
     def knows(self, layer: str) -> bool:
         """Whether there are moments of a projection."""
@@ -57,15 +57,15 @@ class Forecast:
 
     def weights(self, layer: str, step: int, known: tuple[int, ...]) -> list[float]:
         """What rows of a projection at the `known` steps, newest first, count at a step."""
-        key = (self._fitted.levels, step, known)
+        key = (self._fitted.sigmas, step, known)
         if key not in self._weights:
             self._weights[key] = self._fitted.coefficients(STREAM, step, known)[:, : len(known)].tolist()
         return self._weights[key][self._number[layer]]
 
 
-def add_to(known: dict[str, Moments], seen: Mapping[str, Sequence[torch.Tensor]], levels: Sequence[float]) -> None:
+def add_to(known: dict[str, Moments], seen: Mapping[str, Sequence[torch.Tensor]], sigmas: Sequence[float]) -> None:
     """Add rows [n, D] by step of each projection, in the order of `seen`, to the moments of all."""
-    moments = known.setdefault(STREAM, Moments.empty(levels, len(seen)))
+    moments = known.setdefault(STREAM, Moments.empty(sigmas, len(seen)))
     for number, rows in enumerate(seen.values()):
         flat = torch.stack([each.flatten() for each in rows]).double()
         moments.gram[number, : len(rows), : len(rows)] += flat @ flat.T

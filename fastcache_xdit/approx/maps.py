@@ -124,9 +124,9 @@ class Affine:
     _steps: int = 0
     _factors: dict[tuple[str, int, torch.device, torch.dtype], list[torch.Tensor]] = field(default_factory=dict)
 
-    def begin(self, levels: Sequence[float]) -> None:
+    def begin(self, sigmas: Sequence[float]) -> None:
         """A request begins whose steps have these noise levels."""
-        self._steps = len(levels)
+        self._steps = len(sigmas)
 
     def residual(self, stream: str, entered: torch.Tensor, past: Past) -> torch.Tensor:
         """See `StandIn`; references are not looked at."""

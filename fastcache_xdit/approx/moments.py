@@ -16,26 +16,26 @@ class Moments:
     ranks and requests add.
 
     Attributes:
-        levels: noise level of each step, falling.
+        sigmas: noise level of each step, falling.
         gram: [D, 2T+1, 2T+1] float64.
         ticks: [T] float64, where each step lies among the calibrated ones: their own are 0, 1, 2, ...
     """
 
-    def __init__(self, levels: Sequence[float], gram: torch.Tensor, ticks: torch.Tensor | None = None) -> None:
-        self.levels = tuple(levels)
+    def __init__(self, sigmas: Sequence[float], gram: torch.Tensor, ticks: torch.Tensor | None = None) -> None:
+        self.sigmas = tuple(sigmas)
         self.gram = gram
-        self.ticks = torch.arange(len(levels)).double() if ticks is None else ticks
+        self.ticks = torch.arange(len(sigmas)).double() if ticks is None else ticks
 
     @classmethod
-    def empty(cls, levels: Sequence[float], channels: int) -> Moments:
+    def empty(cls, sigmas: Sequence[float], channels: int) -> Moments:
         """Moments of nothing yet."""
-        size = 2 * len(levels) + 1
-        return cls(levels, torch.zeros(channels, size, size, dtype=torch.float64))
+        size = 2 * len(sigmas) + 1
+        return cls(sigmas, torch.zeros(channels, size, size, dtype=torch.float64))
 
     @property
     def steps(self) -> int:
         """T, the number of steps."""
-        return len(self.levels)
+        return len(self.sigmas)
 
     def add(self, residuals: Sequence[torch.Tensor], entered: Sequence[torch.Tensor]) -> None:
         """Add one request: per step R and H of the same tokens, each [n, D]."""
@@ -45,19 +45,19 @@ class Moments:
 
     def plus(self, other: Moments) -> Moments:
         """Both together."""
-        return Moments(self.levels, self.gram + other.gram, self.ticks)
+        return Moments(self.sigmas, self.gram + other.gram, self.ticks)
 
-    def at(self, levels: Sequence[float]) -> Moments:
+    def at(self, sigmas: Sequence[float]) -> Moments:
         """These moments for another schedule: states between calibrated noise levels by cubic interpolation.
 
         Interpolation is linear in the states, Z' = W Z, so the Gram matrix becomes W G W^T and stays one.
         """
-        if tuple(levels) == self.levels:
+        if tuple(sigmas) == self.sigmas:
             return self
-        weights = _interpolation(self.levels, levels)
+        weights = _interpolation(self.sigmas, sigmas)
         both = torch.block_diag(weights, weights, torch.ones(1, 1, dtype=torch.float64))
-        ticks = np.interp(levels, self.levels[::-1], self.ticks.flip(0))
-        return Moments(levels, both @ self.gram @ both.T, torch.from_numpy(ticks))
+        ticks = np.interp(sigmas, self.sigmas[::-1], self.ticks.flip(0))
+        return Moments(sigmas, both @ self.gram @ both.T, torch.from_numpy(ticks))
 
     def packed(self) -> torch.Tensor:
         """The upper triangles, [D, (2T+1)(T+1)] float32, for a file."""
@@ -65,9 +65,9 @@ class Moments:
         return self.gram[:, rows, columns].float().contiguous()
 
     @classmethod
-    def unpacked(cls, levels: Sequence[float], packed: torch.Tensor) -> Moments:
+    def unpacked(cls, sigmas: Sequence[float], packed: torch.Tensor) -> Moments:
         """The inverse of `packed`."""
-        moments = cls.empty(levels, packed.shape[0])
+        moments = cls.empty(sigmas, packed.shape[0])
         rows, columns = torch.triu_indices(*moments.gram.shape[1:])
         moments.gram[:, rows, columns] = packed.double()
         moments.gram[:, columns, rows] = packed.double()

@@ -110,8 +110,8 @@ def significance(
             watched.generate(batch)
             key = watched.handle.driver.segments[0].key
         pairs += [pair for pair in seen.collected() if pair.step >= config.warmup_steps]
-    levels = runner.levels()
-    gains, spread = calibration.gains_at(key, levels), Spread.from_dict(calibration.spread[key]).at(levels)
+    sigmas = runner.sigmas()
+    gains, spread = calibration.gains_at(key, sigmas), Spread.from_dict(calibration.spread[key]).at(sigmas)
     skipped = [pair for pair in pairs if pair.was_skipped]
     expected = [spread.expected(pair.step, pair.change, pair.motion, pair.skipped) for pair in skipped]
     return {

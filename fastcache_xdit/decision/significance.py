@@ -79,7 +79,7 @@ class Spread:
     `dof` effective degrees of freedom over `dof` (Satterthwaite: 2 / variance of that ratio).
 
     Attributes:
-        levels: noise level of each calibrated step.
+        sigmas: noise level of each calibrated step.
         null: per calibrated step, expected error^2 over change^2: tolerance^2 / null is the paper's null variance.
         runs: factor after 0, 1, 2, ... steps skipped in a row; longer runs take the last one.
         trajectory: b0 to b3.
@@ -87,7 +87,7 @@ class Spread:
         noise: relative difference of final latents that rounding alone makes; no tolerance is taken to be below it.
     """
 
-    levels: tuple[float, ...]
+    sigmas: tuple[float, ...]
     null: tuple[float, ...]
     runs: tuple[float, ...]
     trajectory: tuple[float, float, float, float]
@@ -95,19 +95,20 @@ class Spread:
     noise: float = 0.0
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values, for a calibration file."""
-        return asdict(self)
+        """Plain values, for a calibration file, where `sigmas` are called `levels`."""
+        values = asdict(self)
+        return {"levels": values.pop("sigmas"), **values}
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> Spread:
         """The inverse of `to_dict`."""
         fixed: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
-        return cls(**fixed)
+        return cls(sigmas=fixed.pop("levels"), **fixed)
 
-    def at(self, levels: Sequence[float]) -> Spread:
+    def at(self, sigmas: Sequence[float]) -> Spread:
         """The same for another schedule, by the noise level; logarithms are interpolated."""
-        null = np.interp(levels, self.levels[::-1], np.log(self.null[::-1]))
-        return replace(self, levels=tuple(levels), null=tuple(np.exp(null).tolist()))
+        null = np.interp(sigmas, self.sigmas[::-1], np.log(self.null[::-1]))
+        return replace(self, sigmas=tuple(sigmas), null=tuple(np.exp(null).tolist()))
 
     def expected(self, step: int, change: float, motion: float, skipped: int) -> float:
         """Expected error^2 of the final latents, relative to them."""
@@ -117,7 +118,7 @@ class Spread:
     def tau(self, step: int, motion: float) -> float:
         """b0 + b1 motion + b2 t + b3 t^2, kept positive."""
         b0, b1, b2, b3 = self.trajectory
-        t = step / max(len(self.levels) - 1, 1)
+        t = step / max(len(self.sigmas) - 1, 1)
         return max(b0 + b1 * motion + b2 * t + b3 * t * t, 0.05)
 
     def exceeds(self, expected: float, tolerance: float) -> float:

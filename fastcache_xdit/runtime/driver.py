@@ -74,11 +74,11 @@ class Driver:
         self._plan: dict[int, Decision] = {}
         self._passes: dict[int, Pass] = {}
 
-    def begin(self, levels: list[float]) -> None:
-        """A request begins; `levels` are the noise levels of its steps, empty in a user's own loop."""
+    def begin(self, sigmas: list[float]) -> None:
+        """A request begins; `sigmas` are the noise levels of its steps, empty in a user's own loop."""
         self.reset()
         for listener in self.on_request:
-            listener(levels)
+            listener(sigmas)
 
     def reset(self) -> None:
         """Forget every reference: the next step is computed."""

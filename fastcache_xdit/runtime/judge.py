@@ -51,12 +51,12 @@ class Rules:
         self._tests: dict[int, SignificanceTest] = {}
         self._marks = ""
 
-    def begin(self, levels: Sequence[float]) -> None:
+    def begin(self, sigmas: Sequence[float]) -> None:
         """A request begins whose steps have these noise levels (none where the number of steps is unknown)."""
-        self._marks = marks_for(self.config.schedule, len(levels)) if self.config.schedule and levels else ""
+        self._marks = marks_for(self.config.schedule, len(sigmas)) if self.config.schedule and sigmas else ""
         if self.config.test == "calibrated":
             alpha, tolerance = self.config.alpha, self.config.tolerance
-            spreads = {index: spread.at(levels) for index, spread in self._calibrated.items()}
+            spreads = {index: spread.at(sigmas) for index, spread in self._calibrated.items()}
             self._tests = {index: Calibrated(alpha, tolerance, spread) for index, spread in spreads.items()}
 
     def judge(self, segment: Segment, state: SegmentState, tick: Tick, change: Change) -> Decision:

@@ -23,7 +23,7 @@ logger = logging.getLogger(__name__)
 class Session:
     """Ties one driver to the calls of one transformer.
 
-    `levels` gives the noise levels of the announced request's steps, or is None in a user's own loop, where the
+    `sigmas` gives the noise levels of the announced request's steps, or is None in a user's own loop, where the
     timestep's value tells steps and requests apart. `patch` gives (number, rows, is_last) of the current PipeFusion
     patch, or None.
     """
@@ -34,14 +34,14 @@ class Session:
         driver: Driver,
         ledger: Ledger,
         consensus: Consensus,
-        levels: Callable[[], list[float]] | None,
+        sigmas: Callable[[], list[float]] | None,
         patch: Callable[[], Any],
     ) -> None:
         self.spec = spec
         self.driver = driver
         self.ledger = ledger
         self.consensus = consensus
-        self.levels = levels
+        self.sigmas = sigmas
         self.patch = patch
         self.ledgers_agree: bool | None = None
         self._announced = False
@@ -67,7 +67,7 @@ class Session:
             if self.driver.looking:
                 return original(*args, **kwargs)
             arguments = _named(signature, args, kwargs)
-            timestep = None if self.levels else float(torch.as_tensor(arguments["timestep"]).flatten()[0])
+            timestep = None if self.sigmas else float(torch.as_tensor(arguments["timestep"]).flatten()[0])
             self._begin(timestep)
             if self._outside(arguments, timestep):
                 self.driver.counters.bypassed_calls += 1
@@ -107,10 +107,10 @@ class Session:
         starts = self._announced if timestep is None else self.clock.starts_request(timestep)
         if starts:
             self._announced = self._concluded = False
-            levels = self.levels() if self.levels else []
-            self.driver.begin(levels)
+            sigmas = self.sigmas() if self.sigmas else []
+            self.driver.begin(sigmas)
             self.ledger.begin_request()
-            self.clock.begin_request(len(levels) if self.levels else None)
+            self.clock.begin_request(len(sigmas) if self.sigmas else None)
             self.driver.counters.requests += 1
 
     def _outside(self, arguments: Mapping[str, Any], timestep: float | None) -> bool:

@@ -148,7 +148,7 @@ class Calibrator:
         self.facts = {**facts, "steps": self.steps, "coverage": asdict(coverage)}
         self.working = Path(f"{output}.working")
         self.saved = Path(f"{output}.progress.{world.rank()}")
-        self.levels: list[float] = []
+        self.sigmas: list[float] = []
         self.sums: dict[str, ByStream] = {half: {} for half in Halves._fields}
         self.covariances: dict[str, dict[str, dict[str, Covariances]]] = {half: {} for half in Halves._fields}
         self.pairs: list[Pair] = []
@@ -221,9 +221,9 @@ class Calibrator:
         pairs = Pairs()
         witness = pairs if "0" in mask else None
         recorder = recorded(self.runner, self.batches[index], self._config(mask), self.segments, witness)
-        self.levels = self.runner.levels()
+        self.sigmas = self.runner.sigmas()
         half = "held_out" if held_out else "training"
-        recorder.add_to(self.sums[half], self.levels)
+        recorder.add_to(self.sums[half], self.sigmas)
         if self.coverage.maps:
             recorder.add_to_covariances(self.covariances[half], self.steps)
         if held_out:
@@ -289,14 +289,14 @@ class Calibrator:
         for segment, streams in sorted(self.sums["training"].items()):
             for stream in sorted(streams):
                 halves = (self.sums[half][segment][stream].gram for half in Halves._fields)
-                summed = Halves(*(Moments(self.levels, world.sum_over_ranks(gram)) for gram in halves))
+                summed = Halves(*(Moments(self.sigmas, world.sum_over_ranks(gram)) for gram in halves))
                 moments.setdefault(segment, {})[stream] = summed
         projected = moments.pop(SEGMENT, None)
         layers = tuple(dict(projections(self.segments)))
         return Calibration(
             self.identity,
             {**self.facts, **versions()},
-            tuple(self.levels),
+            tuple(self.sigmas),
             moments,
             coherence=coherence,
             keys_values=KeysValues(layers, projected[STREAM]) if projected else None,
@@ -313,7 +313,7 @@ class Calibrator:
         return found
 
     def _spread(self) -> Spread:
-        return replace(fit_spread(self.pairs, self._all_gains(), self.levels), noise=self.noise)
+        return replace(fit_spread(self.pairs, self._all_gains(), self.sigmas), noise=self.noise)
 
     def _all_gains(self) -> list[float]:
         steps = sorted(self.gains)
@@ -337,7 +337,7 @@ class Calibrator:
         state = {
             "facts": self.facts,
             "done": self.done,
-            "levels": self.levels,
+            "levels": self.sigmas,
             "pairs": self.pairs,
             "gains": self.gains,
             "mask": self.mask,
@@ -359,7 +359,7 @@ class Calibrator:
             raise UsageError(
                 f"{self.saved} is of an interrupted calibration with other options", "repeat those, or delete the file"
             )
-        self.done, self.levels, self.mask = state["done"], state["levels"], state["mask"]
+        self.done, self.sigmas, self.mask = state["done"], state["levels"], state["mask"]
         self.tried = {int(gap): errors for gap, errors in state["tried"].items()}
         self.noise = state["noise"]
         self.pairs = [Pair(*values) for values in state["pairs"]]
@@ -367,7 +367,7 @@ class Calibrator:
         for name in tensors:
             half, segment, stream, *what = name.split("/")
             if not what:
-                self.sums[half].setdefault(segment, {})[stream] = Moments(self.levels, tensors[name])
+                self.sums[half].setdefault(segment, {})[stream] = Moments(self.sigmas, tensors[name])
             elif what == ["rows"]:
                 parts = (tensors[f"{half}/{segment}/{stream}/{field}"] for field in Covariances._fields)
                 self.covariances[half].setdefault(segment, {})[stream] = Covariances(*parts)

@@ -60,7 +60,7 @@ class Trained:
         fitted, found = self.fitted, Refits()
         for (stream, step), computed in self.known.items():
             known = computed[: self.references]
-            name = Refitted(fitted.segment, fitted.name, fitted.levels, stream, step, known)
+            name = Refitted(fitted.segment, fitted.name, fitted.sigmas, stream, step, known)
             found[name] = self.coefficients(stream, step).detach()
         return found
 
@@ -93,7 +93,7 @@ class Polisher:
                 watched.generate(self.judging[0])  # tells the noise levels and which streams there are
             streams = next(iter(driver.states.values())).references
             trained = Trained(
-                driver.stand_ins[0], mask_for(config.schedule or {}, len(self.runner.levels())), [*streams]
+                driver.stand_ins[0], mask_for(config.schedule or {}, len(self.runner.sigmas())), [*streams]
             )
             driver.stand_ins = [trained]
             return self._train(trained, watched.generate, report)

@@ -67,14 +67,14 @@ class Recorder:
         for name, layer in dict(projections(self.segments)).items():
             undo.set(layer, "forward", self._projecting(name, layer.forward))
 
-    def add_to(self, moments: dict[str, dict[str, Moments]], levels: Sequence[float]) -> None:
+    def add_to(self, moments: dict[str, dict[str, Moments]], sigmas: Sequence[float]) -> None:
         """Add the finished request to `moments` by segment and stream."""
-        for segment, stream, residuals, entered in self._seen_by_segment(len(levels)):
+        for segment, stream, residuals, entered in self._seen_by_segment(len(sigmas)):
             known = moments.setdefault(segment, {})
-            known.setdefault(stream, Moments.empty(levels, entered[0].shape[-1])).add(residuals, entered)
+            known.setdefault(stream, Moments.empty(sigmas, entered[0].shape[-1])).add(residuals, entered)
         for branch in sorted({branch for branch, _ in self._keys_values}):
             seen = {name: rows for (each, name), rows in self._keys_values.items() if each == branch}
-            keys_values.add_to(moments.setdefault(keys_values.SEGMENT, {}), seen, levels)
+            keys_values.add_to(moments.setdefault(keys_values.SEGMENT, {}), seen, sigmas)
 
     def add_to_covariances(self, covariances: dict[str, dict[str, Covariances]], steps: int) -> None:
         """The same for those that whole matrices are fitted from."""

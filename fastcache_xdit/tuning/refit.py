@@ -51,7 +51,7 @@ class Refitter:
             for index, batch in enumerate(self.batches):
                 half = "held_out" if index % HELD_OUT_EVERY == HELD_OUT_EVERY - 1 else "training"
                 seen = recorded(self.runner, batch, config, [segment], witness=lambda *_: None)
-                seen.add_to(sums[half], self.runner.levels())
+                seen.add_to(sums[half], self.runner.sigmas())
             refits = self._fitted(segment.key, config, *(sums[half][segment.key] for half in Halves._fields))
             config = self.publish(config, refits)
         return config, refits
@@ -67,8 +67,8 @@ class Refitter:
     def _fitted(
         self, key: str, config: FastCacheConfig, training: dict[str, Moments], held_out: dict[str, Moments]
     ) -> Refits:
-        base, levels = Calibration.shared(self.base), tuple(self.runner.levels())
-        known = {stream: halves.at(levels) for stream, halves in base.moments[key].items()}
+        base, sigmas = Calibration.shared(self.base), tuple(self.runner.sigmas())
+        known = {stream: halves.at(sigmas) for stream, halves in base.moments[key].items()}
         halves = {
             stream: Halves(
                 _blended(training[stream], known[stream].training), _blended(held_out[stream], known[stream].held_out)
@@ -77,18 +77,18 @@ class Refitter:
         }
         fitted = Fitted(config.stand_in, halves, coherence=base.coherence)
         found: Refits = {}
-        for step, computed in skips(mask_for(config.schedule or {}, len(levels))):
+        for step, computed in skips(mask_for(config.schedule or {}, len(sigmas))):
             for stream in halves:
-                name = Refitted(key, config.stand_in, levels, stream, step, computed[: fitted.references])
+                name = Refitted(key, config.stand_in, sigmas, stream, step, computed[: fitted.references])
                 found[name] = fitted.coefficients(stream, step, computed).float()
         return found
 
 
 def _blended(new: Moments, old: Moments) -> Moments:
     """New moments of all ranks, and old ones."""
-    new = Moments(new.levels, world.sum_over_ranks(new.gram))
+    new = Moments(new.sigmas, world.sum_over_ranks(new.gram))
     scale = BASE_SHARE * _energy(new) / _energy(old)
-    return new.plus(Moments(new.levels, scale * old.gram))
+    return new.plus(Moments(new.sigmas, scale * old.gram))
 
 
 def _energy(moments: Moments) -> torch.Tensor:

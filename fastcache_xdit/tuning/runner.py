@@ -47,7 +47,7 @@ class Runner:
         """The same with another number of steps."""
         return Runner(self.engine, {**self.call, "num_inference_steps": num_inference_steps}, self.region)
 
-    def levels(self) -> list[float]:
+    def sigmas(self) -> list[float]:
         """Noise level of each step of the last request."""
         scheduler = self.engine.pipe.scheduler
         return [float(timestep) / scheduler.config.num_train_timesteps for timestep in scheduler.timesteps.tolist()]

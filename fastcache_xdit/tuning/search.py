@@ -82,8 +82,8 @@ class Search:
     def __post_init__(self) -> None:
         self.num_blocks = len(self.runner.block_names)
         self.truth = [to_tensor(self.runner.images(batch, None)) for batch in self.batches]
-        self.levels = self.runner.levels()
-        self.steps = len(self.levels)
+        self.sigmas = self.runner.sigmas()
+        self.steps = len(self.sigmas)
         self._planner: tuple[ErrorTable, list[float]] | None = None
 
     def best(self, budget: float, evaluations: int, report: Callable[[str], None]) -> Trial:
@@ -149,9 +149,9 @@ class Search:
                 raise UsageError(
                     f"the calibration has no segment {key}", f"calibrate with --lead_blocks {self.lead_blocks}"
                 )
-            halves = self.calibration.moments[key]["hidden_states"].at(self.levels)
+            halves = self.calibration.moments[key]["hidden_states"].at(self.sigmas)
             table = ErrorTable(FORM, halves, max(LONGEST_GAP, self.steps // 4))
-            self._planner = table, self.calibration.gains_at(key, self.levels)
+            self._planner = table, self.calibration.gains_at(key, self.sigmas)
         return self._planner
 
     def _climb(self, best: Trial, evaluations: int, report: Callable[[str], None]) -> Trial:

@@ -69,7 +69,7 @@ def rms(values: Sequence[float]) -> float:
     return math.sqrt(sum(value * value for value in values) / len(values))
 
 
-def fit_spread(pairs: Sequence[Pair], gains: Sequence[float], levels: Sequence[float]) -> Spread:
+def fit_spread(pairs: Sequence[Pair], gains: Sequence[float], sigmas: Sequence[float]) -> Spread:
     """The calibrated test from pairs: null per step, factor per run, adaptive threshold, degrees of freedom.
 
     Each in turn explains what the ones before leave of error^2 / change^2; errors are those of the final latents.
@@ -79,16 +79,16 @@ def fit_spread(pairs: Sequence[Pair], gains: Sequence[float], levels: Sequence[f
     motion = np.array([pair.motion for pair in pairs])
     error = np.array([gains[pair.step] * pair.error for pair in pairs])
     ratio = error**2 / np.maximum(np.array([pair.change for pair in pairs]) ** 2, 1e-30)
-    null = _by_step(step, ratio, len(levels))
+    null = _by_step(step, ratio, len(sigmas))
     ratio = ratio / null[step]
     runs = [ratio[run == length].mean() for length in range(run.max() + 1) if (run == length).any()]
     ratio = ratio / np.array(runs)[np.minimum(run, len(runs) - 1)]
-    t = step / max(len(levels) - 1, 1)
+    t = step / max(len(sigmas) - 1, 1)
     columns = np.stack([np.ones_like(t), motion, t, t * t], axis=1)
     trajectory = np.linalg.lstsq(columns, ratio, rcond=None)[0]
     ratio = ratio / np.maximum(columns @ trajectory, 0.05)
     dof = 2 * ratio.mean() ** 2 / ratio.var()
-    return Spread(tuple(levels), tuple(null.tolist()), tuple(map(float, runs)), tuple(trajectory.tolist()), float(dof))
+    return Spread(tuple(sigmas), tuple(null.tolist()), tuple(map(float, runs)), tuple(trajectory.tolist()), float(dof))
 
 
 def _by_step(step: np.ndarray, ratio: np.ndarray, count: int) -> np.ndarray:

@@ -33,7 +33,7 @@ def path(tmp_path):
 
 def test_round_trip(path):
     found, original = Calibration.load(path), made()
-    assert (found.identity, found.facts, found.levels) == (original.identity, original.facts, original.levels)
+    assert (found.identity, found.facts, found.sigmas) == (original.identity, original.facts, original.sigmas)
     assert (found.gains, found.spread, found.coherence) == (original.gains, original.spread, original.coherence)
     for mine, theirs in zip(
         found.moments["a..b"]["hidden_states"], original.moments["a..b"]["hidden_states"], strict=True

@@ -209,19 +209,19 @@ def test_parts_of_a_segment_add_up_to_the_whole(form):
     torch.testing.assert_close(sum(parts), expected, atol=1e-5, rtol=1e-5)
 
 
-def smooth(levels):
+def smooth(sigmas):
     """Residuals and entry states that are cubic in the noise level: a cubic spline follows them exactly."""
     generator = torch.Generator().manual_seed(0)
     powers = torch.randn(2, 4, 50, CHANNELS, generator=generator, dtype=torch.float64)
-    at = [torch.tensor([1.0, x, x**2, x**3], dtype=torch.float64) for x in levels]
+    at = [torch.tensor([1.0, x, x**2, x**3], dtype=torch.float64) for x in sigmas]
     return [[torch.einsum("p,pnd->nd", x, part) for x in at] for part in powers]
 
 
 def test_other_schedules_are_interpolated_in_the_noise_level():
-    levels = (0.9, 0.8, 0.55, 0.33, 0.2, 0.1)
-    made = Moments.empty(levels, CHANNELS)
-    made.add(*smooth(levels))
-    torch.testing.assert_close(moments(*smooth(LEVELS)).at(levels).gram, made.gram, rtol=1e-8, atol=1e-8)
+    sigmas = (0.9, 0.8, 0.55, 0.33, 0.2, 0.1)
+    made = Moments.empty(sigmas, CHANNELS)
+    made.add(*smooth(sigmas))
+    torch.testing.assert_close(moments(*smooth(LEVELS)).at(sigmas).gram, made.gram, rtol=1e-8, atol=1e-8)
 
 
 def test_packing_keeps_the_matrix():

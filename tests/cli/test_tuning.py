@@ -62,7 +62,7 @@ def tuned(folder, calibration):
 
 def test_a_calibration_holds_what_it_measured(calibration, folder):
     found = Calibration.load(calibration)
-    assert len(found.levels) == STEPS and found.facts["call"]["guidance_scale"] == 2.5
+    assert len(found.sigmas) == STEPS and found.facts["call"]["guidance_scale"] == 2.5
     main = "transformer_blocks.1..transformer_blocks.11"
     assert set(found.moments) == {main, "transformer_blocks.0..transformer_blocks.11"}
     assert found.spread[main]["dof"] > 0 and all(gain > 0 for gain in found.gains[main])
@@ -73,7 +73,7 @@ def test_a_tuned_config_is_within_budget_and_runs(tuned, folder):
     values = yaml.safe_load(tuned.read_text())
     assert [(steps, mask.count("1")) for steps, mask in values["schedule"].items()] == [(STEPS, 4), (6, 3)]
     calibration = Calibration.load(tuned.parent / values["calibration"])
-    assert {len(each.levels) for each in calibration.refits} <= {STEPS, 6}
+    assert {len(each.sigmas) for each in calibration.refits} <= {STEPS, 6}
     assert not list(tuned.parent.glob("*.working"))
     output = folder / "images"
     command(*GENERATE, "--model", "shapes-pixart", "--cache_config", tuned, "--compare", "--output", output)
