@@ -1,4 +1,4 @@
-"""Where a transformer call stands: request, CFG branch, pipeline patch and denoising step."""
+"""Where a transformer call stands: request, CFG branch, PipeFusion patch and denoising step."""
 
 from __future__ import annotations
 
@@ -9,11 +9,23 @@ from typing import NamedTuple
 FUSED = "fused"  # both CFG branches in one batch, or no guidance at all
 
 
+class Patch(NamedTuple):
+    """The PipeFusion patch of one call: its number, its rows of the local sequence, and whether it is the last."""
+
+    number: int
+    rows: tuple[int, int]
+    is_last: bool
+
+
 class Tick(NamedTuple):
     """One call of the transformer.
 
-    `step` is the denoising step t, 0-based and counted per request; `num_steps` is None where nobody announced it;
-    `patch` is None for a call over the full local sequence; `rows` are the patch's rows of it, as (start, stop).
+    Attributes:
+        branch: CFG branch.
+        patch: number of the PipeFusion patch, None for a call over the full local sequence.
+        step: denoising step t, 0-based and counted per request.
+        num_steps: steps of the request, None where nobody announced it.
+        rows: the patch's rows of the full local sequence, as (start, stop).
     """
 
     branch: str
@@ -26,6 +38,9 @@ class Tick(NamedTuple):
     def steps_left(self) -> float:
         """Steps after this one; infinite where the number of steps is unknown."""
         return float("inf") if self.num_steps is None else self.num_steps - 1 - self.step
+
+    def __str__(self) -> str:
+        return f"step {self.step}" if self.patch is None else f"step {self.step}, patch {self.patch}"
 
 
 class Clock:
@@ -42,7 +57,7 @@ class Clock:
         self.branch = FUSED
         self.now: Tick | None = None
         self._steps: dict[str, int] = {}
-        self._at: int | None = None
+        self._set_step: int | None = None
         self._timesteps: dict[str, float] = {}
 
     def begin_request(self, num_steps: int | None) -> None:
@@ -54,7 +69,7 @@ class Clock:
 
     @contextlib.contextmanager
     def in_branch(self, name: str) -> Iterator[None]:
-        """Calls inside belong to the CFG branch `name`."""
+        """Count calls inside for the CFG branch `name`."""
         outer, self.branch = self.branch, name
         try:
             yield
@@ -63,40 +78,39 @@ class Clock:
 
     @contextlib.contextmanager
     def at(self, step: int) -> Iterator[None]:
-        """Calls inside are of this step, whichever were before."""
-        outer, self._at = self._at, step
+        """Take calls inside to be of this step, whichever came before."""
+        outer, self._set_step = self._set_step, step
         try:
             yield
         finally:
-            self._at = outer
+            self._set_step = outer
 
     def starts_request(self, timestep: float) -> bool:
-        """Whether a call at `timestep`, in a loop without scheduler, is the first of a new request."""
+        """Return whether a call at `timestep`, in a loop without scheduler, is the first of a new request."""
         last = self._timesteps.get(self.branch)
         return self.request == 0 or (last is not None and timestep > last)
 
     def repeats(self, timestep: float) -> bool:
-        """Whether this branch was called at `timestep` just before."""
+        """Return whether this branch was called at `timestep` just before."""
         return self._timesteps.get(self.branch) == timestep
 
-    def finished(self, patch: object) -> bool:
-        """Whether no announced request has a step left for this branch; patches share the step of the first one."""
-        taken = self._at if self._at is not None else self._steps.get(self.branch, -1) + 1
-        in_step = patch is not None and getattr(patch, "number", 0) != 0
-        return taken - in_step >= (self.num_steps or 0)
+    def finished(self, patch: Patch | None) -> bool:
+        """Return whether no announced request has a step left for this branch; patches share the first one's step."""
+        next_step = self._set_step if self._set_step is not None else self._steps.get(self.branch, -1) + 1
+        in_step = patch is not None and patch.number != 0
+        return next_step - in_step >= (self.num_steps or 0)
 
     @contextlib.contextmanager
-    def tick(
-        self, patch: int | None = None, rows: tuple[int, int] | None = None, timestep: float | None = None
-    ) -> Iterator[Tick]:
+    def tick(self, patch: Patch | None = None, timestep: float | None = None) -> Iterator[Tick]:
         """Advance to the next step of this branch (patches after the first stay in the step of the first)."""
-        if self._at is not None:
-            self._steps[self.branch] = self._at
-        elif patch in (None, 0):
+        if self._set_step is not None:
+            self._steps[self.branch] = self._set_step
+        elif patch is None or patch.number == 0:
             self._steps[self.branch] = self._steps.get(self.branch, -1) + 1
         if timestep is not None:
             self._timesteps[self.branch] = timestep
-        self.now = Tick(self.branch, patch, self._steps[self.branch], self.num_steps, rows)
+        number, rows = (patch.number, patch.rows) if patch else (None, None)
+        self.now = Tick(self.branch, number, self._steps[self.branch], self.num_steps, rows)
         try:
             yield self.now
         finally:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -11,6 +12,15 @@ from pydantic import Field, ValidationError, field_validator, model_validator
 
 from fastcache_xdit.errors import UsageError
 from fastcache_xdit.options import Options, TokensConfig
+
+# Where nothing but the schedule decides: every hard limit is out of its way.
+SCHEDULE_DECIDES = {
+    "test": "none",
+    "warmup_steps": 1,
+    "cooldown_steps": 0,
+    "max_consecutive_skips": 1000,
+    "error_budget": 1e9,
+}
 
 
 class FastCacheConfig(Options):
@@ -120,11 +130,24 @@ class FastCacheConfig(Options):
         return self
 
     @classmethod
+    def scheduled(cls, masks: str | Mapping[int, str], **options: Any) -> FastCacheConfig:
+        """Build a config in which the schedule alone decides: no test, and no limit that would object to a skip.
+
+        Args:
+            masks: the mask of one number of steps, such as `"11010010"`, or masks by number of steps.
+            options: any other options, such as `stand_in`, `calibration` and `lead_blocks`.
+        Raises:
+            UsageError: as in `from_dict`.
+        """
+        schedule = {len(masks): masks} if isinstance(masks, str) else dict(masks)
+        return cls.from_dict({**SCHEDULE_DECIDES, "schedule": schedule, **options})
+
+    @classmethod
     def from_dict(cls, values: dict[str, Any]) -> FastCacheConfig:
         """Build from a plain dict.
 
         Raises:
-            UsageError: in one line: the option, what was given, and what is allowed.
+            UsageError: an option does not exist or cannot have this value; says what was given and what is allowed.
         """
         if not isinstance(values, dict):
             raise UsageError(f"a FastCache config is a mapping of options, not {type(values).__name__}: {values!r}")

@@ -2,12 +2,11 @@
 
 import pytest
 
-from fastcache_xdit.clock import FUSED, Clock
-from fastcache_xdit.host.base import PatchView
+from fastcache_xdit.clock import FUSED, Clock, Patch
 
 
-def step(clock, **call):
-    with clock.tick(**call) as tick:
+def step(clock, patch=None, **call):
+    with clock.tick(patch if patch is None else Patch(patch, (0, 4), False), **call) as tick:
         return tick
 
 
@@ -59,9 +58,9 @@ def test_more_calls_than_steps_are_noticed():
     clock.begin_request(2)
     step(clock)
     step(clock, patch=0)
-    assert not clock.finished(PatchView(1, (4, 8), True))
+    assert not clock.finished(Patch(1, (4, 8), True))
     step(clock, patch=1)
-    assert clock.finished(None) and clock.finished(PatchView(0, (0, 4), False))
+    assert clock.finished(None) and clock.finished(Patch(0, (0, 4), False))
 
 
 def test_in_a_users_loop_a_larger_timestep_begins_a_request():

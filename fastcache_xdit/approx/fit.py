@@ -28,8 +28,8 @@ class Places(NamedTuple):
         return cls(torch.tensor([step]), torch.tensor([list(references)]))
 
 
-class Fits(NamedTuple):
-    """Fitted stand-ins.
+class FitResult(NamedTuple):
+    """Fitted stand-ins, one for each place.
 
     Attributes:
         coefficients: [P, D, 2K+2] float64, per channel the weights of Z = [R1..RK, H, H1..HK, 1].
@@ -54,7 +54,7 @@ def fit(
     places: Places,
     strengths: Sequence[float] = STRENGTHS,
     carried: torch.Tensor | None = None,
-) -> Fits:
+) -> FitResult:
     """Least squares of R[t] on a form's features, for every place.
 
     Minimises |R + carried - F c|^2 + strength |c - prior|^2 per channel (features scaled to unit energy). For each
@@ -73,7 +73,7 @@ def fit(
         errors = errors.masked_fill(_unresolved(training, places)[:, None] & tried.isfinite(), float("inf"))
     best = tried.gather(1, errors.argmin(dim=1, keepdim=True))
     coefficients = _solve(form, mine + theirs, prior, best)[:, 0]
-    return Fits(coefficients, errors.amin(dim=1), energy)
+    return FitResult(coefficients, errors.amin(dim=1), energy)
 
 
 def error_made(coefficients: torch.Tensor, steps: int, place: Places) -> torch.Tensor:

@@ -61,7 +61,7 @@ class Halves(NamedTuple):
 def combined(
     weights: Sequence[torch.Tensor | None], entered: torch.Tensor, references: Sequence[Reference]
 ) -> torch.Tensor:
-    """Sum of Z = [R1..RK, H, H1..HK, 1], each weighed by [D] or left out, in the dtype of `entered` [B, N, D]."""
+    """Add up Z = [R1..RK, H, H1..HK, 1], each weighed by [D] or left out, in the dtype of `entered` [B, N, D]."""
     states = [each.residual for each in references] + [entered] + [each.entered for each in references]
     total = weights[-1]
     for weight, state in zip(weights[:-1], states, strict=True):
@@ -124,17 +124,17 @@ class Fitted:
         self.begin(next(iter(moments.values())).training.sigmas)
 
     def begin(self, sigmas: Sequence[float]) -> None:
-        """A request begins whose steps have these noise levels."""
+        """Begin a request whose steps have these noise levels."""
         self.sigmas = tuple(sigmas)
 
     def residual(self, stream: str, entered: torch.Tensor, past: Past) -> torch.Tensor:
-        """See `StandIn`: sum_k r_k R_k + h H + sum_k h_k H_k + b, each weight [D]; added up in at least float32."""
+        """Return sum_k r_k R_k + h H + sum_k h_k H_k + b, each weight [D], added up in at least float32."""
         used = past.references[: self.references]
         path = past.computed if self._coherence else past.computed[: self.references]
         return combined(self._weights_for(stream, past.step, path, entered.device), entered, used)
 
     def coefficients(self, stream: str, step: int, computed: tuple[int, ...]) -> torch.Tensor:
-        """[D, 2K+2] float64 of one step, given the computed steps before it, newest first."""
+        """Return the weights [D, 2K+2] float64 of one step, given the computed steps before it, newest first."""
         key = (self.sigmas, stream, step, computed)
         if key not in self._solved.coefficients:
             known = computed[: self.references]
@@ -157,7 +157,7 @@ class Fitted:
         return next((each for each in self._coherence if back < each.reach + 1e-6), ALONE)
 
     def directions(self, stream: str, step: int, computed: tuple[int, ...]) -> torch.Tensor:
-        """[D, F, 2K+2]: see `fit.directions`, at the coefficients of this step."""
+        """Return `fit.directions` [D, F, 2K+2] at the coefficients of this step."""
         place = Places.one(step, computed[: self.references])
         training, held_out = self._halves(stream)
         return directions(self.form, training.plus(held_out), place, self.coefficients(stream, step, computed))

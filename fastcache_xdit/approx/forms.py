@@ -66,6 +66,8 @@ FORMS = {
     "delta+history": Form(residuals=3, changes=2, bias=True),
 }
 
+FORM = "delta+history"  # the one that calibrations are measured for, and masks planned and tuned
+
 
 def _unit(count: int, index: int) -> torch.Tensor:
     return torch.nn.functional.one_hot(torch.tensor(index), 2 * count + 2).double()

@@ -25,7 +25,7 @@ class KeysValues(NamedTuple):
     halves: Halves
 
 
-class Forecast:
+class KeysValuesForecast:
     """Weights of earlier rows, solved once for each pattern of steps.
 
     Args:
@@ -40,15 +40,15 @@ class Forecast:
         self.references = self._fitted.references
 
     def begin(self, sigmas: Sequence[float]) -> None:
-        """A request begins whose steps have these noise levels."""
+        """Begin a request whose steps have these noise levels."""
         self._fitted.begin(sigmas)
 
     def knows(self, layer: str) -> bool:
-        """Whether there are moments of a projection."""
+        """Return whether there are moments of a projection."""
         return layer in self._number
 
     def rows(self, layer: str, step: int, known: Sequence[tuple[int, torch.Tensor]]) -> torch.Tensor:
-        """Rows [B, N, D] of a projection at a step, from (step, rows) of whole steps, newest first."""
+        """Return the rows [B, N, D] of a projection at a step, from (step, rows) of whole steps, newest first."""
         weights = self.weights(layer, step, tuple(each for each, _ in known))
         total = weights[0] * known[0][1].float()
         for weight, (_, rows) in zip(weights[1:], known[1:], strict=True):
@@ -56,7 +56,7 @@ class Forecast:
         return total.to(known[0][1].dtype)
 
     def weights(self, layer: str, step: int, known: tuple[int, ...]) -> list[float]:
-        """What rows of a projection at the `known` steps, newest first, count at a step."""
+        """Return the weights of a projection's rows at the `known` steps, newest first, for a step."""
         key = (self._fitted.sigmas, step, known)
         if key not in self._weights:
             self._weights[key] = self._fitted.coefficients(STREAM, step, known)[:, : len(known)].tolist()

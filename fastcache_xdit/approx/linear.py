@@ -9,8 +9,6 @@ import torch
 
 from fastcache_xdit.errors import UsageError
 
-STREAMS = ("hidden_states", "encoder_hidden_states")
-
 
 class Reference(NamedTuple):
     """One computed step: what entered a segment (None where nobody asks for it) and what the segment added.
@@ -48,8 +46,11 @@ class StandIn(Protocol):
     references: int
     entered_kept: int
 
+    def begin(self, sigmas: Sequence[float]) -> None:
+        """Begin a request whose steps have these noise levels; none in a user's own loop."""
+
     def residual(self, stream: str, entered: torch.Tensor, past: Past) -> torch.Tensor:
-        """R[t] for one stream, given what enters now [B, N, D]."""
+        """Return R[t] of one stream, given what enters now [B, N, D]."""
 
 
 class Polynomial:
@@ -64,8 +65,11 @@ class Polynomial:
     def __init__(self, order: int) -> None:
         self.references = order + 1
 
+    def begin(self, sigmas: Sequence[float]) -> None:
+        """Do nothing: the polynomial runs in the index of the step."""
+
     def residual(self, stream: str, entered: torch.Tensor, past: Past) -> torch.Tensor:
-        """See `StandIn`."""
+        """Return the polynomial's value at the skipped step."""
         used = past.references[: self.references]
         weights = polynomial_weights([reference.step for reference in used], past.step)
         total = weights[0] * used[0].residual if len(used) > 1 else used[0].residual
@@ -75,7 +79,7 @@ class Polynomial:
 
 
 def polynomial_weights(steps: Sequence[float], step: float) -> list[float]:
-    """Lagrange weights w with sum_k w_k R[steps_k] = the polynomial through all references, at `step`."""
+    """Return the Lagrange weights w with sum_k w_k R[steps_k] = the polynomial through all references, at `step`."""
     weights = []
     for own in steps:
         weight = 1.0
@@ -90,7 +94,7 @@ UNFITTED = {"reuse": 0, "history": 1, "taylor2": 2, "delta": 0, "delta+history":
 
 
 def unfitted(name: str) -> Polynomial:
-    """What a stand-in is before anything was calibrated: `delta` has A = I, `history` is Taylor 1.
+    """Return what a stand-in is before anything was calibrated: `delta` has A = I, `history` is Taylor 1.
 
     Raises:
         UsageError: `affine`, which is nothing without a fit.

@@ -40,14 +40,14 @@ class Covariances(NamedTuple):
 
     def add(self, residuals: Sequence[torch.Tensor], entered: Sequence[torch.Tensor]) -> None:
         """Add one request: per step R and H of the same tokens, each [n, D]."""
-        for step, (left, into) in enumerate(zip(residuals, entered, strict=True)):
+        for step, (residual, before) in enumerate(zip(residuals, entered, strict=True)):
             bucket = step * BUCKETS // len(entered)
-            left, into = left.double(), into.double()
-            self.rows[bucket] += len(into)
-            self.entered[bucket] += into.sum(dim=0)
-            self.residual[bucket] += left.sum(dim=0)
-            self.entered_entered[bucket] += into.T @ into
-            self.residual_entered[bucket] += left.T @ into
+            residual, before = residual.double(), before.double()
+            self.rows[bucket] += len(before)
+            self.entered[bucket] += before.sum(dim=0)
+            self.residual[bucket] += residual.sum(dim=0)
+            self.entered_entered[bucket] += before.T @ before
+            self.residual_entered[bucket] += residual.T @ before
 
     def centred(self) -> tuple[torch.Tensor, torch.Tensor]:
         """Covariance of H [S, D, D], and of R with H."""
@@ -60,20 +60,20 @@ class Covariances(NamedTuple):
 
 @dataclass(frozen=True)
 class Maps:
-    """Fitted maps of one segment and stream: R = left + (diagonal + matrix) (H - entered), by bucket.
+    """Fitted maps of one segment and stream: R = residual + (diagonal + matrix) (H - entered), by bucket.
 
     Attributes:
         diagonal: [S, D] the fit of each channel by itself.
         matrix: [S, D, D] what other channels add to it.
         entered: [S, D] mean of H.
-        left: [S, D] mean of R.
+        residual: [S, D] mean of R.
         spread: [S, D] standard deviation of H, by which a low rank keeps what counts.
     """
 
     diagonal: torch.Tensor
     matrix: torch.Tensor
     entered: torch.Tensor
-    left: torch.Tensor
+    residual: torch.Tensor
     spread: torch.Tensor
 
     def low_rank(self, bucket: int, rank: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -125,11 +125,11 @@ class Affine:
     _factors: dict[tuple[str, int, torch.device, torch.dtype], list[torch.Tensor]] = field(default_factory=dict)
 
     def begin(self, sigmas: Sequence[float]) -> None:
-        """A request begins whose steps have these noise levels."""
+        """Begin a request whose steps have these noise levels."""
         self._steps = len(sigmas)
 
     def residual(self, stream: str, entered: torch.Tensor, past: Past) -> torch.Tensor:
-        """See `StandIn`; references are not looked at."""
+        """Return (W - I) H + b: references are not looked at."""
         diagonal, bias, *factors = self._factors_for(stream, past.step * BUCKETS // self._steps, entered)
         total = torch.addcmul(bias, diagonal, entered)
         through = entered
@@ -141,12 +141,12 @@ class Affine:
         key = (stream, bucket, like.device, like.dtype)
         if key not in self._factors:
             maps = self.maps[stream]
-            left, right = maps.low_rank(bucket, self.rank)
-            factors = [left, right] if 2 * self.rank < len(left) else [left @ right]
+            tall, wide = maps.low_rank(bucket, self.rank)
+            factors = [tall, wide] if 2 * self.rank < len(tall) else [tall @ wide]
             diagonal, mean = maps.diagonal[bucket].float(), maps.entered[bucket].float()
             moved = mean
             for factor in reversed(factors):
                 moved = factor @ moved
-            bias = maps.left[bucket].float() - diagonal * mean - moved
+            bias = maps.residual[bucket].float() - diagonal * mean - moved
             self._factors[key] = [each.to(like) for each in (diagonal, bias, *factors)]
         return self._factors[key]

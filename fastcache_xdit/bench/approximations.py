@@ -8,16 +8,17 @@ from dataclasses import dataclass
 from typing import Any
 
 from fastcache_xdit.approx.calibration import Calibration
+from fastcache_xdit.approx.forms import FORM
 from fastcache_xdit.bench.timed import Timed
+from fastcache_xdit.config import SCHEDULE_DECIDES as SCHEDULED
 from fastcache_xdit.config import FastCacheConfig
 from fastcache_xdit.decision.schedule import uniform_mask
 from fastcache_xdit.decision.significance import Spread
 from fastcache_xdit.evaluate.quality import psnr_db, to_tensor
 from fastcache_xdit.host.xdit.engine import Batch
-from fastcache_xdit.tuning.calibrate import FORM, SCHEDULED
+from fastcache_xdit.tuning.pairs import Pair, Pairs
 from fastcache_xdit.tuning.runner import Runner
 from fastcache_xdit.tuning.search import affordable, compute_ratio
-from fastcache_xdit.tuning.witness import Pair, Pairs
 from fastcache_xdit.undo import Undo
 
 UNFITTED = ("reuse", "history", "taylor2")

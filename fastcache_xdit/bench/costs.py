@@ -5,10 +5,10 @@ from __future__ import annotations
 import statistics
 
 from fastcache_xdit.bench.timed import Timed
+from fastcache_xdit.config import SCHEDULE_DECIDES as SCHEDULED
 from fastcache_xdit.config import FastCacheConfig
 from fastcache_xdit.host.xdit import world
 from fastcache_xdit.host.xdit.engine import Batch
-from fastcache_xdit.tuning.calibrate import SCHEDULED
 from fastcache_xdit.tuning.runner import Runner
 from fastcache_xdit.undo import Undo
 

@@ -10,7 +10,9 @@ from typing import Any
 
 import torch
 
+from fastcache_xdit.approx.forms import FORM
 from fastcache_xdit.bench.editing import LocalEdit, box, box_mask
+from fastcache_xdit.config import SCHEDULE_DECIDES as SCHEDULED
 from fastcache_xdit.config import FastCacheConfig
 from fastcache_xdit.decision.schedule import uniform_mask
 from fastcache_xdit.evaluate.flops import counted
@@ -18,7 +20,6 @@ from fastcache_xdit.evaluate.quality import psnr_db, to_tensor
 from fastcache_xdit.evaluate.token_maps import TokenMap, TokenMaps, assembled
 from fastcache_xdit.host.xdit import world
 from fastcache_xdit.host.xdit.engine import Batch, Request
-from fastcache_xdit.tuning.calibrate import FORM, SCHEDULED
 from fastcache_xdit.tuning.runner import Runner
 
 SETTINGS = ("text", "edit")

@@ -93,7 +93,7 @@ def cache_config(text: str | dict[str, Any] | None) -> FastCacheConfig:
     """
     config = FastCacheConfig.from_text(json.dumps(text) if isinstance(text, dict) else text)
     if config.calibration:
-        Calibration.shared(config.calibration)  # what is wrong with the file is said before a model loads
+        Calibration.cached(config.calibration)  # what is wrong with the file is said before a model loads
     return config
 
 

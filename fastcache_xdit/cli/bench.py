@@ -27,8 +27,8 @@ from fastcache_xdit.evaluate.token_maps import TokenMap, sheet
 from fastcache_xdit.host.xdit import engine, layout, loading, world
 from fastcache_xdit.jobs.recipe import Recipe
 from fastcache_xdit.plugin import register
-from fastcache_xdit.tuning.calibrate import versions
 from fastcache_xdit.tuning.runner import Runner
+from fastcache_xdit.tuning.versions import versions
 from shapes.loading import SHIPPED, calibration_path, tuned_configs
 from shapes.sampling import prompts
 

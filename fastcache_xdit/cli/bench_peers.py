@@ -29,7 +29,7 @@ from fastcache_xdit.cli.pipeline import (
 from fastcache_xdit.errors import UsageError
 from fastcache_xdit.host.xdit import engine, layout, loading, world
 from fastcache_xdit.plugin import register
-from fastcache_xdit.tuning.calibrate import versions
+from fastcache_xdit.tuning.versions import versions
 from shapes.loading import PRESETS, SHIPPED, calibration_prompts, tuned_configs
 from shapes.recipes import RECIPES
 

@@ -23,7 +23,7 @@ from fastcache_xdit.errors import UsageError
 from fastcache_xdit.host import cpu
 from fastcache_xdit.host.xdit import engine, loading, world
 from fastcache_xdit.plugin import register
-from fastcache_xdit.tuning.calibrate import versions
+from fastcache_xdit.tuning.versions import versions
 
 SIZE = ("height", "width", "num_frames")
 

@@ -20,7 +20,8 @@ from fastcache_xdit.errors import UsageError
 from fastcache_xdit.host.xdit import engine, layout, loading, world
 from fastcache_xdit.models.catalogue import known_models
 from fastcache_xdit.plugin import register
-from fastcache_xdit.tuning.calibrate import Calibrator, Coverage, check_enough
+from fastcache_xdit.tuning.calibrate import Calibrator
+from fastcache_xdit.tuning.coverage import Coverage, check_enough
 from fastcache_xdit.tuning.runner import Runner
 
 

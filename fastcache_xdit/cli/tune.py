@@ -24,7 +24,7 @@ from fastcache_xdit.config import FastCacheConfig
 from fastcache_xdit.errors import UsageError
 from fastcache_xdit.host.xdit import engine, layout, loading, world
 from fastcache_xdit.plugin import register
-from fastcache_xdit.tuning.calibrate import check_enough
+from fastcache_xdit.tuning.coverage import check_enough
 from fastcache_xdit.tuning.polish import Polisher
 from fastcache_xdit.tuning.refit import Refitter
 from fastcache_xdit.tuning.runner import Runner
@@ -59,7 +59,6 @@ def main(argv: list[str]) -> int:
         trials.append(find(search, target, options["evaluations"], _say))
     if is_first_rank():
         _write(trials, output, options)
-        _working(output).unlink(missing_ok=True)
         _frontier(searches)
         calls = sum(len(search.tried) for search in searches)
         print(f"fastcache: {calls} generations of {len(prompts_of(options))} prompts -> {output}")
@@ -88,10 +87,10 @@ def _checked(options: dict[str, Any]) -> tuple[Target, Callable[[], Iterator[Sea
         runner = Runner(engine.Engine(model, options, options["dtype"] or loading.default_dtype()), call)
         runner.engine.pipe.set_progress_bar_config(disable=True)
         batches = engine.batches(prompts, options["batch_size"], options["seed"])
-        working, path = _working(Path(options["output"])), options["calibration"]
+        path = options["calibration"]
         for steps in options["steps"] or [call["num_inference_steps"]]:
             stepped = runner.steps(steps)
-            refitter = Refitter(stepped, refit_batches, path, working) if refit_batches else None
+            refitter = Refitter(stepped, refit_batches, calibration) if refit_batches else None
             polisher = Polisher(stepped, refit_batches, options["polish"]) if options["polish"] else None
             lead, seed = options["lead_blocks"], options["seed"]
             yield Search(stepped, batches, calibration, path, lead, seed, start, refitter, polisher)
@@ -113,10 +112,6 @@ def _refit_batches(options: dict[str, Any]) -> list[engine.Batch]:
     prompts = prompts_of({"prompt": None, "prompts": options["refit_prompts"]})
     check_enough(len(prompts), options["batch_size"])
     return engine.batches(prompts, options["batch_size"], options["seed"] + 1)
-
-
-def _working(output: Path) -> Path:
-    return Path(f"{output}.working")
 
 
 def _say(line: str) -> None:

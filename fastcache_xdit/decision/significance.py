@@ -10,10 +10,12 @@ from functools import lru_cache
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
-from scipy.stats import chi2
+
+from fastcache_xdit.clock import Tick
+from fastcache_xdit.decision.evidence import Evidence
 
 
-class Finding(NamedTuple):
+class Verdict(NamedTuple):
     """A test's answer: the error that a skip is predicted to cause, and whether that is too much."""
 
     predicted_error: float
@@ -21,17 +23,10 @@ class Finding(NamedTuple):
 
 
 class SignificanceTest(Protocol):
-    """A rule on the change of the hidden states that enter a segment.
+    """A rule on the change of the hidden states that enter a segment."""
 
-    `change` is relative (norm over norm), `motion` the relative variance of the tokens' saliencies, `order` how many
-    references the stand-in has, `observed` the pairs (change, error) of this request's computed steps, `skipped` how
-    many steps in a row were skipped before this one.
-    """
-
-    def ask(
-        self, step: int, change: float, motion: float, order: int, observed: Sequence[tuple[float, float]], skipped: int
-    ) -> Finding:
-        """The finding for one segment at one step."""
+    def ask(self, evidence: Evidence, tick: Tick) -> Verdict:
+        """Return the answer for one segment at one step."""
 
 
 class Online:
@@ -40,18 +35,17 @@ class Online:
     def __init__(self, threshold: float) -> None:
         self.threshold = threshold
 
-    def ask(
-        self, step: int, change: float, motion: float, order: int, observed: Sequence[tuple[float, float]], skipped: int
-    ) -> Finding:
-        """See `SignificanceTest`.
+    def ask(self, evidence: Evidence, tick: Tick) -> Verdict:
+        """Predict the error from the errors of this request's computed steps.
 
         A stand-in of order k (reuse: 1, extrapolation: 2) errs like the k-th power of the distance to its references;
         the median over the window keeps one odd step from deciding. Before anything was observed the error is taken to
         be as large as the change itself.
         """
-        scaled = [error * (change / seen) ** order for seen, error in observed]
+        change, order = evidence.change, evidence.order
+        scaled = [error * (change / seen) ** order for seen, error in evidence.track.observed]
         predicted = statistics.median(scaled) if scaled else change
-        return Finding(predicted, not predicted < self.threshold)
+        return Verdict(predicted, not predicted < self.threshold)
 
 
 class Paper:
@@ -60,14 +54,13 @@ class Paper:
     For the n of any real model the right side is 1.00 and every change below 100 % passes: for comparison only.
     """
 
-    def __init__(self, alpha: float, values: int) -> None:
-        self.limit = quantile(alpha, values)
+    def __init__(self, alpha: float) -> None:
+        self.alpha = alpha
 
-    def ask(
-        self, step: int, change: float, motion: float, order: int, observed: Sequence[tuple[float, float]], skipped: int
-    ) -> Finding:
-        """See `SignificanceTest`."""
-        return Finding(change, not change**2 <= self.limit)
+    def ask(self, evidence: Evidence, tick: Tick) -> Verdict:
+        """Compare the squared change with the quantile over its degrees of freedom."""
+        limit = quantile(self.alpha, evidence.values)
+        return Verdict(evidence.change, not evidence.change**2 <= limit)
 
 
 @dataclass(frozen=True)
@@ -122,7 +115,9 @@ class Spread:
         return max(b0 + b1 * motion + b2 * t + b3 * t * t, 0.05)
 
     def exceeds(self, expected: float, tolerance: float) -> float:
-        """Probability that the true error is above the tolerance, given what is expected."""
+        """Return the probability that the true error is above the tolerance, given what is expected."""
+        from scipy.stats import chi2
+
         return float(chi2.sf(self.dof * tolerance**2 / expected, self.dof)) if expected else 0.0
 
 
@@ -134,25 +129,23 @@ class Calibrated:
         self.spread = spread
         self.limit = quantile(alpha, spread.dof)
 
-    def ask(
-        self, step: int, change: float, motion: float, order: int, observed: Sequence[tuple[float, float]], skipped: int
-    ) -> Finding:
-        """See `SignificanceTest`."""
-        expected = self.spread.expected(step, change, motion, skipped)
-        return Finding(math.sqrt(expected), not expected / self.tolerance**2 <= self.limit)
+    def ask(self, evidence: Evidence, tick: Tick) -> Verdict:
+        """Compare the expected error of the final latents with the tolerance."""
+        expected = self.spread.expected(tick.step, evidence.change, evidence.motion, evidence.track.skipped)
+        return Verdict(math.sqrt(expected), not expected / self.tolerance**2 <= self.limit)
 
 
-class Unasked:
+class Insignificant:
     """`test: none`: no change is significant; a schedule decides."""
 
-    def ask(
-        self, step: int, change: float, motion: float, order: int, observed: Sequence[tuple[float, float]], skipped: int
-    ) -> Finding:
-        """See `SignificanceTest`."""
-        return Finding(0.0, False)
+    def ask(self, evidence: Evidence, tick: Tick) -> Verdict:
+        """Find every change insignificant."""
+        return Verdict(0.0, False)
 
 
 @lru_cache
 def quantile(alpha: float, dof: float) -> float:
-    """chi2.ppf(1 - alpha, dof) / dof."""
+    """Return chi2.ppf(1 - alpha, dof) / dof."""
+    from scipy.stats import chi2  # takes longer to import than all the rest, and few configs need it
+
     return float(chi2.ppf(1 - alpha, dof) / dof)

@@ -9,6 +9,7 @@ from pathlib import Path
 from huggingface_hub import snapshot_download
 
 from fastcache_xdit.approx.calibration import Calibration
+from fastcache_xdit.approx.identity import check_identity
 from fastcache_xdit.doctor.finding import Finding, problem, tried
 from fastcache_xdit.errors import UsageError
 from fastcache_xdit.host.identity import saved_identity
@@ -76,7 +77,7 @@ def calibration(path: Path, folder: Path) -> Finding:
     try:
         found = Calibration.load(path)
         if folder.is_dir():
-            found.check(saved_identity(folder), allow_adapters=True)
+            check_identity(found.identity, saved_identity(folder), allow_adapters=True)
     except UsageError as error:
         return problem("calibration", error.problem, error.advice or "give a file that fastcache-xdit calibrate wrote")
     made_for = "this model" if folder.is_dir() else f"a {found.identity['model']}"

@@ -55,9 +55,8 @@ def warm_up(engine: Engine, batch: Batch, config: FastCacheConfig, call: dict[st
 
 def run_cached(engine: Engine, batch: Batch, config: FastCacheConfig, call: dict[str, Any], run: Run) -> dict[int, Any]:
     """One batch with the cache on; its counts and decisions are added to `run`. Returns this rank's images."""
-    with fastcache(engine.pipe, config) as handle:
-        if handle.driver.partial and not run.ledgers:
-            handle.driver.partial.watch = run.tokens
+    observer = None if run.ledgers else run.tokens  # the first request alone is drawn
+    with fastcache(engine.pipe, config, observer=observer) as handle:
         images = _timed(engine, batch, call, run)
         report = handle.report()
     run.counters.add(report.counters)

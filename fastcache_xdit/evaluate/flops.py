@@ -12,8 +12,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 
 from fastcache_xdit.host.find import host_of
-from fastcache_xdit.models.catalogue import spec_for
-from fastcache_xdit.segments.segment import Block, blocks_of
+from fastcache_xdit.segments.segment import Block
 from fastcache_xdit.undo import Undo
 
 
@@ -31,7 +30,7 @@ def counted(target: Any) -> Iterator[Counter[str]]:
     host = host_of(target)
     flops: Counter[str] = Counter()
     with Undo() as undo:
-        for block in blocks_of(host.model, spec_for(host.model), host.offsets, host.lengths):
+        for block in host.blocks:
             undo.set(block.module, "forward", _counting(block, block.module.forward, flops))
         yield flops
 

@@ -15,6 +15,7 @@ from PIL import Image
 
 from fastcache_xdit.clock import Tick
 from fastcache_xdit.partial.balance import Kept
+from fastcache_xdit.runtime.observer import Observer
 from fastcache_xdit.tokens.region import tiling
 
 matplotlib.use("Agg")
@@ -32,8 +33,8 @@ class Seen(NamedTuple):
 
 
 @dataclass
-class TokenMaps:
-    """A `Watch` of partial steps: the first image of a request, on this rank.
+class TokenMaps(Observer):
+    """Sees partial steps: the first image of a request, on this rank.
 
     Attributes:
         steps: by step and first token of the rows that a PipeFusion patch has of this rank's sequence.
@@ -41,8 +42,8 @@ class TokenMaps:
 
     steps: dict[int, dict[int, Seen]] = field(default_factory=dict)
 
-    def __call__(self, tick: Tick, kept: Kept, scores: torch.Tensor) -> None:
-        """See `Watch`: `scores` [B, N]."""
+    def on_tokens(self, tick: Tick, kept: Kept, scores: torch.Tensor) -> None:
+        """Keep which tokens of the first image were computed, and their scores [B, N]."""
         ones, zeros = scores.new_ones(len(scores), kept.count, 1), torch.zeros_like(scores)[..., None]
         drawn = kept.put(ones, zeros)[0, :, 0] > 0
         start = tick.rows[0] if tick.rows else 0

@@ -11,7 +11,7 @@ from fastcache_xdit.host.base import Host
 
 
 def diffusers_host(target: Any) -> Host:
-    """The host of a diffusers pipeline or transformer.
+    """Return the host of a diffusers pipeline or transformer.
 
     Raises:
         UsageError: no transformer, two of them, another cache already on, or diffusers' own context parallelism.
@@ -23,11 +23,15 @@ def diffusers_host(target: Any) -> Host:
             "diffusers' own context parallelism is not supported: its ranks would decide apart",
             "run the model under xDiT (ulysses_degree, ring_degree) instead",
         )
-    return Host(transformer=transformer, model=transformer, scheduler=getattr(target, "scheduler", None))
+    return Host(transformer, transformer, getattr(target, "scheduler", None))
 
 
 def transformer_of(pipe: Any) -> nn.Module:
-    """The one transformer of a pipeline; UsageError where there is none or a second one."""
+    """Return the one transformer of a pipeline.
+
+    Raises:
+        UsageError: there is none, or a second one.
+    """
     transformer = getattr(pipe, "transformer", None)
     if not isinstance(transformer, nn.Module):
         raise UsageError(
@@ -40,6 +44,10 @@ def transformer_of(pipe: Any) -> nn.Module:
 
 
 def refuse_rivals(transformer: nn.Module) -> None:
-    """UsageError where another cache is on: two of them would compare against each other's approximations."""
+    """Refuse a transformer with another cache on: two would compare against each other's approximations.
+
+    Raises:
+        UsageError: names what to call first.
+    """
     if getattr(transformer, "is_cache_enabled", False):
         raise UsageError("a diffusers cache is enabled on this transformer", "call transformer.disable_cache() first")

@@ -6,9 +6,9 @@ from typing import Any
 
 from fastcache_xdit.host.base import Host
 from fastcache_xdit.host.diffusers import diffusers_host
-from fastcache_xdit.host.xdit.host import is_xdit, xdit_host
+from fastcache_xdit.host.xdit.host import XditHost, is_xdit
 
 
 def host_of(target: Any) -> Host:
-    """The host of a pipeline or transformer; errors as in `diffusers_host` and `xdit_host`."""
-    return xdit_host(target) if is_xdit(target) else diffusers_host(target)
+    """Return the host of a pipeline or transformer; errors as in `diffusers_host` and `XditHost`."""
+    return XditHost(target) if is_xdit(target) else diffusers_host(target)

@@ -12,7 +12,7 @@ import torch.distributed as dist
 from fastcache_xdit.counters import Counters
 from fastcache_xdit.parallel.consensus import add_by_branch, check_stamps
 from fastcache_xdit.parallel.topology import Topology
-from fastcache_xdit.runtime.judge import HEADER_LENGTH
+from fastcache_xdit.runtime.followers import HEADER_LENGTH
 
 HEADERS_KEPT = 256
 _GROUPS: dict[tuple[int, tuple[int, ...], str | None], dist.ProcessGroup] = {}
@@ -20,7 +20,7 @@ _SENT: dict[dist.ProcessGroup, deque[tuple[Any, torch.Tensor]]] = {}
 
 
 def group_of(ranks: Sequence[int], backend: str | None = None) -> dist.ProcessGroup:
-    """The process group of these ranks; made once per job, by its members alone.
+    """Return the process group of these ranks; made once per job, by its members alone.
 
     Never destroyed: torch would give a second group of the same ranks the name of the first, under which the addresses
     of its dead connections are still to be found.
@@ -57,19 +57,19 @@ class GroupConsensus:
         self.counters = counters
 
     def agree(self, sums: torch.Tensor, stamp: int, place: str) -> torch.Tensor:
-        """See `Consensus`: one all-gather, one copy to the host."""
+        """Add up in one all-gather and one copy to the host."""
         self.device = sums.device  # where the model computes, which offloading separates from where weights lie
         gathered = self._gather(torch.cat([sums.new_tensor([float(stamp)]), sums.flatten()]))
         check_stamps(gathered[:, 0].tolist(), self.ranks, place)
         return add_by_branch(gathered[:, 1:].reshape(len(self.ranks), *sums.shape), self.branches)
 
     def confirm(self, stamp: int, place: str) -> None:
-        """See `Consensus`."""
+        """Compare stamps in one all-gather."""
         gathered = self._gather(torch.tensor([float(stamp)], dtype=torch.float64, device=self.device))
         check_stamps(gathered[:, 0].tolist(), self.ranks, place)
 
-    def shards(self, values: torch.Tensor, stamp: int, place: str) -> torch.Tensor:
-        """See `Consensus`: one all-gather; only the stamps are copied to the host."""
+    def gather_shards(self, values: torch.Tensor, stamp: int, place: str) -> torch.Tensor:
+        """Gather in one message; only the stamps are copied to the host."""
         message = torch.cat([values.new_tensor([float(stamp)], dtype=torch.float64), values.double().flatten()])
         gathered = self._everyone(message)
         check_stamps(gathered[:, 0].tolist(), self.ranks, place)
@@ -78,7 +78,7 @@ class GroupConsensus:
         return gathered[:, 1:].reshape(*degrees, *values.shape)[:, :, 0].amax(dim=0).to(values.dtype)
 
     def exchange(self, rows: torch.Tensor) -> torch.Tensor:
-        """See `Consensus`."""
+        """Gather rows in the order of the shards."""
         self.counters.collectives += 1
         ranks = self.topology.sequence_ranks()
         everyone = rows.new_empty(len(ranks) * len(rows), *rows.shape[1:])
@@ -99,20 +99,22 @@ class GroupConsensus:
 class StageRelay:
     """`Relay` along the PipeFusion stages: small messages between hosts (gloo), ahead of the activations."""
 
-    def __init__(self, topology: Topology) -> None:
+    def __init__(self, topology: Topology, counters: Counters) -> None:
         stage, stages = topology.stage, topology.pipefusion_parallel_degree
         self.is_first = stage == 0
         self.group = group_of([topology.stage_neighbour(other - stage) for other in range(stages)], backend="gloo")
         self._previous = topology.stage_neighbour(-1)
         self._next = topology.stage_neighbour(1) if stage + 1 < stages else None
         self._sent = _SENT.setdefault(self.group, deque())
+        self._counters = counters
 
     def send(self, header: list[float]) -> None:
-        """See `Relay`; does not wait, as a stage lags by few messages.
+        """Pass a header on without waiting, as a stage lags by few messages.
 
         gloo needs message and work kept alive until they are read, which can be after this stage is done with the
         request and its cache is off; hence they are kept with the group.
         """
+        self._counters.headers += 1
         if self._next is None:
             return
         message = torch.tensor(header, dtype=torch.float64)
@@ -121,7 +123,7 @@ class StageRelay:
             self._sent.popleft()[0].wait()
 
     def receive(self) -> list[float]:
-        """See `Relay`; waits for the previous stage, which sends before it sends its activations."""
+        """Wait for the previous stage, which sends a header before its activations."""
         message = torch.empty(HEADER_LENGTH, dtype=torch.float64)
         dist.recv(message, src=self._previous, group=self.group)
         return message.tolist()

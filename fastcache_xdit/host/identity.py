@@ -1,4 +1,4 @@
-"""What tells one model from another, so that a calibration is used only where it was made."""
+"""The identity of a running or saved model, as a calibration keeps it (see `approx.identity`)."""
 
 from __future__ import annotations
 
@@ -11,26 +11,24 @@ import torch
 from torch import nn
 
 from fastcache_xdit.host.base import Host
-from fastcache_xdit.models.spec import ModelSpec
-from fastcache_xdit.segments.segment import Block, blocks_of
+from fastcache_xdit.segments.segment import Block
 
 _NOT_THE_MODEL = ("_name_or_path", "_diffusers_version", "_class_name", "_use_default_values")
 
 
-def identity(host: Host, spec: ModelSpec) -> dict[str, Any]:
-    """Names, digests of configs, active adapters, and norms of some blocks' weights (not under tensor parallelism)."""
-    blocks = blocks_of(host.model, spec, host.offsets, host.lengths)
-    sharded = host.topology is not None and host.topology.tensor_parallel_degree > 1
+def identity(host: Host) -> dict[str, Any]:
+    """Return names, digests of configs, active adapters, and norms of some weights (not under tensor parallelism)."""
+    sharded = host.topology.tensor_parallel_degree > 1
     scheduler = type(getattr(host.scheduler, "module", host.scheduler)).__name__  # xDiT wraps it as `module`
     return {
-        **_configs(spec.name, host.model.config, scheduler, host.scheduler.config),
-        "weights": {} if sharded else _fingerprint(blocks),
+        **_configs(host.spec.name, host.model.config, scheduler, host.scheduler.config),
+        "weights": {} if sharded else _fingerprint(host.blocks),
         "adapters": sorted(getattr(host.model, "active_adapters", list)()) if _adapted(host.model) else [],
     }
 
 
 def saved_identity(folder: Path) -> dict[str, Any]:
-    """What can be said of a pipeline on disk without its weights: all but these and adapters."""
+    """Return what can be said of a pipeline on disk without its weights: all but these and adapters."""
     parts = json.loads((folder / "model_index.json").read_text())
     scheduler = _from_config(folder / "scheduler", parts["scheduler"][1])
     with torch.device("meta"):

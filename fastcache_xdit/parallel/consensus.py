@@ -22,7 +22,7 @@ class Consensus(Protocol):
     shard_count: int
 
     def agree(self, sums: torch.Tensor, stamp: int, place: str) -> torch.Tensor:
-        """Sums of all agreeing ranks, added per CFG branch.
+        """Add up the sums of all agreeing ranks, per CFG branch.
 
         Args:
             sums: [rows, K] float64 local sums, one row per sample; every rank passes the same shape.
@@ -37,8 +37,8 @@ class Consensus(Protocol):
     def confirm(self, stamp: int, place: str) -> None:
         """Compare stamps alone; raises RankDivergenceError on all ranks where they differ."""
 
-    def shards(self, values: torch.Tensor, stamp: int, place: str) -> torch.Tensor:
-        """What each shard of the sequence has, [rows, K] -> [R, rows, K], the same bits on every rank.
+    def gather_shards(self, values: torch.Tensor, stamp: int, place: str) -> torch.Tensor:
+        """Gather what each shard of the sequence has, [rows, K] -> [R, rows, K], the same bits on every rank.
 
         Of several CFG branches the largest value; of tensor-parallel ranks, which hold the same tokens, the first's.
 
@@ -47,7 +47,7 @@ class Consensus(Protocol):
         """
 
     def exchange(self, rows: torch.Tensor) -> torch.Tensor:
-        """The same tensor of each shard of the sequence, [...] -> [R, ...]; no check, as it stands inside a block."""
+        """Gather a tensor of each shard of the sequence, [...] -> [R, ...]; no check, as it stands inside a block."""
 
 
 class Solo:
@@ -56,18 +56,18 @@ class Solo:
     shard, shard_count = 0, 1
 
     def agree(self, sums: torch.Tensor, stamp: int, place: str) -> torch.Tensor:
-        """The sums themselves, on the CPU (the one host read of a decision)."""
+        """Return the sums themselves, on the CPU (the one host read of a decision)."""
         return sums.cpu()
 
     def confirm(self, stamp: int, place: str) -> None:
-        """One process agrees with itself."""
+        """Do nothing: one process agrees with itself."""
 
-    def shards(self, values: torch.Tensor, stamp: int, place: str) -> torch.Tensor:
-        """The whole sequence is one shard."""
+    def gather_shards(self, values: torch.Tensor, stamp: int, place: str) -> torch.Tensor:
+        """Return the whole sequence as one shard."""
         return values[None]
 
     def exchange(self, rows: torch.Tensor) -> torch.Tensor:
-        """See `shards`."""
+        """Return the one shard."""
         return rows[None]
 
 

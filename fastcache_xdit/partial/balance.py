@@ -99,47 +99,46 @@ class Moved:
         return place[:, mine, None]
 
 
-class Shares(NamedTuple):
+class TokenScores(NamedTuple):
     """Scores [R, B, N] of all shards' tokens, and their mean squared norm [B]."""
 
-    scores: torch.Tensor
+    by_shard: torch.Tensor
     energy: torch.Tensor
 
     @property
     def total(self) -> int:
         """Tokens of the whole sequence."""
-        return self.scores.shape[0] * self.scores.shape[2]
+        return self.by_shard.shape[0] * self.by_shard.shape[2]
 
 
-def share_out(shares: Shares, options: TokensConfig, consensus: Consensus) -> Kept | None:
-    """Which tokens this rank computes; None where so many move that the step is better computed whole.
+def choose_tokens(scores: TokenScores, options: TokensConfig, consensus: Consensus) -> Kept | None:
+    """Choose the tokens that this rank computes; None where so many move that the step is better computed whole.
 
-    Every rank gets the same answer from the same shares, and at least one token, since attention takes no empty rows.
-    `threshold` or a region, and `balance` over several ranks,
-    cost a host read each.
+    Every rank gets the same answer from the same scores, and at least one token, since attention takes no empty rows.
+    `threshold` or a region costs a host read, and so does `balance` over several ranks.
     """
-    ranks, _, length = shares.scores.shape
+    ranks, _, length = scores.by_shard.shape
     even = options.balance == "reshard" and ranks > 1
-    count = bucketed(max(1, _wanted(shares, options)), math.lcm(options.bucket, ranks if even else 1), shares.total)
-    kept = select_global(shares.scores, count)
-    largest = count if ranks == 1 else rank_count(kept, ranks, shares.total, 1 if even else options.bucket)
-    mine = count // ranks if even else largest
-    if not options.pays(mine / length):
+    count = bucketed(max(1, _wanted(scores, options)), math.lcm(options.bucket, ranks if even else 1), scores.total)
+    kept = select_global(scores.by_shard, count)
+    largest = count if ranks == 1 else rank_count(kept, ranks, scores.total, 1 if even else options.bucket)
+    own_count = count // ranks if even else largest
+    if not options.pays(own_count / length):
         return None
     if even:
         return Moved(kept, ranks, length, largest, consensus)
-    return Own(kept if ranks == 1 else select(shares.scores[consensus.shard], mine))
+    return Own(kept if ranks == 1 else select(scores.by_shard[consensus.shard], own_count))
 
 
-def _wanted(shares: Shares, options: TokensConfig) -> int:
+def _wanted(scores: TokenScores, options: TokensConfig) -> int:
     """How many tokens of the whole sequence are to be computed: in the sample with the most, at a threshold."""
     if options.keep_ratio is not None:
-        return math.ceil(options.keep_ratio * shares.total - 1e-9)
-    scores = shares.scores.transpose(0, 1).flatten(1)
+        return math.ceil(options.keep_ratio * scores.total - 1e-9)
+    flat = scores.by_shard.transpose(0, 1).flatten(1)
     if options.score == "region":
-        return int(scores.sum(dim=1).amax())
+        return int(flat.sum(dim=1).amax())
     assert options.threshold is not None
-    return int(moving(scores, shares.energy, options.threshold).sum(dim=1).amax())
+    return int(moving(flat, scores.energy, options.threshold).sum(dim=1).amax())
 
 
 def _dense(index: torch.Tensor, valid: torch.Tensor, length: int) -> torch.Tensor:

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from fastcache_xdit.approx.keys_values import Forecast
+from fastcache_xdit.approx.keys_values import KeysValuesForecast
 from fastcache_xdit.clock import Tick
 from fastcache_xdit.partial.balance import Kept
 
@@ -23,7 +23,7 @@ class Context:
     xDiT's own store, sees as many keys and values as ever.
     """
 
-    def __init__(self, forecast: Forecast | None = None) -> None:
+    def __init__(self, forecast: KeysValuesForecast | None = None) -> None:
         self.forecast = forecast
         self._stored: dict[tuple[str, int | None, str], Known] = {}
         self._now: tuple[Tick, Kept | None] | None = None

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from fastcache_xdit.approx.keys_values import Forecast
+from fastcache_xdit.approx.keys_values import KeysValuesForecast
 from fastcache_xdit.clock import Tick
 from fastcache_xdit.errors import UsageError
 from fastcache_xdit.models.spec import Streams
@@ -16,7 +16,7 @@ from fastcache_xdit.options import TokensConfig
 from fastcache_xdit.parallel.consensus import Consensus
 from fastcache_xdit.parallel.ledger import Ledger
 from fastcache_xdit.partial.background import Background
-from fastcache_xdit.partial.balance import Kept, Shares, share_out
+from fastcache_xdit.partial.balance import Kept, TokenScores, choose_tokens
 from fastcache_xdit.partial.context import Context
 from fastcache_xdit.partial.merged import merge
 from fastcache_xdit.segments.attention import attentions_of, projections
@@ -27,40 +27,51 @@ from fastcache_xdit.tokens.saliency import token_change
 from fastcache_xdit.tokens.selection import share_pairs
 from fastcache_xdit.undo import Undo
 
-# Called with the tokens of this rank that a partial step keeps, which `kept.put(ones, zeros)` draws, and the scores
-# [B, N] that they were chosen by; merged steps keep none.
-Watch = Callable[[Tick, Kept, torch.Tensor], None]
+Watch = Callable[[Tick, Kept, torch.Tensor], None]  # see `Observer.on_tokens`
 
 
 class Part(NamedTuple):
     """A segment during a partial step: the tokens that are computed, and the stand-in's output for the others."""
 
     kept: Kept
-    guess: Streams
+    estimate: Streams
 
-    def finish(self, left: Streams) -> Streams:
-        """The segment's output, given what its last block made of the kept tokens; text is computed whole."""
-        return left._replace(hidden_states=self.kept.put(left.hidden_states, self.guess.hidden_states))
+    def finish(self, output: Streams) -> Streams:
+        """Return the segment's output, given that of its last block for the kept tokens; text is computed whole."""
+        return output._replace(hidden_states=self.kept.put(output.hidden_states, self.estimate.hidden_states))
 
 
 class PartialSteps:
-    """Chooses tokens, by scores that all ranks of a sequence exchange."""
+    """Chooses tokens, by scores that all ranks of a sequence exchange.
+
+    Args:
+        options: how many, and by which scores.
+        consensus: exchanges scores.
+        ledger: its stamp travels with them.
+        forecast: makes keys and values of static tokens; without it those of the reference step stay.
+        watch: called with what each partial step chooses.
+    """
 
     def __init__(
-        self, options: TokensConfig, consensus: Consensus, ledger: Ledger, forecast: Forecast | None = None
+        self,
+        options: TokensConfig,
+        consensus: Consensus,
+        ledger: Ledger,
+        forecast: KeysValuesForecast | None = None,
+        watch: Watch | None = None,
     ) -> None:
         self.options = options
         self.consensus = consensus
         self.ledger = ledger
         self.context = Context(forecast)
         self.background = Background(options.blend)
-        self.watch: Watch | None = None
+        self.watch = watch
         self._twins: torch.Tensor | None = None
         self._mask: torch.Tensor | None = None
-        self._in_region: dict[tuple[int, int], tuple[Kept | None, Shares]] = {}
+        self._in_region: dict[tuple[int, int], tuple[Kept | None, TokenScores]] = {}
 
     def focus(self, mask: torch.Tensor) -> None:
-        """What `score: region` computes from now on: the tokens that hold a part of the mask [H, W]."""
+        """Compute with `score: region`, from now on, the tokens that hold a part of the mask [H, W]."""
         self._mask = mask
         self._in_region.clear()
 
@@ -80,27 +91,27 @@ class PartialSteps:
         halves = latents.chunk(2) if len(latents) % 2 == 0 else ()
         self._twins = (halves[0] == halves[1]).all() if halves else None
 
-    def choose(self, tick: Tick, state: SegmentState, entered: Streams, guess: Streams) -> Part | None:
-        """What to compute of a step that was decided to be partial; None: whole, because too many tokens move.
+    def choose(self, tick: Tick, state: SegmentState, entered: Streams, estimate: Streams) -> Part | None:
+        """Choose the tokens of a step that was decided to be partial; None where so many move that it should be whole.
 
         Args:
-            entered: what enters the segment, [B, N, D].
-            guess: the stand-in's output.
+            tick: where the call stands.
+            state: of the segment.
+            entered: the streams that enter it.
+            estimate: the stand-in's output.
         """
-        kept = self._kept(tick, state, entered.hidden_states, guess.hidden_states)
+        kept = self._kept(tick, state, entered.hidden_states, estimate.hidden_states)
         if kept is None:
-            self.ledger.amend(partial=False, reason="most tokens move")
             return None
-        self.ledger.amend(tokens=kept.count)
-        static = self.background.blended(tick, guess.hidden_states)
-        return Part(kept, guess._replace(hidden_states=static))
+        static = self.background.blended(tick, estimate.hidden_states)
+        return Part(kept, estimate._replace(hidden_states=static))
 
     def enter(self, tick: Tick, part: Part | None) -> None:
-        """The blocks are about to be computed, whole or in part."""
+        """Note that the blocks are about to be computed, whole or in part."""
         self.context.enter(tick, part and part.kept)
 
     def leave(self, tick: Tick, whole: Streams | None) -> None:
-        """The blocks are done; `whole` is what they gave, where all tokens were computed."""
+        """Note that the blocks are done; `whole` is what they gave, where all tokens were computed."""
         self.context.leave()
         if whole is not None:
             self.background.add(tick, whole.hidden_states)
@@ -111,25 +122,25 @@ class PartialSteps:
         self.background.clear()
 
     def bytes_held(self) -> int:
-        """Bytes of the tensors kept."""
+        """Return the bytes of the tensors kept."""
         return self.context.bytes_held() + self.background.bytes_held()
 
-    def _kept(self, tick: Tick, state: SegmentState, entered: torch.Tensor, guess: torch.Tensor) -> Kept | None:
+    def _kept(self, tick: Tick, state: SegmentState, entered: torch.Tensor, estimate: torch.Tensor) -> Kept | None:
         reference = state.reference
         assert reference is not None
         if self.options.merge_ratio is not None:
             return merge(self.options, entered, reference)
         if self.options.score == "region":
-            kept, shares = self._region(entered)
+            kept, scores = self._region(entered)
         else:
             by_input = self.options.score == "input_change"
-            shares = self._shares(entered, reference, tick) if by_input else self._shares(guess, state.output, tick)
-            kept = share_out(shares, self.options, self.consensus)
+            scores = self._scores(entered, reference, tick) if by_input else self._scores(estimate, state.output, tick)
+            kept = choose_tokens(scores, self.options, self.consensus)
         if self.watch and kept:
-            self.watch(tick, kept, shares.scores[self.consensus.shard])
+            self.watch(tick, kept, scores.by_shard[self.consensus.shard])
         return kept
 
-    def _region(self, entered: torch.Tensor) -> tuple[Kept | None, Shares]:
+    def _region(self, entered: torch.Tensor) -> tuple[Kept | None, TokenScores]:
         """The tokens of the mask; found, and compared between ranks, once for each size."""
         batch, length, _ = entered.shape
         if (batch, length) not in self._in_region:
@@ -138,20 +149,20 @@ class PartialSteps:
             shards = self.consensus.shard_count
             inside = tokens_inside(self._mask, shards * length)
             self.consensus.confirm(self.ledger.stamp_with(inside.tolist()), "the mask of handle.focus")
-            scores = inside.to(entered).view(shards, 1, length).expand(-1, batch, -1)
-            shares = Shares(scores, scores.sum())
-            self._in_region[batch, length] = share_out(shares, self.options, self.consensus), shares
+            by_shard = inside.to(entered).view(shards, 1, length).expand(-1, batch, -1)
+            scores = TokenScores(by_shard, by_shard.sum())
+            self._in_region[batch, length] = choose_tokens(scores, self.options, self.consensus), scores
         return self._in_region[batch, length]
 
-    def _shares(self, now: torch.Tensor, before: torch.Tensor, tick: Tick) -> Shares:
+    def _scores(self, now: torch.Tensor, before: torch.Tensor, tick: Tick) -> TokenScores:
         """Every shard's scores and energy, in one message."""
         energy = before.float().square().sum(dim=(1, 2))
         local = torch.cat([token_change(now, before), energy[:, None]], dim=1)
         if self._twins is not None:
             local = torch.where(self._twins, share_pairs(local), local)
-        gathered = self.consensus.shards(local, self.ledger.stamp, f"step {tick.step}, tokens")
+        gathered = self.consensus.gather_shards(local, self.ledger.stamp, f"step {tick.step}, tokens")
         scores, energies = gathered[..., :-1], gathered[..., -1]
-        return Shares(scores, energies.sum(dim=0) / (scores.shape[0] * scores.shape[2]))
+        return TokenScores(scores, energies.sum(dim=0) / (scores.shape[0] * scores.shape[2]))
 
 
 def _rotary_modules(segments: Iterable[Segment]) -> list[Any]:

@@ -1,129 +1,110 @@
-"""Runs a transformer with FastCache: one driver per model, five verbs per segment in the order of the paper."""
+"""Runs a transformer with FastCache: one driver per model, stands in front of every block (method.md 1)."""
 
 from __future__ import annotations
 
 import functools
 import inspect
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 
-from fastcache_xdit.approx.linear import StandIn
 from fastcache_xdit.clock import Clock, Tick
 from fastcache_xdit.config import FastCacheConfig
-from fastcache_xdit.counters import Counters
-from fastcache_xdit.decision.policy import Decision, Track
+from fastcache_xdit.decision.evidence import Decision, Track
 from fastcache_xdit.models.spec import Streams
 from fastcache_xdit.partial.steps import Part, PartialSteps
+from fastcache_xdit.runtime.call import SegmentCall, Stateful
 from fastcache_xdit.runtime.judge import Judge
+from fastcache_xdit.runtime.observer import Observer
+from fastcache_xdit.runtime.record import Record
+from fastcache_xdit.runtime.stand_ins import StandIns
 from fastcache_xdit.segments.segment import Block, Segment
 from fastcache_xdit.segments.state import SegmentState
+from fastcache_xdit.undo import Undo
 
-
-class Pass(NamedTuple):
-    """One segment during one call of the transformer."""
-
-    tick: Tick
-    state: SegmentState
-    decision: Decision
-    entered: Streams
-    part: Part | None = None
-
-
-# Calls a block, with its own image tokens or with others instead.
-Compute = Callable[..., Any]
-
-# Called with what a segment really gave and what its stand-in gives; while there is one, skipped blocks run as well.
-Witness = Callable[[Segment, Pass, Streams, Streams], None]
-
-
-class Entering(Exception):
-    """Carries out what was about to enter the first block."""
-
-    def __init__(self, streams: Streams) -> None:
-        super().__init__()
-        self.streams = streams
+Compute = Callable[..., Any]  # calls a block, with its own image tokens or with others instead
 
 
 class Driver:
-    """Stands in front of every block of one transformer."""
+    """Measures, decides, computes or stands in, and remembers, segment by segment.
+
+    Args:
+        config: the user's.
+        stand_ins: the segments, and what replaces each.
+        judge: decides.
+        record: where decisions and block calls are written down.
+        clock: where the current call stands; calls outside a tick are computed as if there were no cache.
+        partial: chooses tokens, where the config has partial steps.
+        observer: sees what segments and their stand-ins give.
+    """
 
     def __init__(
         self,
         config: FastCacheConfig,
-        segments: Sequence[Segment],
-        stand_ins: Sequence[StandIn],
+        stand_ins: StandIns,
         judge: Judge,
+        record: Record,
         clock: Clock,
-        counters: Counters,
-        on_request: Sequence[Callable[[list[float]], None]] = (),
-        partial: PartialSteps | None = None,
+        partial: PartialSteps | None,
+        observer: Observer | None,
     ) -> None:
         self.config = config
-        self.segments = segments
         self.stand_ins = stand_ins
         self.judge = judge
+        self.record = record
         self.clock = clock
-        self.counters = counters
-        self.on_request = on_request
         self.partial = partial
+        self.observer = observer
         self.states: dict[tuple[str, int | None, int], SegmentState] = {}
-        self.witness: Witness | None = None
-        self.looking = False
-        self._plan: dict[int, Decision] = {}
-        self._passes: dict[int, Pass] = {}
+        self._decisions: dict[int, Decision] = {}  # of segments that are not entered yet
+        self._calls: dict[int, SegmentCall] = {}
 
-    def begin(self, sigmas: list[float]) -> None:
-        """A request begins; `sigmas` are the noise levels of its steps, empty in a user's own loop."""
+    @property
+    def segments(self) -> Sequence[Segment]:
+        """What is skipped together."""
+        return self.stand_ins.segments
+
+    def attach(self, lead: Sequence[Block], undo: Undo) -> None:
+        """Stand in front of all blocks of this rank, for as long as the undo log lives."""
+        for block in lead:
+            undo.set(block.module, "forward", self._wrapped(block, functools.partial(self._compute, block)))
+        for segment in self.segments:
+            for block in segment.blocks:
+                undo.set(block.module, "forward", self._wrapped(block, functools.partial(self._run, segment, block)))
+        if self.partial:
+            self.partial.attach(self.segments, undo)
+
+    def begin(self, sigmas: Sequence[float]) -> None:
+        """Begin a request; `sigmas` are the noise levels of its steps, empty in a user's own loop."""
         self.reset()
-        for listener in self.on_request:
-            listener(sigmas)
+        self.judge.begin(sigmas)
+        self.stand_ins.begin(sigmas)
 
     def reset(self) -> None:
         """Forget every reference: the next step is computed."""
         self.states.clear()
-        self._plan.clear()
-        self._passes.clear()
+        self._decisions.clear()
+        self._calls.clear()
         if self.partial:
             self.partial.clear()
 
     def bytes_held(self) -> int:
-        """Bytes of the cached tensors."""
+        """Return the bytes of the cached tensors."""
         beside = self.partial.bytes_held() if self.partial else 0
         return sum(state.bytes_held() for state in self.states.values()) + beside
 
-    def counted(self, block: Block) -> Callable[..., Any]:
-        """What takes the place of a lead block's forward: always computed, but counted."""
-        return self._wrapped(block, lambda streams, compute: self._compute(block, streams, compute))
-
-    def decided(self, segment: Segment, block: Block) -> Callable[..., Any]:
-        """What takes the place of the forward of a block of `segment`."""
-        return self._wrapped(block, lambda streams, compute: self._run(segment, block, streams, compute))
-
-    def entering(self, call: Callable[[], Any]) -> Streams:
-        """What enters the first block of a call of the transformer, which ends there."""
-        self.looking = True
-        try:
-            call()
-        except Entering as found:
-            return found.streams
-        finally:
-            self.looking = False
-        raise AssertionError("no block was called")
-
     def rebase(self, entered: Streams, patch: int | None) -> None:
-        """Take what a computed step added from other states on: from those that entered an earlier pipeline stage."""
+        """Count what a computed step added from the states on that entered an earlier pipeline stage."""
         self.states[self.clock.branch, patch, 0].rebase(entered)
 
-    def pass_over(self, tick: Tick) -> None:
-        """A skipped step that this stage has no part in: note it, and keep its place in the run of skips."""
-        streams = self._passes[0].entered
-        pairs = [(each, self._state(tick, each)) for each in self.segments]
-        self.judge.decide(tick, pairs, streams)
+    def skip_elsewhere(self, tick: Tick) -> None:
+        """Write down a skipped step that another pipeline stage takes alone."""
+        entered = self._calls[0].entered
+        self._decide(tick, self.segments, entered)
         for segment in self.segments:
             for block in segment.blocks:
-                self.counters.note(block.name, _tokens(streams), computed=False)
+                self.record.skipped(block, entered)
 
     def _wrapped(self, block: Block, run: Callable[[Streams, Compute], Any]) -> Callable[..., Any]:
         original = block.module.forward
@@ -132,11 +113,9 @@ class Driver:
         @functools.wraps(original)
         @torch.compiler.disable(recursive=False)
         def forward(*args: Any, **kwargs: Any) -> Any:
-            if self.clock.now is None and not self.looking:
+            if self.clock.now is None:
                 return original(*args, **kwargs)
             call = signature.bind(*args, **kwargs)
-            if self.looking:
-                raise Entering(block.spec.read(call.arguments))
 
             def compute(hidden_states: torch.Tensor | None = None) -> Any:
                 if hidden_states is None:
@@ -148,79 +127,84 @@ class Driver:
 
         return forward
 
+    def _compute(self, block: Block, streams: Streams, compute: Compute) -> Any:
+        self.record.computed(block, streams)
+        return compute()
+
     def _run(self, segment: Segment, block: Block, streams: Streams, compute: Compute) -> Any:
         """Compute a block, or hand its input on and let the last block of the segment give the stand-in."""
         if block is segment.blocks[0]:
-            self._passes[segment.index] = self._enter(segment, streams)
-        step = self._passes[segment.index]
-        if step.decision.skip:
-            return self._skip(segment, block, streams, step, compute)
-        if step.part:
-            output = self._compute_part(segment, block, step, step.part, compute)
+            self._calls[segment.index] = self._enter(segment, streams)
+        call = self._calls[segment.index]
+        if call.decision.skip:
+            return self._skip(segment, block, streams, call, compute)
+        if call.part:
+            output = self._compute_part(segment, block, call, call.part, compute)
         else:
             output = self._compute(block, streams, compute)
         if block is segment.blocks[-1]:
-            self._leave(segment, step, block.spec.unpack(output))
+            self._leave(segment, call, block.spec.unpack(output))
         return output
 
-    def _compute(self, block: Block, streams: Streams, compute: Compute) -> Any:
-        self.counters.note(block.name, _tokens(streams), computed=True)
-        return compute()
+    def _enter(self, segment: Segment, streams: Streams) -> SegmentCall:
+        tick = self.clock.now
+        assert tick is not None
+        if segment.index == 0:
+            self._decisions.clear()  # what an interrupted call left behind
+        if segment.index not in self._decisions:
+            self._decide(tick, self.segments if self.config.sync == "step" else [segment], streams)
+        call = SegmentCall(tick, self._state(tick, segment), self._decisions.pop(segment.index), streams)
+        return call if call.decision.skip or not self.partial else self._enter_partial(segment, call, self.partial)
 
-    def _compute_part(self, segment: Segment, block: Block, step: Pass, part: Part, compute: Compute) -> Any:
-        """The first block takes the kept tokens, the last one puts what became of them among the others."""
-        whole = step.entered.hidden_states
-        self.counters.note_partial(block.name, len(whole) * part.kept.count, _tokens(step.entered))
-        output = compute(part.kept.take(whole) if block is segment.blocks[0] else None)
+    def _decide(self, tick: Tick, segments: Sequence[Segment], streams: Streams) -> None:
+        pairs: list[Stateful] = [(segment, self._state(tick, segment)) for segment in segments]
+        ruling = self.judge.decide(tick, pairs, streams)
+        self.record.decided(tick, pairs, ruling)
+        indices = (segment.index for segment in segments)
+        self._decisions.update(zip(indices, ruling.decisions, strict=True))
+
+    def _enter_partial(self, segment: Segment, call: SegmentCall, partial: PartialSteps) -> SegmentCall:
+        """Choose the tokens of a partial step, which may turn out to be a whole one."""
+        if call.decision.partial:
+            estimate = self._estimate(segment, call)
+            call = self.record.chosen(call, partial.choose(call.tick, call.state, call.entered, estimate))
+        partial.enter(call.tick, call.part)
+        return call
+
+    def _compute_part(self, segment: Segment, block: Block, call: SegmentCall, part: Part, compute: Compute) -> Any:
+        """Give the first block the kept tokens, and put what became of them among the others behind the last one."""
+        self.record.computed_part(block, call, part)
+        first = block is segment.blocks[0]
+        output = compute(part.kept.take(call.entered.hidden_states) if first else None)
         if block is not segment.blocks[-1]:
             return output
         return block.spec.pack(part.finish(block.spec.unpack(output)))
 
-    def _leave(self, segment: Segment, step: Pass, left: Streams) -> None:
+    def _leave(self, segment: Segment, call: SegmentCall, output: Streams) -> None:
         if self.partial:
-            self.partial.leave(step.tick, None if step.part else left)
-        if step.part is None:
-            self._learn(segment, step, left)
+            self.partial.leave(call.tick, None if call.part else output)
+        if call.part is None:
+            self._learn(segment, call, output)
 
-    def _learn(self, segment: Segment, step: Pass, left: Streams) -> None:
-        stand_in = self.stand_ins[segment.index]
-        if self.witness and step.state.holds(step.entered):
-            guess = step.state.stand_in(stand_in, step.entered, step.tick.step)
-            self.witness(segment, step, left, guess)
-        learn = step.state.learn if self.config.test == "online" else step.state.keep
-        learn(stand_in, step.entered, left, step.tick.step)
+    def _learn(self, segment: Segment, call: SegmentCall, output: Streams) -> None:
+        if self.observer and self.observer.sees_segments and call.state.holds(call.entered):
+            self.observer.on_segment(segment, call, output, self._estimate(segment, call))
+        learn = call.state.learn if self.config.test == "online" else call.state.keep
+        learn(self.stand_ins.of(segment), call.entered, output, call.tick.step)
 
-    def _skip(self, segment: Segment, block: Block, streams: Streams, step: Pass, compute: Compute) -> Any:
-        self.counters.note(block.name, _tokens(streams), computed=False)
-        output = compute() if self.witness else block.spec.pack(streams)
+    def _skip(self, segment: Segment, block: Block, streams: Streams, call: SegmentCall, compute: Compute) -> Any:
+        self.record.skipped(block, streams)
+        observer = self.observer if self.observer and self.observer.runs_skipped else None
+        output = compute() if observer else block.spec.pack(streams)
         if block is not segment.blocks[-1]:
             return output
-        guess = step.state.stand_in(self.stand_ins[segment.index], step.entered, step.tick.step)
-        if self.witness:
-            self.witness(segment, step, block.spec.unpack(output), guess)
-        return block.spec.pack(guess)
+        estimate = self._estimate(segment, call)
+        if observer:
+            observer.on_segment(segment, call, block.spec.unpack(output), estimate)
+        return block.spec.pack(estimate)
 
-    def _enter(self, segment: Segment, streams: Streams) -> Pass:
-        tick = self.clock.now
-        assert tick is not None
-        if segment.index == 0:
-            self._plan.clear()  # what an interrupted call left behind
-        if segment.index not in self._plan:
-            group = self.segments if self.config.sync == "step" else [segment]
-            decisions = self.judge.decide(tick, [(each, self._state(tick, each)) for each in group], streams)
-            self._plan.update({each.index: decision for each, decision in zip(group, decisions, strict=True)})
-        step = Pass(tick, self._state(tick, segment), self._plan.pop(segment.index), streams)
-        return step if step.decision.skip or not self.partial else self._begin_blocks(segment, step, self.partial)
-
-    def _begin_blocks(self, segment: Segment, step: Pass, partial: PartialSteps) -> Pass:
-        """Choose the tokens of a partial step; where it turns out to be a whole one, remember it as such."""
-        if step.decision.partial:
-            guess = step.state.stand_in(self.stand_ins[segment.index], step.entered, step.tick.step)
-            part = partial.choose(step.tick, step.state, step.entered, guess)
-            step = step._replace(part=part, decision=step.decision._replace(partial=part is not None))
-            step.state.track.correct(step.decision)
-        partial.enter(step.tick, step.part)
-        return step
+    def _estimate(self, segment: Segment, call: SegmentCall) -> Streams:
+        return call.state.stand_in(self.stand_ins.of(segment), call.entered, call.tick.step)
 
     def _state(self, tick: Tick, segment: Segment) -> SegmentState:
         """The state of this branch, patch and segment; a patch starts from its rows of the full sequence."""
@@ -230,7 +214,3 @@ class Driver:
             fresh = SegmentState(Track.empty(self.config.window))
             self.states[key] = whole.rows(*tick.rows) if whole and tick.rows else fresh
         return self.states[key]
-
-
-def _tokens(streams: Streams) -> int:
-    return streams.hidden_states.shape[:2].numel()

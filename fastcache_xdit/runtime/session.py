@@ -11,11 +11,10 @@ from typing import Any
 
 import torch
 
-from fastcache_xdit.clock import Clock
+from fastcache_xdit.clock import Clock, Patch
 from fastcache_xdit.models.spec import ModelSpec, Streams
-from fastcache_xdit.parallel.consensus import Consensus
-from fastcache_xdit.parallel.ledger import Ledger
 from fastcache_xdit.runtime.driver import Driver
+from fastcache_xdit.runtime.record import Record
 
 logger = logging.getLogger(__name__)
 
@@ -23,54 +22,68 @@ logger = logging.getLogger(__name__)
 class Session:
     """Ties one driver to the calls of one transformer.
 
-    `sigmas` gives the noise levels of the announced request's steps, or is None in a user's own loop, where the
-    timestep's value tells steps and requests apart. `patch` gives (number, rows, is_last) of the current PipeFusion
-    patch, or None.
+    Args:
+        spec: of the model.
+        driver: runs its blocks.
+        sigmas: gives the noise levels of the announced request's steps; None in a user's own loop, where the timestep's
+            value tells steps and requests apart.
+        current_patch: gives the PipeFusion patch of the current call, None for the full sequence.
     """
 
     def __init__(
         self,
         spec: ModelSpec,
         driver: Driver,
-        ledger: Ledger,
-        consensus: Consensus,
         sigmas: Callable[[], list[float]] | None,
-        patch: Callable[[], Any],
+        current_patch: Callable[[], Patch | None],
     ) -> None:
         self.spec = spec
         self.driver = driver
-        self.ledger = ledger
-        self.consensus = consensus
         self.sigmas = sigmas
-        self.patch = patch
+        self.current_patch = current_patch
         self.ledgers_agree: bool | None = None
         self._announced = False
         self._concluded = False
         self._warned = False
+        self._aside = False
 
     @property
     def clock(self) -> Clock:
         """The driver's clock."""
         return self.driver.clock
 
+    @property
+    def record(self) -> Record:
+        """The driver's record."""
+        return self.driver.record
+
     def announce(self) -> None:
-        """The scheduler was set up: the next call is the first of a request."""
+        """Note that the scheduler was set up: the next call is the first of a request."""
         self._announced = True
 
+    @contextmanager
+    def aside(self) -> Iterator[None]:
+        """Let calls inside pass as if there were no cache; they are no steps."""
+        self._aside = True
+        try:
+            yield
+        finally:
+            self._aside = False
+
     def wrapped(self, original: Callable[..., Any]) -> Callable[..., Any]:
-        """What takes the place of the transformer's forward."""
+        """Return the forward that replaces the transformer's own."""
         signature = inspect.signature(original)
 
         @functools.wraps(original)
         @torch.compiler.disable(recursive=False)
         def forward(*args: Any, **kwargs: Any) -> Any:
-            if self.driver.looking:
+            if self._aside:
                 return original(*args, **kwargs)
             arguments = _named(signature, args, kwargs)
             timestep = None if self.sigmas else float(torch.as_tensor(arguments["timestep"]).flatten()[0])
             self._begin(timestep)
             if self._outside(arguments, timestep):
-                self.driver.counters.bypassed_calls += 1
+                self.record.counters.bypassed_calls += 1
                 return original(*args, **kwargs)
             if self.driver.partial:
                 self.driver.partial.look(arguments["hidden_states"])
@@ -80,27 +93,22 @@ class Session:
         return forward
 
     def rebase(self, entered: Streams) -> None:
-        """Take what the current patch's computed step added from these states on."""
-        number, _, _ = self._place()
-        self.driver.rebase(entered, number)
+        """Count what the current patch's computed step added from these states on."""
+        patch = self.current_patch()
+        self.driver.rebase(entered, patch.number if patch else None)
 
-    def pass_over(self, step: int) -> None:
-        """This pipeline stage has no part in a skipped step of the current patch."""
-        number, rows, _ = self._place()
-        with self.clock.at(step), self.clock.tick(number, rows) as tick:
-            self.driver.pass_over(tick)
+    def skip_elsewhere(self, step: int) -> None:
+        """Write down a skipped step of the current patch that another pipeline stage takes alone."""
+        with self.clock.at(step), self.clock.tick(self.current_patch()) as tick:
+            self.driver.skip_elsewhere(tick)
 
     def conclude(self) -> None:
-        """The request is over, whose last steps this pipeline stage may have had no part in: compare ledgers once."""
+        """End a request in whose last steps this pipeline stage may have had no part: compare ledgers once."""
         if not self._concluded:
             self._confirm()
 
-    def _place(self) -> tuple[int | None, tuple[int, int] | None, bool]:
-        """Number and rows of the current patch, None of the full sequence, and whether a step ends with it."""
-        return self.patch() or (None, None, True)
-
     def _confirm(self) -> None:
-        self.consensus.confirm(self.ledger.stamp, "the end of the request")
+        self.record.consensus.confirm(self.record.ledger.stamp, "the end of the request")
         self._concluded = self.ledgers_agree = True
 
     def _begin(self, timestep: float | None) -> None:
@@ -109,15 +117,15 @@ class Session:
             self._announced = self._concluded = False
             sigmas = self.sigmas() if self.sigmas else []
             self.driver.begin(sigmas)
-            self.ledger.begin_request()
+            self.record.ledger.begin_request()
             self.clock.begin_request(len(sigmas) if self.sigmas else None)
-            self.driver.counters.requests += 1
+            self.record.counters.requests += 1
 
     def _outside(self, arguments: Mapping[str, Any], timestep: float | None) -> bool:
         """Whether this call has no place in the request's sequence of steps, and so is computed in full."""
         if any(arguments.get(name) is not None for name in self.spec.bypass):
             return True
-        extra = self.clock.repeats(timestep) if timestep is not None else self.clock.finished(self.patch())
+        extra = self.clock.repeats(timestep) if timestep is not None else self.clock.finished(self.current_patch())
         if extra and not self._warned:
             self._warned = True
             logger.warning(
@@ -129,15 +137,15 @@ class Session:
 
     @contextmanager
     def _step(self, timestep: float | None) -> Iterator[None]:
-        number, rows, is_last_patch = self._place()
+        patch = self.current_patch()
         try:
-            with self.clock.tick(number, rows, timestep) as tick:
+            with self.clock.tick(patch, timestep) as tick:
                 yield
         except BaseException:
             self.driver.reset()  # references of half a step must not be used by the next one
             raise
-        self.driver.counters.transformer_calls += 1
-        if tick.steps_left == 0 and is_last_patch:
+        self.record.counters.transformer_calls += 1
+        if tick.steps_left == 0 and (patch is None or patch.is_last):
             self._confirm()
 
 

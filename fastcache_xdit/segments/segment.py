@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -40,37 +40,43 @@ class Segment:
         return f"{self.blocks[0].name}..{self.blocks[-1].name}"
 
 
-def blocks_of(model: Any, spec: ModelSpec, offsets: dict[str, int], lengths: dict[str, int]) -> list[Block]:
-    """The blocks that this rank holds, in running order.
+@dataclass(frozen=True)
+class Span:
+    """Where this rank's blocks are in a whole block list: global index of the first one, and the list's length."""
 
-    `offsets` and `lengths` give, per list, the global index of this rank's first block and the length of the whole
-    list (they differ from what `model` shows only under PipeFusion).
+    first: int
+    total: int
+
+
+def blocks_of(model: Any, spec: ModelSpec, spans: Mapping[str, Span]) -> list[Block]:
+    """Return the blocks that this rank holds, in running order.
+
+    `spans`, by list, differ from what `model` shows only under PipeFusion; a list without one is whole.
     """
     blocks, base = [], 0
     for list_name, block_spec in spec.blocks.items():
-        first = offsets.get(list_name, 0)
-        for local, module in enumerate(getattr(model, list_name)):
-            number = first + local
+        span = spans.get(list_name) or Span(0, len(getattr(model, list_name)))
+        for number, module in enumerate(getattr(model, list_name), start=span.first):
             blocks.append(Block(f"{list_name}.{number}", base + number, module, block_spec))
-        base += lengths.get(list_name, len(getattr(model, list_name)))
+        base += span.total
     return blocks
 
 
-def whole_key(model: Any, spec: ModelSpec, lengths: dict[str, int], lead_blocks: int) -> str:
-    """`Segment.key` of all blocks after the lead blocks, those that other PipeFusion stages hold included."""
-    sizes = {name: lengths.get(name, len(getattr(model, name))) for name in spec.blocks}
-    names = [f"{name}.{number}" for name, size in sizes.items() for number in range(size)]
+def whole_key(model: Any, spec: ModelSpec, spans: Mapping[str, Span], lead_blocks: int) -> str:
+    """Return `Segment.key` of all blocks after the lead blocks, those that other PipeFusion stages hold included."""
+    totals = {name: spans[name].total if name in spans else len(getattr(model, name)) for name in spec.blocks}
+    names = [f"{name}.{number}" for name, total in totals.items() for number in range(total)]
     return f"{names[lead_blocks]}..{names[-1]}"
 
 
 def partition(blocks: Sequence[Block], config: FastCacheConfig) -> tuple[list[Block], list[Segment]]:
-    """Split into the lead blocks, which are always computed, and the segments, by `config.granularity`."""
+    """Split blocks into the lead blocks, which are always computed, and the segments, by `config.granularity`."""
     lead = [block for block in blocks if block.index < config.lead_blocks]
     return lead, segments_of(blocks[len(lead) :], config.granularity, config.groups)
 
 
 def segments_of(blocks: Sequence[Block], granularity: str, groups: int) -> list[Segment]:
-    """What is skipped together of some consecutive blocks: `step` all, `group` each of `groups` groups, `block` one."""
+    """Cut blocks into what is skipped together: `step` all, `group` each of `groups` groups, `block` each block."""
     counts = {"step": 1, "group": groups, "block": len(blocks)}
     pieces = _split(blocks, min(counts[granularity], len(blocks)))
     return [Segment(index, tuple(piece)) for index, piece in enumerate(pieces)]

@@ -56,7 +56,7 @@ def share_pairs(saliency: torch.Tensor) -> torch.Tensor:
         ValueError: an odd number of rows.
     """
     if len(saliency) % 2:
-        raise ValueError(f"{len(saliency)} rows are no pairs of guidance branches: pass [uncond", "cond] halves")
+        raise ValueError(f"{len(saliency)} rows are no pairs of guidance branches: pass [uncond; cond] halves")
     return torch.maximum(*saliency.chunk(2)).repeat(2, 1)
 
 

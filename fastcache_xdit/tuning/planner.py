@@ -46,14 +46,14 @@ class ErrorTable:
             self._errors |= dict(zip(chunk, fits.relative_error.square().tolist(), strict=True))
 
 
-class Plan(NamedTuple):
+class PlannedMask(NamedTuple):
     """A mask and its summed weighted squared error."""
 
     cost: float
     mask: str
 
 
-def plan(table: ErrorTable, gains: Sequence[float], computed: int, coherence: float = 0.0) -> Plan:
+def plan(table: ErrorTable, gains: Sequence[float], computed: int, coherence: float = 0.0) -> PlannedMask:
     """The mask of `computed` steps with the least error: exact over all masks whose gaps the table covers.
 
     A run of skipped steps costs (sum_i (gain_i error_i)^p)^(2/p), with p from 2 (errors of a run are independent,
@@ -70,7 +70,7 @@ def plan(table: ErrorTable, gains: Sequence[float], computed: int, coherence: fl
     cost, chosen = min(ends, default=(float("inf"), ()))
     if cost == float("inf"):
         raise UsageError(f"{computed} computed of {table.steps} steps leave gaps longer than {table.longest_gap}")
-    return Plan(cost, "".join("1" if step in chosen else "0" for step in range(table.steps)))
+    return PlannedMask(cost, "".join("1" if step in chosen else "0" for step in range(table.steps)))
 
 
 def _one_more(

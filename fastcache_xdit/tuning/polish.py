@@ -5,16 +5,19 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import fields
 
 import torch
 from torch import nn
 
+from fastcache_xdit.approx.calibration import Calibration
 from fastcache_xdit.approx.fitted import Fitted, Refitted, combined
 from fastcache_xdit.approx.linear import Past
 from fastcache_xdit.config import FastCacheConfig
 from fastcache_xdit.decision.schedule import mask_for, skips
 from fastcache_xdit.host.xdit.engine import Batch
-from fastcache_xdit.tuning.calibrate import HELD_OUT_EVERY
+from fastcache_xdit.models.spec import Streams
+from fastcache_xdit.tuning.coverage import is_held_out
 from fastcache_xdit.tuning.refit import Refits
 from fastcache_xdit.tuning.runner import Runner, relative_error
 
@@ -23,31 +26,52 @@ JUDGED_EVERY = 8
 
 
 class Trained:
-    """`StandIn` of one segment under one mask: a fitted one, and what is learned beside it."""
+    """`StandIn` of one segment under one mask: a fitted one, and what is learned beside it.
 
-    def __init__(self, fitted: Fitted, mask: Sequence[bool], streams: Sequence[str]) -> None:
+    Before `prepare` it is the fitted one, and notes for which streams it is asked.
+    """
+
+    def __init__(self, fitted: Fitted) -> None:
         self.fitted = fitted
         self.references, self.entered_kept = fitted.references, fitted.entered_kept
-        places = [(stream, step, computed) for step, computed in skips(mask) for stream in streams]
-        self.known = {(stream, step): computed for stream, step, computed in places}
-        self._base = {each[:2]: fitted.coefficients(*each).float() for each in places}
-        self._directions = {each[:2]: fitted.directions(*each).float() for each in places}
-        self.learned = {each: nn.Parameter(torch.zeros(ways.shape[:2])) for each, ways in self._directions.items()}
+        self.streams: set[str] = set()
+        self.computed: dict[tuple[str, int], tuple[int, ...]] = {}  # by stream and skipped step, the steps before it
+        self.learned: dict[tuple[str, int], nn.Parameter] = {}
+        self._base: dict[tuple[str, int], torch.Tensor] = {}
+        self._directions: dict[tuple[str, int], torch.Tensor] = {}
+
+    def begin(self, sigmas: Sequence[float]) -> None:
+        """Begin a request whose steps have these noise levels."""
+        self.fitted.begin(sigmas)
+
+    def prepare(self, mask: Sequence[bool]) -> None:
+        """Take parameters for every skipped step of a mask and every stream of the requests so far."""
+        for step, computed in skips(mask):
+            for stream in Streams._fields:
+                if stream in self.streams:
+                    self.computed[stream, step] = computed
+        places = [(stream, step, computed) for (stream, step), computed in self.computed.items()]
+        self._base = {place[:2]: self.fitted.coefficients(*place).float() for place in places}
+        self._directions = {place[:2]: self.fitted.directions(*place).float() for place in places}
+        self.learned = {key: nn.Parameter(torch.zeros(ways.shape[:2])) for key, ways in self._directions.items()}
 
     def residual(self, stream: str, entered: torch.Tensor, past: Past) -> torch.Tensor:
-        """See `StandIn`."""
+        """Return the fitted residual, or the one that is learned so far."""
+        self.streams.add(stream)
+        if not self.learned:
+            return self.fitted.residual(stream, entered, past)
         weights = self.coefficients(stream, past.step).to(entered.device).unbind(-1)
         return combined(weights, entered, past.references[: self.references])
 
     def coefficients(self, stream: str, step: int) -> torch.Tensor:
-        """[D, 2K+2] float32."""
+        """Return the weights [D, 2K+2] float32 of a skipped step, with their graph."""
         place = stream, step
         change = self.learned[place][:, None] @ self._directions[place]
         return self._base[place] + change[:, 0]
 
     def copied(self) -> list[torch.Tensor]:
-        """What is learned so far."""
-        return [each.detach().clone() for each in self.learned.values()]
+        """Return a copy of what is learned so far."""
+        return [parameter.detach().clone() for parameter in self.learned.values()]
 
     @torch.no_grad()
     def restore(self, learned: Sequence[torch.Tensor]) -> None:
@@ -56,13 +80,28 @@ class Trained:
             parameter.copy_(value)
 
     def refits(self) -> Refits:
-        """What it has come to."""
-        fitted, found = self.fitted, Refits()
-        for (stream, step), computed in self.known.items():
-            known = computed[: self.references]
-            name = Refitted(fitted.segment, fitted.name, fitted.sigmas, stream, step, known)
-            found[name] = self.coefficients(stream, step).detach()
-        return found
+        """Return what it has come to."""
+        fitted, refits = self.fitted, Refits()
+        for (stream, step), computed in self.computed.items():
+            name = Refitted(fitted.segment, fitted.name, fitted.sigmas, stream, step, computed[: self.references])
+            refits[name] = self.coefficients(stream, step).detach()
+        return refits
+
+
+class TrainedCalibration(Calibration):
+    """A calibration whose stand-in, of the one segment that is asked for, can be trained."""
+
+    trained: Trained
+
+    @classmethod
+    def of(cls, calibration: Calibration) -> TrainedCalibration:
+        """Return the same calibration, to be trained."""
+        return cls(**{field.name: getattr(calibration, field.name) for field in fields(calibration) if field.init})
+
+    def stand_in(self, segment: str, name: str, carry_errors: bool, follows: bool = False) -> Trained:  # type: ignore[override]
+        """Return the stand-in, and keep it as `trained`."""
+        self.trained = Trained(super().stand_in(segment, name, carry_errors, follows))
+        return self.trained
 
 
 class Polisher:
@@ -79,24 +118,20 @@ class Polisher:
 
     def __init__(self, runner: Runner, batches: Sequence[Batch], iterations: int) -> None:
         self.runner, self.iterations = runner, iterations
-        self.training = [batch for i, batch in enumerate(batches) if i % HELD_OUT_EVERY < HELD_OUT_EVERY - 1]
-        self.judging = list(batches[HELD_OUT_EVERY - 1 :: HELD_OUT_EVERY])
+        self.training = [batch for index, batch in enumerate(batches) if not is_held_out(index)]
+        self.judging = [batch for index, batch in enumerate(batches) if is_held_out(index)]
         self._truths: dict[Batch, torch.Tensor] = {}
 
-    def polish(self, config: FastCacheConfig, report: Callable[[str], None]) -> Refits:
-        """Coefficients that serve held-out prompts best, which those of the config may do."""
+    def polish(self, config: FastCacheConfig, calibration: Calibration, report: Callable[[str], None]) -> Refits:
+        """Return the coefficients that serve held-out prompts best, which those of the calibration may be."""
         self._truths = self._truths or {each: self.runner.uncached(each) for each in (*self.training, *self.judging)}
         self.runner.host.transformer.requires_grad_(False)
-        with self.runner.enabled(config) as watched, self.runner.engine.differentiable():
-            driver = watched.handle.driver
+        trainable = TrainedCalibration.of(calibration)
+        with self.runner.enabled(config, trainable) as cached, self.runner.engine.differentiable():
             with torch.no_grad():
-                watched.generate(self.judging[0])  # tells the noise levels and which streams there are
-            streams = next(iter(driver.states.values())).references
-            trained = Trained(
-                driver.stand_ins[0], mask_for(config.schedule or {}, len(self.runner.sigmas())), [*streams]
-            )
-            driver.stand_ins = [trained]
-            return self._train(trained, watched.generate, report)
+                cached.generate(self.judging[0])  # tells the noise levels and which streams there are
+            trainable.trained.prepare(mask_for(config.schedule or {}, len(self.runner.sigmas())))
+            return self._train(trainable.trained, cached.generate, report)
 
     def _train(
         self, trained: Trained, generate: Callable[[Batch], torch.Tensor], report: Callable[[str], None]

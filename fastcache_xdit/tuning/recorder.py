@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import torch
 
 from fastcache_xdit.approx import keys_values
+from fastcache_xdit.approx.calibration import Calibration
 from fastcache_xdit.approx.maps import Covariances
 from fastcache_xdit.approx.moments import Moments
 from fastcache_xdit.clock import Clock
@@ -18,9 +19,11 @@ from fastcache_xdit.config import FastCacheConfig
 from fastcache_xdit.host.xdit import world
 from fastcache_xdit.host.xdit.engine import Batch
 from fastcache_xdit.models.spec import Streams
-from fastcache_xdit.runtime.driver import Witness
+from fastcache_xdit.runtime.call import SegmentCall
+from fastcache_xdit.runtime.observer import Observer, Watched
 from fastcache_xdit.segments.attention import projections
 from fastcache_xdit.segments.segment import Block, Segment
+from fastcache_xdit.tuning.pairs import Pairs
 from fastcache_xdit.tuning.runner import Runner
 from fastcache_xdit.undo import Undo
 
@@ -35,7 +38,7 @@ class _Point(NamedTuple):
     after: bool
 
 
-class Recorder:
+class Recorder(Observer):
     """Sees what enters and leaves each of some segments, which may overlap, at every step of a request.
 
     Where both branches of guidance run in one batch (uncond, then cond), or on two ranks, the states are combined as
@@ -46,19 +49,25 @@ class Recorder:
         segments: what a cache may skip.
         samples: samples of a batch; twice as many rows hold both branches.
         guidance: the scale g.
+        pairs: sees segments and their stand-ins as well.
     """
 
-    def __init__(self, segments: Sequence[Segment], samples: int, guidance: float) -> None:
+    runs_skipped = True  # the trajectory is that of the stand-ins, the states are what blocks really give on it
+
+    def __init__(self, segments: Sequence[Segment], samples: int, guidance: float, pairs: Pairs | None = None) -> None:
         self.segments = segments
         self.samples = samples
         self.guidance = guidance
-        self.clock: Clock | None = None
+        self.pairs = pairs
+        self.sees_segments = pairs is not None
+        self._clock = Clock()
         self._most_rows = max(MOST_ROWS // len(segments), ENOUGH_ROWS)
         self._seen: dict[tuple[_Point, str], dict[tuple[str, int], torch.Tensor]] = defaultdict(dict)
         self._keys_values: dict[tuple[str, str], list[torch.Tensor]] = {}
 
-    def install(self, undo: Undo) -> None:
-        """Watch the blocks; do it before the cache is enabled, so that blocks show what they really give."""
+    def attach(self, watched: Watched, undo: Undo) -> None:
+        """Watch blocks and projections, below the cache, where they show what they really give."""
+        self._clock = watched.clock
         first = {segment.blocks[0].index: segment.blocks[0] for segment in self.segments}
         last = {segment.blocks[-1].index: segment.blocks[-1] for segment in self.segments}
         for index in first.keys() | last.keys():
@@ -66,6 +75,11 @@ class Recorder:
             undo.set(block.module, "forward", self._watched(block, index in first, index in last))
         for name, layer in dict(projections(self.segments)).items():
             undo.set(layer, "forward", self._projecting(name, layer.forward))
+
+    def on_segment(self, segment: Segment, call: SegmentCall, output: Streams, estimate: Streams) -> None:
+        """Hand on what segments and stand-ins give."""
+        if self.pairs:
+            self.pairs.on_segment(segment, call, output, estimate)
 
     def add_to(self, moments: dict[str, dict[str, Moments]], sigmas: Sequence[float]) -> None:
         """Add the finished request to `moments` by segment and stream."""
@@ -77,7 +91,7 @@ class Recorder:
             keys_values.add_to(moments.setdefault(keys_values.SEGMENT, {}), seen, sigmas)
 
     def add_to_covariances(self, covariances: dict[str, dict[str, Covariances]], steps: int) -> None:
-        """The same for those that whole matrices are fitted from."""
+        """Add it to those that whole matrices are fitted from."""
         for segment, stream, residuals, entered in self._seen_by_segment(steps):
             known = covariances.setdefault(segment, {})
             known.setdefault(stream, Covariances.empty(entered[0].shape[-1])).add(residuals, entered)
@@ -109,7 +123,7 @@ class Recorder:
     def _projecting(self, name: str, project: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:
         def forward(*args: Any, **kwargs: Any) -> torch.Tensor:
             rows = project(*args, **kwargs)
-            now = self.clock.now if self.clock else None
+            now = self._clock.now
             if now is not None:
                 self._keys_values.setdefault((now.branch, name), []).append(_some_rows(rows, ENOUGH_ROWS))
             return rows
@@ -117,7 +131,7 @@ class Recorder:
         return forward
 
     def _note(self, point: _Point, streams: Streams) -> None:
-        now = self.clock.now if self.clock else None
+        now = self._clock.now
         if now is None:
             return
         for stream, states in zip(Streams._fields, streams, strict=True):
@@ -132,17 +146,18 @@ class Recorder:
         return torch.lerp(uncond, cond, self.guidance)
 
 
-def recorded(
-    runner: Runner, batch: Batch, config: FastCacheConfig, segments: Sequence[Segment], witness: Witness | None
+def record(
+    runner: Runner,
+    batch: Batch,
+    config: FastCacheConfig,
+    calibration: Calibration | None,
+    segments: Sequence[Segment],
+    pairs: Pairs | None = None,
 ) -> Recorder:
-    """A recorder that has seen one batch; with a witness, skipped blocks run as well and show what they would give."""
-    recorder = Recorder(segments, len(batch), runner.call.get("guidance_scale", 1.0))
-    with Undo() as undo:
-        recorder.install(undo)
-        with runner.enabled(config) as watched:
-            recorder.clock = watched.handle.driver.clock
-            watched.handle.driver.witness = witness
-            watched.generate(batch)
+    """Generate one batch with the cache on, skipped blocks running as well, and return a recorder that has seen it."""
+    recorder = Recorder(segments, len(batch), runner.call.get("guidance_scale", 1.0), pairs)
+    with runner.enabled(config, calibration, recorder) as cached:
+        cached.generate(batch)
     return recorder
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from pathlib import Path
 
 import torch
 
@@ -16,8 +15,8 @@ from fastcache_xdit.decision.schedule import mask_for, skips
 from fastcache_xdit.host.xdit import world
 from fastcache_xdit.host.xdit.engine import Batch
 from fastcache_xdit.segments.segment import Segment
-from fastcache_xdit.tuning.calibrate import HELD_OUT_EVERY
-from fastcache_xdit.tuning.recorder import recorded
+from fastcache_xdit.tuning.coverage import is_held_out
+from fastcache_xdit.tuning.recorder import record
 from fastcache_xdit.tuning.runner import Runner
 
 ROUNDS = 2
@@ -32,56 +31,45 @@ class Refitter:
     Args:
         runner: the model; its call has the number of steps.
         batches: prompts to fit on, at least `HELD_OUT_EVERY` batches.
-        base: the calibration file that refits refine.
-        working: where refits are kept for the caches that try them.
+        base: the calibration that refits refine.
     """
 
-    def __init__(self, runner: Runner, batches: Sequence[Batch], base: str, working: Path) -> None:
+    def __init__(self, runner: Runner, batches: Sequence[Batch], base: Calibration) -> None:
         self.runner = runner
         self.batches = batches
         self.base = base
-        self.working = working
 
-    def refit(self, config: FastCacheConfig) -> tuple[FastCacheConfig, Refits]:
-        """The config with refitted stand-ins (in the working file), and these; every rank must call it."""
+    def refit(self, config: FastCacheConfig) -> Refits:
+        """Return stand-ins of a mask, refitted on its own trajectory; every rank must call it."""
         segment = Segment(0, tuple(self.runner.blocks[config.lead_blocks :]))
         sums: dict[str, dict[str, dict[str, Moments]]] = {half: {} for half in Halves._fields}
         refits: Refits = {}
         for _ in range(ROUNDS):
+            calibration = replace(self.base, refits=refits)
             for index, batch in enumerate(self.batches):
-                half = "held_out" if index % HELD_OUT_EVERY == HELD_OUT_EVERY - 1 else "training"
-                seen = recorded(self.runner, batch, config, [segment], witness=lambda *_: None)
-                seen.add_to(sums[half], self.runner.sigmas())
-            refits = self._fitted(segment.key, config, *(sums[half][segment.key] for half in Halves._fields))
-            config = self.publish(config, refits)
-        return config, refits
+                recorder = record(self.runner, batch, config, calibration, [segment])
+                recorder.add_to(sums["held_out" if is_held_out(index) else "training"], self.runner.sigmas())
+            refits = self._fit(segment.key, config, *(sums[half][segment.key] for half in Halves._fields))
+        return refits
 
-    def publish(self, config: FastCacheConfig, refits: Refits) -> FastCacheConfig:
-        """Put refits where ranks' caches find them."""
-        world.barrier()
-        if world.rank() == 0:
-            replace(Calibration.shared(self.base), refits=refits).save_refits(self.working, self.base)
-        world.barrier()
-        return config.model_copy(update={"calibration": str(self.working)})
-
-    def _fitted(
+    def _fit(
         self, key: str, config: FastCacheConfig, training: dict[str, Moments], held_out: dict[str, Moments]
     ) -> Refits:
-        base, sigmas = Calibration.shared(self.base), tuple(self.runner.sigmas())
-        known = {stream: halves.at(sigmas) for stream, halves in base.moments[key].items()}
+        sigmas = tuple(self.runner.sigmas())
+        base = {stream: halves.at(sigmas) for stream, halves in self.base.moments[key].items()}
         halves = {
             stream: Halves(
-                _blended(training[stream], known[stream].training), _blended(held_out[stream], known[stream].held_out)
+                _blended(training[stream], base[stream].training), _blended(held_out[stream], base[stream].held_out)
             )
             for stream in sorted(training)
         }
-        fitted = Fitted(config.stand_in, halves, coherence=base.coherence)
-        found: Refits = {}
+        fitted = Fitted(config.stand_in, halves, coherence=self.base.coherence)
+        refits: Refits = {}
         for step, computed in skips(mask_for(config.schedule or {}, len(sigmas))):
             for stream in halves:
                 name = Refitted(key, config.stand_in, sigmas, stream, step, computed[: fitted.references])
-                found[name] = fitted.coefficients(stream, step, computed).float()
-        return found
+                refits[name] = fitted.coefficients(stream, step, computed).float()
+        return refits
 
 
 def _blended(new: Moments, old: Moments) -> Moments:

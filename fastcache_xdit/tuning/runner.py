@@ -3,24 +3,39 @@
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 
+from fastcache_xdit.approx.calibration import Calibration
 from fastcache_xdit.config import FastCacheConfig
+from fastcache_xdit.handle import Handle
 from fastcache_xdit.host.base import Host
 from fastcache_xdit.host.find import host_of
 from fastcache_xdit.host.xdit import world
 from fastcache_xdit.host.xdit.engine import Batch, Engine
-from fastcache_xdit.models.catalogue import spec_for
-from fastcache_xdit.plugin import Handle, fastcache, repaired
-from fastcache_xdit.segments.segment import Block, blocks_of
+from fastcache_xdit.plugin import fastcache, repaired
+from fastcache_xdit.runtime.observer import Observer
+from fastcache_xdit.segments.segment import Block
+
+
+@dataclass(frozen=True)
+class CachedRun:
+    """A model with its cache on: `generate` gives the final latents [B, ...] of a batch."""
+
+    handle: Handle
+    generate: Callable[[Batch], torch.Tensor]
 
 
 class Runner:
-    """One model with fixed call arguments; `call` holds at least `num_inference_steps`.
+    """One model with fixed call arguments.
 
-    `region` is the mask of an edit, for configs whose partial steps compute that alone.
+    Args:
+        engine: the model.
+        call: arguments of every pipeline call, at least `num_inference_steps`.
+        region: the mask of an edit, for configs whose partial steps compute that alone.
     """
 
     def __init__(self, engine: Engine, call: dict[str, Any], region: torch.Tensor | None = None) -> None:
@@ -36,7 +51,7 @@ class Runner:
     @property
     def blocks(self) -> list[Block]:
         """All blocks of this rank in running order."""
-        return blocks_of(self.host.model, spec_for(self.host.model), self.host.offsets, self.host.lengths)
+        return self.host.blocks
 
     @property
     def block_names(self) -> list[str]:
@@ -44,53 +59,43 @@ class Runner:
         return [block.name for block in self.blocks]
 
     def steps(self, num_inference_steps: int) -> Runner:
-        """The same with another number of steps."""
+        """Return the same with another number of steps."""
         return Runner(self.engine, {**self.call, "num_inference_steps": num_inference_steps}, self.region)
 
     def sigmas(self) -> list[float]:
-        """Noise level of each step of the last request."""
+        """Return the noise level of each step of the last request."""
         scheduler = self.engine.pipe.scheduler
         return [float(timestep) / scheduler.config.num_train_timesteps for timestep in scheduler.timesteps.tolist()]
 
-    def images(self, batch: Batch, config: FastCacheConfig | None) -> list[Any]:
-        """PIL images, with a cache of its own or without one."""
-        with self.enabled(config) if config else repaired(self.engine.pipe):
-            everyone = {
-                index: image
-                for part in world.all_gather_objects(self.engine.generate(batch, **self.call))
-                for index, image in part.items()
-            }
-        return [everyone[request.index] for request in batch]
+    def images(self, batch: Batch, config: FastCacheConfig | None, calibration: Calibration | None = None) -> list[Any]:
+        """Generate PIL images, with a cache of its own or without one."""
+        with self.enabled(config, calibration) if config else repaired(self.engine.pipe):
+            parts = world.all_gather_objects(self.engine.generate(batch, **self.call))
+        images = {index: image for part in parts for index, image in part.items()}
+        return [images[request.index] for request in batch]
 
     def uncached(self, batch: Batch) -> torch.Tensor:
-        """Final latents [B, ...] without the cache."""
+        """Generate final latents [B, ...] without the cache."""
         with repaired(self.engine.pipe):
             return self._latents(batch)
 
     @contextlib.contextmanager
-    def enabled(self, config: FastCacheConfig) -> Any:
-        """The cache on, for callers that watch it: gives (handle, generate)."""
-        with fastcache(self.engine.pipe, config) as handle:
+    def enabled(
+        self, config: FastCacheConfig, calibration: Calibration | None = None, observer: Observer | None = None
+    ) -> Iterator[CachedRun]:
+        """Turn the cache on for the length of a with block; arguments as in `enable`."""
+        with fastcache(self.engine.pipe, config, calibration=calibration, observer=observer) as handle:
             if config.tokens and config.tokens.score == "region":
                 handle.focus(self.region)
-            yield _Watched(handle, self)
+            yield CachedRun(handle, self._latents)
 
     def _latents(self, batch: Batch) -> torch.Tensor:
-        mine = self.engine.generate(batch, **{**self.call, "output_type": "latent"})
-        everyone = {index: latents for part in world.all_gather_objects(mine) for index, latents in part.items()}
-        return torch.stack([everyone[request.index].float().cpu() for request in batch])
-
-
-class _Watched:
-    def __init__(self, handle: Handle, runner: Runner) -> None:
-        self.handle = handle
-        self._runner = runner
-
-    def generate(self, batch: Batch) -> torch.Tensor:
-        return self._runner._latents(batch)
+        own = self.engine.generate(batch, **{**self.call, "output_type": "latent"})
+        latents = {index: each for part in world.all_gather_objects(own) for index, each in part.items()}
+        return torch.stack([latents[request.index].float().cpu() for request in batch])
 
 
 def relative_error(latents: torch.Tensor, truth: torch.Tensor) -> torch.Tensor:
-    """[B]: norm of the difference over the norm of `truth`, sample by sample."""
+    """Return [B]: norm of the difference over the norm of `truth`, sample by sample."""
     difference, whole = (latents - truth).flatten(1), truth.flatten(1)
     return difference.norm(dim=1) / whole.norm(dim=1)

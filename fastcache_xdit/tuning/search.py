@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
 from fastcache_xdit.approx.calibration import Calibration
+from fastcache_xdit.approx.forms import FORM
 from fastcache_xdit.config import FastCacheConfig
 from fastcache_xdit.decision.schedule import uniform_mask
 from fastcache_xdit.errors import UsageError
 from fastcache_xdit.evaluate.quality import psnr_db, to_tensor
 from fastcache_xdit.host.xdit.engine import Batch
-from fastcache_xdit.tuning.calibrate import FORM, SCHEDULED
 from fastcache_xdit.tuning.planner import LONGEST_GAP, ErrorTable, plan
 from fastcache_xdit.tuning.polish import Polisher
 from fastcache_xdit.tuning.refit import Refits, Refitter
@@ -60,7 +60,8 @@ class Search:
     Args:
         runner: the model; its call has the number of steps.
         batches: search prompts, which calibration may share and evaluation must not.
-        calibration: of the model, and `path`, where it lies.
+        calibration: of the model.
+        path: where it lies, for the configs that are found.
         lead_blocks: always computed; a schedule needs none, since it looks at no change.
         seed: of the order in which moves are tried.
         start: a config whose mask for this number of steps is tried too, where it is within the budget.
@@ -95,42 +96,36 @@ class Search:
         if not self.refitter or not evaluations:
             return best
         best = self._refitted(best, self.refitter, report)
-        return self._polished(best, self.refitter, self.polisher, report) if self.polisher else best
+        return self._polished(best, self.polisher, report) if self.polisher else best
 
     def evaluate(self, mask: str) -> Trial:
         """Mean PSNR of a mask on the search prompts; each is tried once."""
         if mask not in self.tried:
-            config = FastCacheConfig(
-                **SCHEDULED,
-                calibration=self.path,
-                stand_in=FORM,
-                schedule={self.steps: mask},
-                lead_blocks=self.lead_blocks,
-            )
+            config = FastCacheConfig.scheduled(mask, calibration=self.path, stand_in=FORM, lead_blocks=self.lead_blocks)
             ratio = compute_ratio(mask, self.lead_blocks, self.num_blocks)
             self.tried[mask] = Trial(self._psnr(config), ratio, mask, config)
         return self.tried[mask]
 
-    def _polished(self, best: Trial, refitter: Refitter, polisher: Polisher, report: Callable[[str], None]) -> Trial:
+    def _polished(self, best: Trial, polisher: Polisher, report: Callable[[str], None]) -> Trial:
         """Trained further; kept where that helps the search prompts as well as those that judged it."""
-        config = refitter.publish(best.config, best.refits) if best.refits else best.config
-        refits = polisher.polish(config, report)
-        trial = best._replace(psnr_db=self._psnr(refitter.publish(best.config, refits)), refits=refits)
+        refits = polisher.polish(best.config, replace(self.calibration, refits=best.refits), report)
+        trial = best._replace(psnr_db=self._psnr(best.config, refits), refits=refits)
         report(f"polished: {best.psnr_db:.1f} -> {trial.psnr_db:.1f} dB")
         return max(best, trial, key=lambda each: each.psnr_db)
 
     def _refitted(self, best: Trial, refitter: Refitter, report: Callable[[str], None]) -> Trial:
         """Fitted anew where that helps: most for few computed steps, which lead far from the uncached trajectory."""
-        config, refits = refitter.refit(best.config)
-        trial = best._replace(psnr_db=self._psnr(config), refits=refits)
+        refits = refitter.refit(best.config)
+        trial = best._replace(psnr_db=self._psnr(best.config, refits), refits=refits)
         report(f"refitted: {best.psnr_db:.1f} -> {trial.psnr_db:.1f} dB")
         return max(best, trial, key=lambda each: each.psnr_db)
 
-    def _psnr(self, config: FastCacheConfig) -> float:
-        each: list[float] = []
+    def _psnr(self, config: FastCacheConfig, refits: Refits | None = None) -> float:
+        calibration = replace(self.calibration, refits=refits) if refits else self.calibration
+        psnrs: list[float] = []
         for batch, truth in zip(self.batches, self.truth, strict=True):
-            each += psnr_db(to_tensor(self.runner.images(batch, config)), truth)
-        return sum(each) / len(each)
+            psnrs += psnr_db(to_tensor(self.runner.images(batch, config, calibration)), truth)
+        return sum(psnrs) / len(psnrs)
 
     def _planned(self, budget: float) -> list[str]:
         """The given mask, those of the dynamic programme by measured and by equal weights of the steps, an even one."""

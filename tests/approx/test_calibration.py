@@ -8,8 +8,9 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 
-from fastcache_xdit.approx.calibration import IDENTITY, Calibration
+from fastcache_xdit.approx.calibration import Calibration
 from fastcache_xdit.approx.fitted import Coherence, Halves, Refitted
+from fastcache_xdit.approx.identity import IDENTITY, check_identity
 from fastcache_xdit.approx.linear import Past, Reference
 from fastcache_xdit.approx.maps import fit_maps
 from tests.approx.test_fit import LEVELS, moments, trajectory
@@ -79,23 +80,25 @@ def test_a_tampered_file_is_refused(path, what):
 def test_another_model_is_refused_by_the_field_that_differs(name):
     other = {"transformer_blocks.0": 10.1} if name == "weights" else "other"
     with pytest.raises(ValueError, match=f"another model: {name} is .*other|another model: {name} is .*10.1"):
-        made().check(IDENTITY_HERE | {name: other})
+        check_identity(made().identity, IDENTITY_HERE | {name: other})
 
 
 def test_rounding_of_weights_is_no_difference():
-    made().check(IDENTITY_HERE | {"weights": {"transformer_blocks.0": 10.001, "transformer_blocks.4": 3.0}})
+    check_identity(
+        made().identity, IDENTITY_HERE | {"weights": {"transformer_blocks.0": 10.001, "transformer_blocks.4": 3.0}}
+    )
 
 
 @pytest.mark.parametrize("name", IDENTITY)
 def test_adapters_may_be_allowed_and_nothing_else(name):
     running = IDENTITY_HERE | {name: {"transformer_blocks.0": 11.0} if name == "weights" else "other"}
     if name in ("weights", "adapters"):
-        made().check(running, allow_adapters=True)
+        check_identity(made().identity, running, allow_adapters=True)
         with pytest.raises(ValueError, match="or set allow_adapters"):
-            made().check(running)
+            check_identity(made().identity, running)
     else:
         with pytest.raises(ValueError, match=f"another model: {name}"):
-            made().check(running, allow_adapters=True)
+            check_identity(made().identity, running, allow_adapters=True)
 
 
 def test_an_unknown_segment_is_named():

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from fastcache_xdit.approx.fitted import Halves
-from fastcache_xdit.approx.keys_values import STREAM, Forecast, KeysValues, add_to
+from fastcache_xdit.approx.keys_values import STREAM, KeysValues, KeysValuesForecast, add_to
 
 LEVELS = (1.0, 0.8, 0.6, 0.4, 0.2)
 LAYERS = {"0 keys": (1.5, -0.75), "0 values": (0.25, 0.5)}
@@ -25,8 +25,8 @@ def seen(seed):
 
 
 @pytest.fixture
-def forecast() -> Forecast:
-    return Forecast(KeysValues(tuple(LAYERS), Halves(seen(0), seen(1))))
+def forecast() -> KeysValuesForecast:
+    return KeysValuesForecast(KeysValues(tuple(LAYERS), Halves(seen(0), seen(1))))
 
 
 @pytest.mark.parametrize("dtype, close", [(torch.float32, 1e-3), (torch.bfloat16, 3e-2)])

@@ -57,7 +57,7 @@ def test_factors_and_their_product_give_the_same(maps):
 def test_it_is_the_float64_arithmetic_in_the_models_dtype(maps):
     entered = torch.randn(2, 7, CHANNELS, generator=GENERATOR)
     weight = torch.diag(maps.diagonal[2]) + maps.matrix[2]
-    expected = maps.left[2] + (entered.double() - maps.entered[2]) @ weight.T
+    expected = maps.residual[2] + (entered.double() - maps.entered[2]) @ weight.T
     torch.testing.assert_close(stood_in(maps, CHANNELS, entered).double(), expected, atol=1e-5, rtol=1e-5)
     low = stood_in(maps, CHANNELS, entered.bfloat16())
     assert low.dtype == torch.bfloat16

@@ -6,7 +6,8 @@ import pytest
 
 from fastcache_xdit.clock import FUSED, Tick
 from fastcache_xdit.config import FastCacheConfig
-from fastcache_xdit.decision.policy import Decision, Evidence, Track, decide, foreseen
+from fastcache_xdit.decision.evidence import Decision, Evidence, Track
+from fastcache_xdit.decision.policy import decide, foreseen
 from fastcache_xdit.decision.significance import Online
 from fastcache_xdit.options import TokensConfig
 

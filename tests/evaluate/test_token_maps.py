@@ -14,7 +14,7 @@ def seen(maps, step, index, scores, rows=None):
     """One call of the watch, with two samples of which the second one is not drawn."""
     kept = Own(Selection(torch.tensor([index, list(range(len(index)))])))
     patch = None if rows is None else rows[0]
-    maps(Tick("fused", patch, step, 8, rows), kept, torch.tensor([scores, [9.0] * len(scores)]))
+    maps.on_tokens(Tick("fused", patch, step, 8, rows), kept, torch.tensor([scores, [9.0] * len(scores)]))
 
 
 def test_shards_lie_side_by_side():

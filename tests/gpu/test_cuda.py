@@ -171,7 +171,7 @@ def test_nccl_hands_sums_back_in_every_bit(consensus):
     consensus.confirm(2**52 + 1, "here")
     rows = torch.rand(2, 3, dtype=torch.bfloat16, device="cuda")
     assert torch.equal(consensus.exchange(rows)[0], rows)
-    assert torch.equal(consensus.shards(rows, 7, "here")[0], rows)
+    assert torch.equal(consensus.gather_shards(rows, 7, "here")[0], rows)
     assert consensus.counters.collectives == 4
 
 

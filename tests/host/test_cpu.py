@@ -9,6 +9,7 @@ import numpy
 import pytest
 import torch
 
+from fastcache_xdit.errors import UsageError
 from fastcache_xdit.host import cpu
 from tests import tiny
 from tests.parallel.launch import only, run_ranks
@@ -106,7 +107,7 @@ def test_an_earlier_import_of_xfuser_is_refused(monkeypatch):
     monkeypatch.setattr(cpu, "has_accelerator", lambda: False)
     monkeypatch.setitem(cpu._state, "prepared", False)
     monkeypatch.setitem(sys.modules, "xfuser", types.ModuleType("xfuser"))
-    with pytest.raises(RuntimeError, match=r"call prepare\(\) first"):
+    with pytest.raises(UsageError, match=r"call register\(\) first"):
         cpu.prepare()
 
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from fastcache_xdit.clock import Clock
-from fastcache_xdit.host.xdit.pipefusion.keys_values import Forecast, spans_of
+from fastcache_xdit.clock import Clock, Patch
+from fastcache_xdit.host.xdit.pipefusion.keys_values import PatchKeysValues, spans_of
 
 LAYER = torch.nn.Identity()
 
@@ -35,8 +35,8 @@ class Store:
 
     def __init__(self, bounds=(0, 1, 2), layers=(LAYER,), fitted=None) -> None:
         self.clock, self.manager = Clock(), Manager()
-        self.forecast = Forecast(self.clock, dict.fromkeys(layers, "attn"), lambda: list(bounds), fitted)
-        self._update = self.forecast.wrapped(self._write)
+        self.extended = PatchKeysValues(self.clock, dict.fromkeys(layers, "attn"), lambda: list(bounds), fitted)
+        self._update = self.extended.wrapped(self._write)
         self.begin()
 
     def begin(self) -> None:
@@ -47,11 +47,11 @@ class Store:
             return self._ask(*keys)
 
     def patch(self, patch: int, *keys: float) -> list[float]:
-        with self.clock.tick(patch):
+        with self.clock.tick(Patch(patch, (patch, patch + 1), False)):
             return self._ask(*keys)
 
     def skip(self) -> None:
-        with self.clock.tick(0):
+        with self.clock.tick(Patch(0, (0, 1), False)):
             pass
 
     def held(self) -> list[float]:
@@ -136,7 +136,7 @@ def test_a_calibration_gives_weights_for_keys_and_others_for_values():
 
 def test_a_layer_that_the_calibration_does_not_know_follows_the_line():
     store = teach(Store(fitted=Fitted()))
-    store.forecast.layers = {LAYER: "another"}
+    store.extended.layers = {LAYER: "another"}
     assert store.patch(0, 14) == [14, 26]
 
 
@@ -152,19 +152,19 @@ def test_layers_that_are_never_skipped_and_single_patches_cost_nothing(settings)
     store = Store(**settings)
     store.full(10, 20)
     store.patch(0, 11)
-    assert store.forecast.bytes_held() == 0
+    assert store.extended.bytes_held() == 0
 
 
 def test_calls_outside_the_steps_go_straight_through():
     store = Store()
     assert store._ask(1, 2) == [1, 2]
-    assert store.forecast.bytes_held() == 0
+    assert store.extended.bytes_held() == 0
 
 
 def test_bytes_of_the_rows_before_the_stored_ones(taught):
-    assert taught.forecast.bytes_held() == 2 * 2 * 4
-    taught.forecast.clear()
-    assert taught.forecast.bytes_held() == 0
+    assert taught.extended.bytes_held() == 2 * 2 * 4
+    taught.extended.clear()
+    assert taught.extended.bytes_held() == 0
 
 
 def test_rows_of_a_patch_include_those_of_ulysses_peers():

@@ -25,7 +25,7 @@ def test_every_spec_is_driven_here():
 @pytest.mark.parametrize("family", FAMILIES)
 def test_all_blocks_of_the_model_are_listed_in_running_order(family):
     model = tiny.transformer(family)
-    blocks = blocks_of(model, spec_for(model), {}, {})
+    blocks = blocks_of(model, spec_for(model), {})
     order = []
     hooks = [block.module.register_forward_pre_hook(lambda *_, b=block: order.append(b.name)) for block in blocks]
     forward(model, family, 500)
@@ -38,7 +38,7 @@ def test_all_blocks_of_the_model_are_listed_in_running_order(family):
 @pytest.mark.parametrize("family", FAMILIES)
 def test_blocks_return_what_the_spec_says(family):
     model = tiny.transformer(family)
-    for block in blocks_of(model, spec_for(model), {}, {}):
+    for block in blocks_of(model, spec_for(model), {}):
 
         def check(module, args, kwargs, output, block=block):
             streams = block.spec.unpack(output)

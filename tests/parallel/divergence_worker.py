@@ -11,7 +11,7 @@ from typing import Any
 import torch.distributed as dist
 
 from fastcache_xdit import FastCacheConfig, Handle, fastcache
-from fastcache_xdit.decision.policy import Decision
+from fastcache_xdit.decision.evidence import Decision
 from fastcache_xdit.errors import RankDivergenceError
 from fastcache_xdit.parallel.ledger import Entry
 from tests.parallel.cached import EAGER, asked, cached
@@ -49,14 +49,14 @@ def _nothing(handle: Handle) -> dict:
 
 def _before(handle: Handle) -> dict:
     """Change this rank's sums on their way into the exchange."""
-    agree = handle._session.consensus.agree
-    handle._session.consensus.agree = lambda sums, stamp, place: agree(sums * 3, stamp, place)
+    agree = handle._session.record.consensus.agree
+    handle._session.record.consensus.agree = lambda sums, stamp, place: agree(sums * 3, stamp, place)
     return {}
 
 
 def _after(handle: Handle) -> dict:
     """Change the total that this rank takes out of the exchange, so that the change looks enormous."""
-    agree = handle._session.consensus.agree
+    agree = handle._session.record.consensus.agree
 
     def tampered(sums: Any, stamp: int, place: str) -> Any:
         total = agree(sums, stamp, place)
@@ -64,14 +64,14 @@ def _after(handle: Handle) -> dict:
             total[:, 0] *= 1e8
         return total
 
-    handle._session.consensus.agree = tampered
+    handle._session.record.consensus.agree = tampered
     return {}
 
 
 def _ledger(handle: Handle) -> dict:
     """Write a decision into this rank's ledger that nobody took."""
     entry = Entry(STEP, "fused", None, "transformer_blocks.1", *Decision(False, "made up"))
-    return _at_step(lambda: handle._session.ledger.record(entry))
+    return _at_step(lambda: handle._session.record.ledger.record(entry))
 
 
 def _track(handle: Handle) -> dict:

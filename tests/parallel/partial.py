@@ -39,7 +39,7 @@ def partly(pipe: Any, family: str, config: dict, twice: bool = False, **request:
         if config["tokens"].get("score") == "region":
             handle.focus(REGION)
         answer = asked(handle, pipe, family, **request)
-        rows = {key[1:]: known[0][1] for key, known in handle.driver.partial.context._stored.items()}
+        rows = {key[1:]: known[0][1] for key, known in handle._session.driver.partial.context._stored.items()}
         again = asked(handle, pipe, family, **request).latents if twice else None
         return TokenAnswer(**vars(answer), again=again, kept=kept, rows=rows, store=_in_store(handle, rows))
 
@@ -51,7 +51,7 @@ def _watch(handle: Handle) -> dict[tuple[int, int | None], torch.Tensor]:
         if isinstance(kept, Own):
             found[tick.step, tick.patch] = kept.selection.index
 
-    handle.driver.partial.watch = watch
+    handle._session.driver.partial.watch = watch
     return found
 
 
@@ -63,7 +63,7 @@ def _in_store(handle: Handle, rows: dict[tuple[int | None, str], torch.Tensor]) 
     if get_sequence_parallel_world_size() > 1:
         return {}
     stores, found = get_cache_manager().cache, {}
-    for block in handle.driver.segments[0].blocks:
+    for block in handle._session.driver.segments[0].blocks:
         attention = block.spec.attentions[0]
         name = f"{block.name}.{attention} keys"
         patches = [rows[patch, name] for patch in range(8) if (patch, name) in rows]

@@ -1,4 +1,4 @@
-"""Shares of kept tokens: equal on every rank, nothing lost, rows that travel come home; ranks played in turn."""
+"""TokenScores of kept tokens: equal on every rank, nothing lost, rows that travel come home; ranks played in turn."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fastcache_xdit.options import TokensConfig
-from fastcache_xdit.partial.balance import Moved, Own, Shares, share_out
+from fastcache_xdit.partial.balance import Moved, Own, TokenScores, choose_tokens
 from fastcache_xdit.tokens.selection import select
 from tests.tokens.drawing import PROPERTY, random, seeds
 
@@ -35,16 +35,16 @@ def sequences(draw):
     scores = random(draw(seeds()), ranks, batch, length).square()
     scores[0] += draw(st.sampled_from([0.0, 5.0]))  # all motion on one rank
     options = {"bucket": draw(st.integers(1, 4)), "keep_ratio": draw(st.floats(0.01, 1)), "min_static_ratio": 0}
-    return Shares(scores, torch.ones(batch)), options
+    return TokenScores(scores, torch.ones(batch)), options
 
 
 @PROPERTY
 @given(sequences())
 def test_padded_shares_are_equal_and_hold_what_one_process_keeps(drawn):
     shares, options = drawn
-    ranks, batch, length = shares.scores.shape
-    alone = share_out(whole(shares), TokensConfig(**options), Played(0))
-    found = [share_out(shares, TokensConfig(**options), Played(rank)) for rank in range(ranks)]
+    ranks, batch, length = shares.by_shard.shape
+    alone = choose_tokens(whole(shares), TokensConfig(**options), Played(0))
+    found = [choose_tokens(shares, TokensConfig(**options), Played(rank)) for rank in range(ranks)]
     if any(kept is None for kept in found):
         assert found == [None] * ranks
         return
@@ -58,13 +58,13 @@ def test_padded_shares_are_equal_and_hold_what_one_process_keeps(drawn):
 @given(sequences())
 def test_moved_rows_are_equal_shares_and_come_home(drawn):
     shares, options = drawn
-    ranks, batch, length = shares.scores.shape
+    ranks, batch, length = shares.by_shard.shape
     played = [Played(rank) for rank in range(ranks)]
-    found = [share_out(shares, TokensConfig(**options, balance="reshard"), each) for each in played]
+    found = [choose_tokens(shares, TokensConfig(**options, balance="reshard"), each) for each in played]
     if ranks == 1 or found[0] is None:
         return
     x = random(0, batch, ranks * length, 5)
-    wanted = select(shares.scores.transpose(0, 1).flatten(1), ranks * found[0].count)
+    wanted = select(shares.by_shard.transpose(0, 1).flatten(1), ranks * found[0].count)
     rows = together(played, found, "take", [(part,) for part in x.chunk(ranks, dim=1)])
     assert torch.equal(torch.cat(rows, dim=1), wanted.take(x))
     home = together(played, found, "put", [(-mine, part) for mine, part in zip(rows, x.chunk(ranks, 1), strict=True)])
@@ -82,29 +82,29 @@ def together(played: list[Played], found: list[Moved], verb: str, arguments: lis
     return [getattr(kept, verb)(*mine) for kept, mine in zip(found, arguments, strict=True)]
 
 
-def whole(shares: Shares) -> Shares:
+def whole(shares: TokenScores) -> TokenScores:
     """The same sequence on one process."""
-    return Shares(shares.scores.transpose(0, 1).flatten(1)[None], shares.energy)
+    return TokenScores(shares.by_shard.transpose(0, 1).flatten(1)[None], shares.energy)
 
 
 @pytest.mark.parametrize("threshold, expected", [(0.0, None), (0.5, 4), (0.95, 2), (2.0, 2)])
 def test_a_threshold_counts_the_sample_with_the_most(threshold, expected):
     scores = torch.tensor([[[0.9, 0.1, 0.2, 0.6, 0.1, 0.7], [1.0, 0.0, 0.0, 0.0, 0.0, 0.0]]])
     options = TokensConfig(threshold=threshold, bucket=2, min_static_ratio=0)
-    kept = share_out(Shares(scores, torch.ones(2)), options, Played(0))
+    kept = choose_tokens(TokenScores(scores, torch.ones(2)), options, Played(0))
     assert (kept and kept.count) == expected
 
 
 def test_few_static_tokens_are_not_worth_it():
-    shares = Shares(torch.rand(1, 1, 10), torch.ones(1))
+    shares = TokenScores(torch.rand(1, 1, 10), torch.ones(1))
     options = {"keep_ratio": 0.8, "bucket": 1}
-    assert share_out(shares, TokensConfig(**options, min_static_ratio=0.2), Played(0)).count == 8
-    assert share_out(shares, TokensConfig(**options, min_static_ratio=0.25), Played(0)) is None
+    assert choose_tokens(shares, TokensConfig(**options, min_static_ratio=0.2), Played(0)).count == 8
+    assert choose_tokens(shares, TokensConfig(**options, min_static_ratio=0.25), Played(0)) is None
 
 
 @pytest.mark.parametrize("balance", ["pad", "reshard"])
 def test_one_token_at_least_is_computed_where_none_moves(balance):
     """Attention over several ranks takes no empty rows."""
-    still = Shares(torch.zeros(2, 1, 8), torch.ones(1))
+    still = TokenScores(torch.zeros(2, 1, 8), torch.ones(1))
     options = TokensConfig(threshold=1.0, bucket=1, balance=balance)
-    assert share_out(still, options, Played(0)).count == 1
+    assert choose_tokens(still, options, Played(0)).count == 1

@@ -141,7 +141,7 @@ def test_a_region_is_computed_and_nothing_else():
         mask[:, : size // 2] = 1
         with fastcache(pipe, config) as handle:
             handle.focus(mask)
-            handle.driver.partial.watch = lambda tick, kept, scores: chosen.append(kept)
+            handle._session.driver.partial.watch = lambda tick, kept, scores: chosen.append(kept)
             found.append(generate(pipe, "pixart"))
         assert {entry.tokens for entry in handle.report().ledger} == {None, 32}
     assert torch.equal(*found)
@@ -192,7 +192,7 @@ def test_both_halves_of_guidance_keep_the_same_tokens():
 def watched(handle):
     """Collect the indices of what partial steps keep."""
     found = []
-    handle.driver.partial.watch = lambda tick, kept, scores: found.append(kept.selection.index)
+    handle._session.driver.partial.watch = lambda tick, kept, scores: found.append(kept.selection.index)
     return found
 
 
@@ -221,7 +221,7 @@ def test_a_partial_step_by_hand(family, score):
 
 
 def stored(handle, name):
-    return handle.driver.partial.context._stored["fused", None, name][0][1]
+    return handle._session.driver.partial.context._stored["fused", None, name][0][1]
 
 
 class ByHand:
@@ -230,7 +230,7 @@ class ByHand:
     def __init__(self, model, family, score, keep):
         self.model, self.family, self.score, self.keep = model, family, score, keep
         self.projected, self.whole, self.mask = {}, [], None
-        blocks = blocks_of(model, spec_for(model), {}, {})[1:]
+        blocks = blocks_of(model, spec_for(model), {})[1:]
         for block in blocks:
             attention = getattr(block.module, block.spec.attentions[0])
             for layer, kind in ((attention.to_k, "keys"), (attention.to_v, "values")):

@@ -7,16 +7,16 @@ from torch import nn
 
 from fastcache_xdit.config import FastCacheConfig
 from fastcache_xdit.models.catalogue import spec_for
-from fastcache_xdit.segments.segment import blocks_of, partition
+from fastcache_xdit.segments.segment import Span, blocks_of, partition
 from tests import tiny
 
 FLUX = spec_for(tiny.transformer("flux"))
 
 
-def flux_blocks(double, single, offsets=None, lengths=None):
+def flux_blocks(double, single, spans=None):
     lists = {"transformer_blocks": double, "single_transformer_blocks": single}
     model = SimpleNamespace(**{name: nn.ModuleList([nn.Identity() for _ in range(n)]) for name, n in lists.items()})
-    return blocks_of(model, FLUX, offsets or {}, lengths or {})
+    return blocks_of(model, FLUX, spans or {})
 
 
 def names(segments):
@@ -41,8 +41,7 @@ def test_granularity(options, expected):
 
 
 def test_a_later_pipeline_stage_has_no_lead_blocks_and_global_names():
-    lengths = {"transformer_blocks": 4, "single_transformer_blocks": 4}
-    stage = flux_blocks(1, 3, {"transformer_blocks": 3, "single_transformer_blocks": 0}, lengths)
+    stage = flux_blocks(1, 3, {"transformer_blocks": Span(3, 4), "single_transformer_blocks": Span(0, 4)})
     lead, segments = partition(stage, FastCacheConfig())
     assert lead == []
     assert names(segments) == [["t3", "single_t0", "single_t1", "single_t2"]]

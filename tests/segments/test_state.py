@@ -5,9 +5,10 @@ import math
 import torch
 
 from fastcache_xdit.approx.linear import Polynomial
-from fastcache_xdit.decision.policy import Track
+from fastcache_xdit.decision.evidence import Track
 from fastcache_xdit.models.spec import Streams
-from fastcache_xdit.segments.state import SegmentState, energy
+from fastcache_xdit.segments.state import SegmentState
+from fastcache_xdit.segments.sums import energy
 
 
 def image(*values):
@@ -28,13 +29,13 @@ def taught(name=HISTORY):
 
 def test_without_reference_the_change_is_infinite_for_every_sample():
     change = SegmentState(Track.empty(4)).change(Streams(torch.zeros(3, 2, 1)))
-    assert change.tolist() == [[math.inf, 1.0, math.inf, 2.0]] * 3
+    assert change.packed().tolist() == [[math.inf, 1.0, math.inf, 2.0]] * 3
 
 
 def test_change_is_squared_distance_and_squared_reference():
     # tokens moved by 1 and 3: saliencies 1 and 9, their squares 1 and 81
-    assert taught().change(Streams(image(4, 7))).tolist() == [[10.0, 25.0, 82.0, 2.0]]
-    assert math.isinf(taught().change(Streams(image(3, 7, 9)))[0, 0]), "another size has no reference"
+    assert taught().change(Streams(image(4, 7))).packed().tolist() == [[10.0, 25.0, 82.0, 2.0]]
+    assert math.isinf(taught().change(Streams(image(3, 7, 9))).change[0]), "another size has no reference"
 
 
 def test_what_a_step_added_can_be_counted_from_an_earlier_place_on():
@@ -58,7 +59,7 @@ def test_stand_in_extends_both_streams():
 
 def test_the_error_is_what_the_stand_in_would_have_missed():
     # at step 1 the stand-in had one reference, residual 1, 2; the truth was 3, 6; outputs were 6, 10
-    assert taught().error.tolist() == [[2.0**2 + 4.0**2, 6.0**2 + 10.0**2]]
+    assert taught().error.packed().tolist() == [[2.0**2 + 4.0**2, 6.0**2 + 10.0**2]]
 
 
 def test_references_are_copies():

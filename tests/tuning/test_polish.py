@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 
 from fastcache_xdit import FastCacheConfig
+from fastcache_xdit.approx.calibration import Calibration
 from fastcache_xdit.host.xdit import engine
 from fastcache_xdit.plugin import register
 from fastcache_xdit.tuning import polish
-from fastcache_xdit.tuning.calibrate import SCHEDULED
 from fastcache_xdit.tuning.polish import Polisher
-from fastcache_xdit.tuning.refit import Refitter
 from fastcache_xdit.tuning.runner import Runner, relative_error
 from shapes.loading import calibration_path, generation_defaults, model_path
 
@@ -35,35 +36,36 @@ def batch():
 @pytest.fixture(scope="module")
 def config():
     path = str(calibration_path("shapes-pixart"))
-    return FastCacheConfig(**SCHEDULED, calibration=path, stand_in="delta+history", schedule={8: MASK}, lead_blocks=0)
+    return FastCacheConfig.scheduled(MASK, calibration=path, stand_in="delta+history", lead_blocks=0)
 
 
-def error(runner, batch, config):
-    with runner.enabled(config) as watched:
-        latents = watched.generate(batch)
+@pytest.fixture(scope="module")
+def calibration(config):
+    return Calibration.load(config.calibration)
+
+
+def error(runner, batch, config, calibration):
+    with runner.enabled(config, calibration) as cached:
+        latents = cached.generate(batch)
     return relative_error(latents, runner.uncached(batch)).log().mean().item()
 
 
-def test_training_helps_and_is_what_the_cache_applies(runner, batch, config, tmp_path):
+def test_training_helps_and_is_what_the_cache_applies(runner, batch, config, calibration):
     told = []
-    before = error(runner, batch, config)
-    refits = Polisher(runner, [batch] * 3, 8).polish(config, told.append)
-    published = Refitter(runner, [batch] * 3, config.calibration, tmp_path / "polished.safetensors").publish(
-        config, refits
-    )
-    gained = before - error(runner, batch, published)
+    before = error(runner, batch, config, calibration)
+    refits = Polisher(runner, [batch] * 3, 8).polish(config, calibration, told.append)
+    gained = before - error(runner, batch, config, replace(calibration, refits=refits))
     assert gained > 0.1
     assert told == [f"trained 8 batches: held-out latents {gained * 20 / torch.tensor(10.0).log():+.2f} dB"]
 
 
 @pytest.mark.parametrize("iterations, rate", [(0, 0.1), (8, 100.0)])
-def test_what_does_not_help_leaves_the_fit_itself(runner, batch, config, monkeypatch, iterations, rate):
+def test_what_does_not_help_leaves_the_fit_itself(runner, batch, config, calibration, monkeypatch, iterations, rate):
     """Without an iteration, or after one that only did harm, coefficients are those that the calibration gives."""
     monkeypatch.setattr(polish, "RATE", rate)
-    refits = Polisher(runner, [batch] * 3, iterations).polish(config, print)
-    with runner.enabled(config) as watched:
-        watched.generate(batch)
-        stand_in = watched.handle.driver.stand_ins[0]
-        for name, coefficients in refits.items():
-            computed = tuple(range(name.step - 1, -1, -2))
-            torch.testing.assert_close(coefficients, stand_in.coefficients(name.stream, name.step, computed).float())
+    refits = Polisher(runner, [batch] * 3, iterations).polish(config, calibration, print)
+    stand_in = calibration.stand_in(next(iter(refits)).segment, config.stand_in, carry_errors=True)
+    stand_in.begin(runner.sigmas())
+    for name, coefficients in refits.items():
+        computed = tuple(range(name.step - 1, -1, -2))
+        torch.testing.assert_close(coefficients, stand_in.coefficients(name.stream, name.step, computed).float())

@@ -7,12 +7,16 @@ import torch
 from torch import nn
 
 from fastcache_xdit.clock import Clock
+from fastcache_xdit.config import FastCacheConfig
 from fastcache_xdit.models.spec import BlockSpec
+from fastcache_xdit.runtime.judge import ScheduledJudge
+from fastcache_xdit.runtime.observer import Watched
+from fastcache_xdit.runtime.rules import Rules
 from fastcache_xdit.segments.segment import Block, Segment
 from fastcache_xdit.tuning.recorder import Recorder
 from fastcache_xdit.undo import Undo
 
-LEVELS = (0.9, 0.5)
+SIGMAS = (0.9, 0.5)
 
 
 class Doubling(nn.Module):
@@ -27,13 +31,12 @@ def moments(states: list[torch.Tensor], samples: int, guidance: float):
     blocks = tuple(Block(f"blocks.{index}", index, Doubling(), BlockSpec()) for index in range(2))
     segment, clock = Segment(0, blocks), Clock()
     recorder, found = Recorder([segment], samples, guidance), {}
-    recorder.clock = clock
     with Undo() as undo:
-        recorder.install(undo)
+        recorder.attach(Watched(clock, [segment], [], ScheduledJudge(Rules(FastCacheConfig()))), undo)
         for hidden_states in states:
             with clock.tick():
                 blocks[1].module(blocks[0].module(hidden_states))
-    recorder.add_to(found, LEVELS)
+    recorder.add_to(found, SIGMAS)
     return found[segment.key]["hidden_states"]
 
 

@@ -5,7 +5,7 @@ from torch import nn
 
 from fastcache_xdit.models.spec import BlockSpec
 from fastcache_xdit.segments.segment import Block
-from fastcache_xdit.tuning.calibrate import Coverage, spans
+from fastcache_xdit.tuning.coverage import Coverage, spans
 from fastcache_xdit.tuning.search import affordable, compute_ratio
 from fastcache_xdit.tuning.targets import Target
 

@@ -2,78 +2,95 @@
 
 from __future__ import annotations
 
-import functools
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from torch import nn
 
+from fastcache_xdit.approx.keys_values import KeysValuesForecast
+from fastcache_xdit.clock import Clock, Patch
+from fastcache_xdit.config import FastCacheConfig
 from fastcache_xdit.errors import UsageError
-from fastcache_xdit.host.base import Host, PatchView
+from fastcache_xdit.host.base import Host
 from fastcache_xdit.host.diffusers import refuse_rivals, transformer_of
 from fastcache_xdit.host.xdit import layout
 from fastcache_xdit.host.xdit.fixes import apply_fixes
 from fastcache_xdit.host.xdit.pipefusion import ahead, keys_values
 from fastcache_xdit.parallel.topology import Topology
+from fastcache_xdit.runtime.session import Session
+from fastcache_xdit.segments.segment import Span
+from fastcache_xdit.undo import Undo
 
 
 def is_xdit(target: Any) -> bool:
-    """Whether xDiT made this pipeline or transformer; does not import xfuser."""
+    """Return whether xDiT made this pipeline or transformer; does not import xfuser."""
     parts = (target, getattr(target, "transformer", None))
     return any(base.__module__.startswith("xfuser.") for part in parts for base in type(part).__mro__)
 
 
-def xdit_host(target: Any) -> Host:
-    """The host of an xDiT pipeline wrapper, a diffusers pipeline with an xDiT transformer, or that transformer.
+class XditHost(Host):
+    """An xDiT pipeline wrapper, a diffusers pipeline with an xDiT transformer, or that transformer.
 
     Raises:
         UsageError: no transformer, another cache already on, or a layout that FastCache does not support.
     """
-    transformer = target if isinstance(target, nn.Module) else transformer_of(target)
-    model = _inner(transformer)
-    refuse_rivals(model)
-    _refuse_no_warmup()
-    first, spans = _stage_blocks(transformer)
-    return Host(
-        transformer=transformer,
-        model=model,
-        scheduler=None if target is transformer else getattr(target, "scheduler", None),
-        topology=topology(),
-        patch=current_patch,
-        offsets={name: max(0, first - start) for name, (start, _) in spans.items()},
-        lengths={name: stop - start for name, (start, stop) in spans.items()},
-        whole_only=_whole_only(),
-        fixes=apply_fixes,
-        forecast=keys_values.install,
-        ahead=functools.partial(ahead.install, target) if ahead.possible(target) else None,
-    )
+
+    def __init__(self, target: Any) -> None:
+        transformer = target if isinstance(target, nn.Module) else transformer_of(target)
+        model = _inner(transformer)
+        refuse_rivals(model)
+        _refuse_no_warmup()
+        super().__init__(transformer, model, None if target is transformer else getattr(target, "scheduler", None))
+        self.topology = topology()
+        self.spans = _spans(transformer)
+        self.whole_only = _whole_only()
+        self.can_run_ahead = ahead.possible(target)
+        self._pipe = target
+
+    def current_patch(self) -> Patch | None:
+        """Return the PipeFusion patch that is being computed, None while the full local sequence is."""
+        from xfuser.core.distributed import get_runtime_state
+
+        if self.topology.pipefusion_parallel_degree == 1 or not (state := get_runtime_state()).patch_mode:
+            return None
+        number, bounds = state.pipeline_patch_idx, state.pp_patches_token_start_idx_local
+        return Patch(number, (bounds[number], bounds[number + 1]), number == state.num_pipeline_patch - 1)
+
+    def fix(self, undo: Undo) -> list[str]:
+        """Repair the defects of xDiT that this layout can meet, and return their names."""
+        return apply_fixes(undo)
+
+    def extend_keys_values(
+        self, undo: Undo, clock: Clock, layers: Mapping[nn.Module, str], forecast: KeysValuesForecast | None
+    ) -> Callable[[], int]:
+        """Extend xDiT's store of keys and values; without pipeline stages no key is old, and nothing is done."""
+        if self.topology.pipefusion_parallel_degree == 1:
+            return lambda: 0
+        return keys_values.install(undo, clock, layers, forecast)
+
+    def run_ahead(self, undo: Undo, session: Session, config: FastCacheConfig) -> None:
+        """Give the loops of all stages the computed steps alone."""
+        ahead.install(self._pipe, undo, session, self.blocks[0], config)
 
 
-def topology() -> Topology | None:
-    """xDiT's degrees and this rank; None in a single process. Raises UsageError for fully sharded parameters."""
+def topology() -> Topology:
+    """Return xDiT's degrees and this rank.
+
+    Raises:
+        UsageError: parameters are fully sharded.
+    """
     from xfuser.core import distributed as xdit
 
-    degrees = dict(
+    if xdit.parallel_state.get_fully_shard_world_size() > 1:
+        raise UsageError("fully_shard_degree > 1 with fastcache is not supported yet", "set fully_shard_degree=1")
+    return Topology(
+        rank=xdit.get_world_group().rank,
         tensor_parallel_degree=xdit.get_tensor_model_parallel_world_size(),
         sequence_parallel_degree=xdit.get_sequence_parallel_world_size(),
         pipefusion_parallel_degree=xdit.get_pipeline_parallel_world_size(),
         cfg_degree=xdit.get_classifier_free_guidance_world_size(),
         data_parallel_degree=xdit.get_data_parallel_world_size(),
     )
-    if xdit.parallel_state.get_fully_shard_world_size() > 1:
-        raise UsageError("fully_shard_degree > 1 with fastcache is not supported yet", "set fully_shard_degree=1")
-    found = Topology(rank=xdit.get_world_group().rank, **degrees)
-    return found if found.world_size > 1 else None
-
-
-def current_patch() -> PatchView | None:
-    """The PipeFusion patch that is being computed, or None while the full local sequence is."""
-    from xfuser.core.distributed import get_pipeline_parallel_world_size, get_runtime_state
-
-    state = get_runtime_state()
-    if get_pipeline_parallel_world_size() == 1 or not state.patch_mode:
-        return None
-    index, bounds = state.pipeline_patch_idx, state.pp_patches_token_start_idx_local
-    return PatchView(index, (bounds[index], bounds[index + 1]), index == state.num_pipeline_patch - 1)
 
 
 def _whole_only() -> str:
@@ -98,15 +115,14 @@ def _inner(transformer: nn.Module) -> nn.Module:
     return transformer.module if isinstance(transformer, xFuserBaseWrapper) else transformer
 
 
-def _stage_blocks(transformer: nn.Module) -> tuple[int, dict[str, tuple[int, int]]]:
-    """Global index of this stage's first block, and the span of each block list over the whole model."""
+def _spans(transformer: nn.Module) -> dict[str, Span]:
+    """Where this stage's blocks are in each whole block list; nothing where xDiT has not cut the lists."""
     from xfuser.core.distributed import get_pipeline_parallel_rank, get_pipeline_parallel_world_size, get_runtime_state
 
-    spans = vars(transformer).get("blocks_idx")
-    if spans is None:
-        return 0, {}
-    total, stage = max(stop for _, stop in spans.values()), get_pipeline_parallel_rank()
-    layers = get_runtime_state().parallel_config.pp_config.attn_layer_num_for_pp
-    if layers is None:
-        layers = [-(-total // get_pipeline_parallel_world_size())] * get_pipeline_parallel_world_size()
-    return sum(layers[:stage]), spans
+    lists = vars(transformer).get("blocks_idx")  # per list, its blocks' numbers in the whole model
+    if lists is None:
+        return {}
+    total, stages = max(stop for _, stop in lists.values()), get_pipeline_parallel_world_size()
+    layers = get_runtime_state().parallel_config.pp_config.attn_layer_num_for_pp or [-(-total // stages)] * stages
+    first = sum(layers[: get_pipeline_parallel_rank()])
+    return {name: Span(max(0, first - start), stop - start) for name, (start, stop) in lists.items()}

@@ -11,103 +11,119 @@ stage gets that patch back at its next computed step, and the pipeline stays ful
 from __future__ import annotations
 
 import functools
-import importlib
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 from typing import Any
 
 import torch
 
-from fastcache_xdit.host.base import PatchView
-from fastcache_xdit.models.spec import Streams
+from fastcache_xdit.config import FastCacheConfig
+from fastcache_xdit.decision.policy import foreseen
+from fastcache_xdit.decision.schedule import marks_for
+from fastcache_xdit.host.xdit.pipefusion.scheduler_memory import SchedulerMemory, is_known
+from fastcache_xdit.host.xdit.pipefusion.single_stage import SingleStage, stages
 from fastcache_xdit.runtime.session import Session
+from fastcache_xdit.segments.segment import Block
 from fastcache_xdit.undo import Undo
 
 LOOPS = ("_sync_pipeline", "_async_pipeline")
-# What schedulers that take each value of the latents by itself remember, beside the index of the step.
-REMEMBERED = {
-    "FlowMatchEulerDiscreteScheduler": (),
-    "DPMSolverMultistepScheduler": ("model_outputs", "lower_order_nums"),
-}
-TEXTS = "encoder_hidden_states_cache"
-Skipped = Callable[[int], Sequence[bool]]  # which of so many steps are skipped
 
 
 def possible(pipe: Any) -> bool:
-    """Whether this is a pipeline of xDiT with stages, and a scheduler whose patches can be at different steps."""
+    """Return whether this is a pipeline of xDiT with stages, whose patches can be at different steps."""
     methods = (*LOOPS, "_backbone_forward", "_scheduler_step")
     if not all(hasattr(type(pipe), name) for name in methods):
         return False
-    known = type(_scheduler(pipe)).__name__ in REMEMBERED
-    return known and _stages().get_pipeline_parallel_world_size() > 1
+    return is_known(pipe) and stages().get_pipeline_parallel_world_size() > 1
+
+
+def install(pipe: Any, undo: Undo, session: Session, first_block: Block, config: FastCacheConfig) -> None:
+    """Let the last stage take skipped steps alone, for as long as the undo log lives, where that is `possible`."""
+    ahead = Ahead(pipe, session, first_block, config)
+    for name in LOOPS:
+        undo.set(pipe, name, ahead.looped(getattr(pipe, name), begins=name == LOOPS[0]))
+    undo.set(pipe, "_backbone_forward", ahead.forward)
+    if stages().is_pipeline_last_stage():
+        undo.set(pipe, "_scheduler_step", ahead.stepped(pipe._scheduler_step))
 
 
 class Ahead:
-    """Stands around the loops of one pipeline, on every stage."""
+    """Stands around the loops of one pipeline, on every stage.
 
-    def __init__(self, pipe: Any, session: Session, skipped: Skipped) -> None:
-        self.pipe, self.session, self.skipped = pipe, session, skipped
-        self.is_last = _stages().is_pipeline_last_stage()
+    Args:
+        pipe: the pipeline.
+        session: of its transformer.
+        first_block: the first block of this stage.
+        config: whose schedule says which steps are skipped.
+    """
+
+    def __init__(self, pipe: Any, session: Session, first_block: Block, config: FastCacheConfig) -> None:
+        self.pipe, self.session, self.config = pipe, session, config
         self._backbone: Callable[..., Any] = pipe._backbone_forward
+        self._alone = SingleStage(pipe, session, first_block, self._backbone)
+        self._memory = SchedulerMemory(pipe)
         self._timesteps: list[torch.Tensor] = []
         self._skips: Sequence[bool] = ()
-        self._steps: dict[int, int] = {}  # by the identity of a timestep, whose value is on the device
-        self._taken = 0
-        self._memory = Memory(pipe)
-        self._text: torch.Tensor | None = None
-        self._call: dict[str, Any] = {}
+        self._begun = 0  # steps of the request that a loop has taken on
+        self._computed: list[int] = []  # steps of the loop that runs
+        self._to_come: dict[int | None, Iterator[int]] = {}  # of these, by patch
+        self._step = 0
 
     def looped(self, loop: Callable[..., Any], begins: bool) -> Callable[..., Any]:
-        """What takes the place of one of xDiT's `LOOPS`: the same over the computed steps; `begins`: a request."""
+        """Return one of xDiT's `LOOPS` over the computed steps alone; `begins`: it is the first of a request."""
 
         @functools.wraps(loop)
         def run(*args: Any, timesteps: Sequence[torch.Tensor], **kwargs: Any) -> Any:
             if begins:
                 self._begin()
                 kwargs["sync_only"] = all(self._skips[len(timesteps) :])  # then nothing is left for patches
-            first, self._taken = self._taken, self._taken + len(timesteps)
-            self._text = kwargs.get("prompt_embeds")
-            kept = [step for step in range(first, self._taken) if not self._skips[step]]
-            self._steps = {id(self._timesteps[step]): step for step in kept}
-            result = loop(*args, timesteps=[self._timesteps[step] for step in kept], **kwargs)
-            kwargs["progress_bar"].update(len(timesteps) - len(kept))
-            if self._taken == len(self._timesteps):
-                self._text, self._call = None, {}
+            first, self._begun = self._begun, self._begun + len(timesteps)
+            self._computed = [step for step in range(first, self._begun) if not self._skips[step]]
+            self._to_come.clear()
+            self._alone.text = kwargs.get("prompt_embeds")
+            result = loop(*args, timesteps=[self._timesteps[step] for step in self._computed], **kwargs)
+            kwargs["progress_bar"].update(len(timesteps) - len(self._computed))
+            if self._begun == len(self._timesteps):
+                self._alone.clear()
                 self.session.conclude()
             return result
 
         return run
 
-    def _begin(self) -> None:
-        self._timesteps, self._taken = list(self.pipe.scheduler.timesteps), 0
-        self._memory.clear()
-        self._skips = self.skipped(len(self._timesteps))
-
     def forward(self, *args: Any, **kwargs: Any) -> Any:
-        """What takes the place of `_backbone_forward`."""
-        step, self._call = self._steps[id(kwargs["t"])], kwargs
-        with self.session.clock.at(step):
+        """Run `_backbone_forward` at the step that is the current patch's turn."""
+        self._step, self._alone.call = self._next_step(), kwargs
+        with self.session.clock.at(self._step):
             output = self._backbone(*args, **kwargs)
-        if not self.is_last:
-            for following in self._run_after(step):
-                self.session.pass_over(following)
+        if not stages().is_pipeline_last_stage():
+            for following in self._run_after(self._step):
+                self.session.skip_elsewhere(following)
         return output
 
     def stepped(self, advance: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:
-        """What takes the place of `_scheduler_step` on the last stage: gives the latents of the next computed step."""
+        """Return `_scheduler_step` that gives the latents of the patch's next computed step, on the last stage."""
 
         @functools.wraps(advance)
         def run(noise: torch.Tensor, latents: torch.Tensor, t: torch.Tensor, *extra: Any) -> torch.Tensor:
-            step = self._steps[id(t)]
-            self.session.rebase(self._entering(latents, t))
-            for now in (step, *self._run_after(step)):
-                if now > step:
-                    noise = self._alone(latents, self._timesteps[now], now)
-                with self._memory.of(self.session.patch(), now):
-                    latents = advance(noise, latents, self._timesteps[now], *extra)
+            computed = self._step  # xDiT calls this right after the patch's forward
+            self.session.rebase(self._alone.entering(latents, t))
+            for step in (computed, *self._run_after(computed)):
+                if step > computed:
+                    noise = self._alone.predict(latents, self._timesteps[step], step)
+                with self._memory.of(self.session.current_patch(), step):
+                    latents = advance(noise, latents, self._timesteps[step], *extra)
             return latents
 
         return run
+
+    def _begin(self) -> None:
+        self._timesteps, self._begun = list(self.pipe.scheduler.timesteps), 0
+        self._memory.clear()
+        self._skips = foreseen(marks_for(self.config.schedule or {}, len(self._timesteps)), self.config)
+
+    def _next_step(self) -> int:
+        """Every patch takes the loop's steps in order; a timestep's own value is on the device."""
+        patch = self.session.current_patch()
+        return next(self._to_come.setdefault(patch and patch.number, iter(self._computed)))
 
     def _run_after(self, step: int) -> Iterator[int]:
         """The skipped steps up to the next computed one."""
@@ -115,96 +131,3 @@ class Ahead:
             if not self._skips[following]:
                 return
             yield following
-
-    def _alone(self, latents: torch.Tensor, t: torch.Tensor, step: int) -> torch.Tensor:
-        """What the model predicts for the current patch, as if this stage were the only one."""
-        with _only_stage(self.pipe.transformer), self.session.clock.at(step):
-            output = self._backbone(**self._instead(latents, t))
-        return output[0] if isinstance(output, tuple) else output
-
-    def _entering(self, latents: torch.Tensor, t: torch.Tensor) -> Streams:
-        """What entered the first stage's blocks."""
-        with _only_stage(self.pipe.transformer):
-            return self.session.driver.entering(lambda: self._backbone(**self._instead(latents, t)))
-
-    def _instead(self, latents: torch.Tensor, t: torch.Tensor) -> dict[str, Any]:
-        """The last call's arguments as the first stage has them."""
-        text = {"encoder_hidden_states": self._text} if "encoder_hidden_states" in self._call else {}
-        return {**self._call, "latents": latents, "t": t, **text}
-
-
-class Memory:
-    """A scheduler's memory of each patch, as if every patch had a scheduler of its own."""
-
-    def __init__(self, pipe: Any) -> None:
-        self._outer, self._scheduler = pipe.scheduler, _scheduler(pipe)
-        self._names = REMEMBERED[type(self._scheduler).__name__]
-        self._known: dict[int | None, dict[str, Any]] = {}
-
-    def clear(self) -> None:
-        """A request begins."""
-        self._known.clear()
-
-    @contextmanager
-    def of(self, patch: PatchView | None, step: int) -> Iterator[None]:
-        """Inside, the scheduler's step is diffusers' own, for latents of this patch (none: whole ones) at this step."""
-        number = patch.number if patch else None
-        if self._known:
-            self._recall(self._known.get(number) or self._rows(patch))
-        self._scheduler._step_index = step
-        with Undo() as undo:
-            undo.set(self._outer, "step", self._scheduler.step)
-            yield
-        self._known[number] = {name: getattr(self._scheduler, name) for name in self._names}
-
-    def _recall(self, known: dict[str, Any]) -> None:
-        for name, value in known.items():
-            setattr(self._scheduler, name, value)
-
-    def _rows(self, patch: PatchView | None) -> dict[str, Any]:
-        """What was remembered of whole latents [B, C, H, W], for a patch of their lines."""
-        if patch is None:
-            return {}
-        bounds = _runtime_state().pp_patches_start_idx_local
-        lines = slice(bounds[patch.number], bounds[patch.number + 1])
-        return {
-            name: [each if each is None else each[:, :, lines] for each in value] if isinstance(value, list) else value
-            for name, value in self._known[None].items()
-        }
-
-
-def install(pipe: Any, undo: Undo, session: Session, skipped: Skipped) -> None:
-    """Let the last stage take skipped steps alone, for as long as the undo log lives, where that is `possible`."""
-    ahead = Ahead(pipe, session, skipped)
-    for name in LOOPS:
-        undo.set(pipe, name, ahead.looped(getattr(pipe, name), begins=name == LOOPS[0]))
-    undo.set(pipe, "_backbone_forward", ahead.forward)
-    if ahead.is_last:
-        undo.set(pipe, "_scheduler_step", ahead.stepped(pipe._scheduler_step))
-
-
-def _scheduler(pipe: Any) -> Any:
-    """Diffusers' scheduler inside xDiT's wrapper."""
-    return getattr(pipe.scheduler, "module", pipe.scheduler)
-
-
-def _runtime_state() -> Any:
-    return importlib.import_module("xfuser.core.distributed").get_runtime_state()
-
-
-def _stages() -> Any:
-    return importlib.import_module("xfuser.core.distributed.parallel_state")
-
-
-@contextmanager
-def _only_stage(transformer: Any) -> Iterator[None]:
-    """What asks whether this stage is the first or the last one hears that it is both.
-
-    SD3 keeps the first patch's text for the others, which shall not be that of a step that is ahead.
-    """
-    with Undo() as undo:
-        if TEXTS in vars(transformer):
-            undo.set(transformer, TEXTS, list(getattr(transformer, TEXTS)))
-        undo.set(_stages(), "get_pipeline_parallel_rank", lambda: 0)
-        undo.set(_stages(), "get_pipeline_parallel_world_size", lambda: 1)
-        yield

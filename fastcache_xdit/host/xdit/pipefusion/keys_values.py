@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from fastcache_xdit.approx import keys_values
+from fastcache_xdit.approx.keys_values import KeysValuesForecast
 from fastcache_xdit.clock import Clock
 from fastcache_xdit.undo import Undo
 
@@ -33,12 +33,12 @@ class Stored:
     steps: list[list[int]] = field(default_factory=list)
 
     def replaced(self, before: torch.Tensor | None, step: int, patches: int) -> None:
-        """All rows are about to be replaced by those of a step over the full sequence."""
+        """Note that all rows are about to be replaced by those of a step over the full sequence."""
         self.older = before if self.steps else None
         self.steps = [[step, *patch[:1]] for patch in self.steps or [[] for _ in range(patches)]]
 
     def keep(self, before: torch.Tensor, step: int, patch: int, rows: tuple[int, int], dim: int) -> None:
-        """The rows of one patch are about to be replaced."""
+        """Keep the rows of one patch, which are about to be replaced."""
         if self.older is None:
             self.older = torch.empty_like(before)
         start, length = rows[0], rows[1] - rows[0]
@@ -48,7 +48,7 @@ class Stored:
     def extended(
         self, stored: torch.Tensor, step: int, patch: int, spans: Spans, dim: int, weights: Weights
     ) -> torch.Tensor:
-        """`stored` as attention of `patch` at `step` expects it: patches before it at `step`, those after one earlier.
+        """Return `stored` as attention of `patch` expects it: patches before it at `step`, the others one step earlier.
 
         Rows that are older, because their blocks were skipped, are made of those of the last two computed steps. A copy
         where there are any: what was computed stays what later ones are made of.
@@ -68,7 +68,7 @@ class Stored:
         return extended
 
 
-class Forecast:
+class PatchKeysValues:
     """Stands between the attention layers of blocks that may be skipped and xDiT's store of keys and values.
 
     PipeFusion attends to patches that are not computed yet by their keys and values of one step ago. After skipped
@@ -86,7 +86,7 @@ class Forecast:
         clock: Clock,
         layers: Mapping[nn.Module, str],
         bounds: Callable[[], list[int]],
-        fitted: keys_values.Forecast | None = None,
+        fitted: KeysValuesForecast | None = None,
     ) -> None:
         self.clock = clock
         self.layers = layers
@@ -96,7 +96,7 @@ class Forecast:
         self._request = 0
 
     def wrapped(self, write: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:
-        """What takes the place of one of xDiT's `WRITERS`."""
+        """Return one of xDiT's `WRITERS` that keeps what it replaces, and gives attention what it expects."""
 
         def update(manager: Any, new_kv: torch.Tensor, layer: Any, slice_dim: int = 1, layer_type: str = "attn") -> Any:
             tick, bounds = self.clock.now, self.bounds()
@@ -120,7 +120,7 @@ class Forecast:
         return lambda due, *known: [fitted.weights(each, due, known) for each in names]
 
     def bytes_held(self) -> int:
-        """Bytes of the rows that xDiT would have dropped."""
+        """Return the bytes of the rows that xDiT would have dropped."""
         kept = [record.older for record in self._stored.values() if record.older is not None]
         return sum(tensor.numel() * tensor.element_size() for tensor in kept)
 
@@ -141,21 +141,21 @@ def _line(due: int, newest: int, oldest: int) -> list[tuple[float, float]]:
 
 
 def install(
-    undo: Undo, clock: Clock, layers: Mapping[nn.Module, str], fitted: keys_values.Forecast | None = None
+    undo: Undo, clock: Clock, layers: Mapping[nn.Module, str], fitted: KeysValuesForecast | None = None
 ) -> Callable[[], int]:
-    """Put a `Forecast` for these attention layers before xDiT's store; gives the function that counts its bytes.
+    """Put `PatchKeysValues` for these attention layers before xDiT's store.
 
-    Without pipeline stages no key is old, and nothing is done.
+    Returns:
+        A function that counts the bytes that it holds.
     """
     distributed = importlib.import_module("xfuser.core.distributed")
-    if distributed.get_pipeline_parallel_world_size() == 1:
-        return lambda: 0
     manager = importlib.import_module("xfuser.core.cache_manager.cache_manager").CacheManager
-    forecast = Forecast(clock, layers, lambda: distributed.get_runtime_state().pp_patches_token_start_idx_local, fitted)
-    undo.callback(forecast.clear)
+    bounds = lambda: distributed.get_runtime_state().pp_patches_token_start_idx_local  # noqa: E731
+    extended = PatchKeysValues(clock, layers, bounds, fitted)
+    undo.callback(extended.clear)
     for name in WRITERS:
-        undo.set(manager, name, forecast.wrapped(getattr(manager, name)))
-    return forecast.bytes_held
+        undo.set(manager, name, extended.wrapped(getattr(manager, name)))
+    return extended.bytes_held
 
 
 def spans_of(tokens: int, bounds: list[int]) -> Spans:

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from fastcache_xdit.tuning.calibrate import TRIED, best_way
+from fastcache_xdit.tuning.coherence import TRIED, best_way
 
 
 def errors(gain, spread, images=16):

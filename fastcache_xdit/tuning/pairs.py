@@ -12,9 +12,10 @@ import torch
 from fastcache_xdit.decision.significance import Spread
 from fastcache_xdit.host.xdit import world
 from fastcache_xdit.models.spec import Streams
-from fastcache_xdit.runtime.driver import Pass
+from fastcache_xdit.runtime.call import SegmentCall
+from fastcache_xdit.runtime.observer import Observer
 from fastcache_xdit.segments.segment import Segment
-from fastcache_xdit.segments.state import energy
+from fastcache_xdit.segments.sums import ChangeSums, ErrorSums
 
 
 class Pair(NamedTuple):
@@ -32,45 +33,46 @@ class Pair(NamedTuple):
     was_skipped: bool
 
 
-class Pairs:
-    """A driver's `Witness`: keeps local sums on the way, and adds them up over ranks in the end."""
+class Pairs(Observer):
+    """Keeps local sums of every decision of a request, and adds them up over ranks in the end."""
+
+    sees_segments = runs_skipped = True
 
     def __init__(self) -> None:
         self._places: list[tuple[int, int, bool]] = []
         self._sums: list[torch.Tensor] = []
         self._run = 0
 
-    def __call__(self, segment: Segment, step: Pass, left: Streams, guess: Streams) -> None:
-        """See `Witness`."""
-        missed = energy(left.hidden_states - guess.hidden_states), energy(left.hidden_states)
-        sums = torch.cat([step.state.change(step.entered), torch.stack(missed, dim=1)], dim=1)
-        self._run = self._run + 1 if step.decision.skip else 0
-        self._places.append((step.tick.step, self._run - step.decision.skip, step.decision.skip))
-        self._sums.append(sums.cpu())
+    def on_segment(self, segment: Segment, call: SegmentCall, output: Streams, estimate: Streams) -> None:
+        """Keep what the decision saw, and the error that the stand-in makes."""
+        error = ErrorSums.measured(output.hidden_states, estimate.hidden_states)
+        skip = call.decision.skip
+        self._run = self._run + 1 if skip else 0
+        self._places.append((call.tick.step, self._run - skip, skip))
+        self._sums.append(torch.cat([call.state.change(call.entered).packed(), error.packed()], dim=1).cpu())
 
     def collected(self) -> list[Pair]:
-        """All pairs, the same on every rank; every rank must call it."""
+        """Return all pairs, the same on every rank; every rank must call it."""
         if not self._sums:
             return []
         total = world.sum_over_ranks(torch.stack(self._sums))
-        change, reference, saliency, tokens, missed, output = total.unbind(-1)
-        relative, motion = (change / reference).sqrt(), (tokens * saliency / change.square() - 1).nan_to_num(0.0)
-        error = (missed / output).sqrt()
-        seen = torch.stack([relative, motion, error], dim=-1).tolist()
+        columns = len(ChangeSums._fields)
+        change, error = ChangeSums.unpacked(total[..., :columns]), ErrorSums(*total[..., columns:].unbind(-1))
+        by_place = torch.stack([change.relative, change.motion, error.relative], dim=-1).tolist()
         return [
-            Pair(step, run, change, motion, error, was_skipped)
-            for (step, run, was_skipped), samples in zip(self._places, seen, strict=True)
-            for change, motion, error in samples
+            Pair(step, run, relative_change, motion, relative_error, was_skipped)
+            for (step, run, was_skipped), samples in zip(self._places, by_place, strict=True)
+            for relative_change, motion, relative_error in samples
         ]
 
 
 def rms(values: Sequence[float]) -> float:
-    """Root of the mean square."""
+    """Return the root of the mean square."""
     return math.sqrt(sum(value * value for value in values) / len(values))
 
 
 def fit_spread(pairs: Sequence[Pair], gains: Sequence[float], sigmas: Sequence[float]) -> Spread:
-    """The calibrated test from pairs: null per step, factor per run, adaptive threshold, degrees of freedom.
+    """Fit the calibrated test to pairs: null per step, factor per run, adaptive threshold, degrees of freedom.
 
     Each in turn explains what the ones before leave of error^2 / change^2; errors are those of the final latents.
     """

@@ -1,0 +1,65 @@
+"""Safetensors files with a JSON header and a digest over both; nothing in them is executed."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+
+from fastcache_xdit.errors import UsageError
+
+
+class TensorFile(NamedTuple):
+    """What a file holds: its kind (a format's name with its version), a JSON header, and tensors by name."""
+
+    kind: str
+    header: dict[str, Any]
+    tensors: dict[str, torch.Tensor]
+
+
+def write_tensors(path: str | Path, file: TensorFile) -> None:
+    """Write a file; an interrupted write leaves no half file under this name."""
+    from safetensors.torch import save_file
+
+    text, partial = json.dumps(file.header), Path(f"{path}.partial")
+    partial.parent.mkdir(parents=True, exist_ok=True)
+    save_file(file.tensors, partial, {"format": file.kind, "header": text, "digest": digest(text, file.tensors)})
+    partial.chmod(0o644)  # safetensors leaves it to its owner alone, and ranks of other users read it too
+    partial.replace(path)
+
+
+def read_tensors(path: str | Path, *kinds: str) -> TensorFile:
+    """Read a file of one of these kinds and check that it is whole.
+
+    Raises:
+        UsageError: missing, truncated, of another kind, or altered.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    if not Path(path).is_file():
+        raise UsageError(f"no such calibration file: {path}")
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata = file.metadata() or {}
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
+    except (SafetensorError, OSError) as error:
+        raise UsageError(f"{path} is truncated or no safetensors file: {error}") from None
+    kind = metadata.get("format", "another")
+    if kind not in kinds:
+        raise UsageError(f"{path} is no {kinds[0]!r} file but {kind!r}")
+    if metadata.get("digest") != digest(metadata.get("header", ""), tensors):
+        raise UsageError(f"{path} was altered after it was written: its digest does not match", "calibrate again")
+    return TensorFile(kind, json.loads(metadata["header"]), tensors)
+
+
+def digest(header: str, tensors: Mapping[str, torch.Tensor]) -> str:
+    """Return the SHA-256 digest over a header's text and all tensors by name."""
+    sha = hashlib.sha256(header.encode())
+    for name in sorted(tensors):
+        sha.update(name.encode())
+        sha.update(tensors[name].numpy().tobytes())
+    return sha.hexdigest()

@@ -1,0 +1,54 @@
+"""What a calibration has measured so far, beside its sums; the same on every rank."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any
+
+import numpy as np
+
+from fastcache_xdit.decision.significance import Spread
+from fastcache_xdit.tuning.pairs import Pair, fit_spread
+
+
+@dataclass
+class Measured:
+    """State of a calibration between its parts.
+
+    Attributes:
+        done: parts that are done.
+        sigmas: noise level of each step.
+        pairs: decisions and their errors, of held-out requests.
+        gains: by probed step, how much a relative error there shows in the final latents.
+        mask: of the on-policy round that is under way.
+        tried: by gap between computed steps, logarithms of errors [images, ways] of `coherence.TRIED`.
+        noise: relative difference of final latents that rounding alone makes.
+    """
+
+    done: int = 0
+    sigmas: list[float] = field(default_factory=list)
+    pairs: list[Pair] = field(default_factory=list)
+    gains: dict[int, float] = field(default_factory=dict)
+    mask: str = ""
+    tried: dict[int, list[list[float]]] = field(default_factory=dict)
+    noise: float = 0.0
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain values for JSON."""
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> Measured:
+        """Undo `to_dict`, after JSON has made texts of numbers that were keys."""
+        by_number = {name: {int(key): value for key, value in values[name].items()} for name in ("gains", "tried")}
+        return cls(**{**values, **by_number, "pairs": [Pair(*pair) for pair in values["pairs"]]})
+
+    def all_gains(self, steps: int) -> list[float]:
+        """Return the gain of each of `steps` steps; logarithms are interpolated between the probed ones."""
+        probed = sorted(self.gains)
+        logarithms = np.interp(range(steps), probed, np.log([self.gains[step] for step in probed]))
+        return np.exp(logarithms).tolist()
+
+    def spread(self, steps: int) -> Spread:
+        """Fit the calibrated test."""
+        return replace(fit_spread(self.pairs, self.all_gains(steps), self.sigmas), noise=self.noise)
