@@ -9,14 +9,19 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from fastcache_xdit.approx.calibration import Calibration
-from fastcache_xdit.bench.approximations import Bench, Row, approximations, significance, stand_in_cost
+from fastcache_xdit.bench.approximations import (
+    ApproximationBench,
+    ApproximationRow,
+    approximations,
+    panels,
+    stand_in_cost,
+)
 from fastcache_xdit.bench.batch import memory, replicas
 from fastcache_xdit.bench.costs import costs
 from fastcache_xdit.bench.frontier import draw
 from fastcache_xdit.bench.overhead import overhead
-from fastcache_xdit.bench.tokens import BUDGETS, SETTINGS, PartialBench
-from fastcache_xdit.bench.tokens import Row as TokensRow
+from fastcache_xdit.bench.significance import ALPHAS, significance
+from fastcache_xdit.bench.tokens import BUDGETS, SETTINGS, PartialBench, TokensRow
 from fastcache_xdit.cli import bench_peers, bench_speed
 from fastcache_xdit.cli.arguments import check_least, is_first_rank
 from fastcache_xdit.cli.batch_arguments import recipe_of
@@ -36,7 +41,6 @@ WHAT = ("peers", "speed", "approximations", "significance", "tokens", "costs", "
 APART = {"peers": bench_peers.main, "speed": bench_speed.main}  # with options of their own
 CALIBRATED = ("approximations", "significance", "tokens")
 REPLICAS, MEMORY_ITEMS = (1, 2), 200  # of bench batch
-ALPHAS = (0.01, 0.05, 0.2)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -83,7 +87,8 @@ def main(argv: list[str]) -> int:
             _write(folder / f"{argv[0]}-{steps}.json", {**settings, "steps": steps, **results})
     if is_first_rank() and argv[0] == "approximations":
         files = sorted(folder.glob("approximations-*.json"))
-        draw([Row(**row) for file in files for row in json.loads(file.read_text())["rows"]], folder / "frontier.png")
+        rows = [ApproximationRow(**row) for file in files for row in json.loads(file.read_text())["rows"]]
+        draw(panels(rows), folder / "frontier.png")
     world.finish()
     return 0
 
@@ -111,14 +116,14 @@ def _approximations(runner: Runner, batches: Sequence[engine.Batch], options: di
     tuned = {budget: config for budget, config in known.items() if steps in (config.schedule or {})}
     calibration = str(calibration_path(options["model"]))
     _say(f"{'steps':>5} {'budget':>7} {'FLOPs':>6}  {'stand-in':<22} {'PSNR dB':>8} {'worst':>6}")
-    rows = approximations(Bench(runner, batches, calibration, options["maps"]), tuned, _show)
+    rows = approximations(ApproximationBench(runner, batches, calibration, options["maps"]), tuned, _show)
     cost = stand_in_cost(runner, batches[0], calibration)
     shares = f"{cost['of_one_block']:.1%} of one block's time, {cost['of_replaced_blocks']:.2%} of all that it replaces"
     _say(f"the fitted stand-in takes {shares}")
     return {"stand_in_cost": cost, "rows": [asdict(row) for row in rows]}
 
 
-def _show(row: Row) -> None:
+def _show(row: ApproximationRow) -> None:
     line = f"{row.steps:>5} {f'1/{1 / row.budget:g}':>7} {row.compute_ratio:>6.1%}  {row.stand_in:<22}"
     _say(f"{line} {row.psnr_mean:>8.2f} {row.psnr_min:>6.1f}")
 
@@ -132,7 +137,7 @@ def _significance(runner: Runner, batches: Sequence[engine.Batch], options: dict
     _say(f"{'steps':>5} {'alpha':>6} {'skipped':>8}  over tolerance {tolerance:g}: {'promised':>9} {'measured':>9}")
     rows = []
     for alpha in ALPHAS:
-        row = significance(runner, batches, Calibration.load(path), str(path), tolerance, alpha)
+        row = significance(runner, batches, str(path), tolerance, alpha)
         rows.append(row)
         _say(f"{steps:>5} {alpha:>6g} {row['skipped']:>8.1%} {row['promised']:>31.1%} {row['measured']:>9.1%}")
     return {"rows": rows}

@@ -10,14 +10,16 @@ from typing import Any
 
 from tqdm import tqdm
 
+from fastcache_xdit.bench.peers.backends import Backend, PlainBackend, XditBackend
 from fastcache_xdit.bench.peers.catalogue import catalogue
+from fastcache_xdit.bench.peers.curves import draw_study
 from fastcache_xdit.bench.peers.environment import circumstances, digest, package_version
-from fastcache_xdit.bench.peers.frontier import draw
-from fastcache_xdit.bench.peers.measure import RAN, Bench, Outcome, Plan
+from fastcache_xdit.bench.peers.measure import BenchPlan, PeerBench
+from fastcache_xdit.bench.peers.measurement import RAN, Measurement
 from fastcache_xdit.bench.peers.peer import Peer, Setting
-from fastcache_xdit.bench.peers.results import UNCACHED, Results, studies, write_csv
+from fastcache_xdit.bench.peers.results import Results, write_csv
 from fastcache_xdit.bench.peers.score import score
-from fastcache_xdit.bench.peers.site import Parallel, Place, Plain
+from fastcache_xdit.bench.peers.study import UNCACHED, studies
 from fastcache_xdit.cli.arguments import check_least, is_first_rank
 from fastcache_xdit.cli.pipeline import (
     add_pipeline_arguments,
@@ -65,18 +67,18 @@ def main(argv: list[str]) -> int:
     known = world.all_gather_objects(results.known() if results else None)[0]
     todo = [(peer, setting) for peer in peers for setting in peer.settings if (peer.name, setting.label) not in known]
     if todo:
-        _run(Bench(load, _plan(options, call)), todo, results, (UNCACHED, "") not in known)
+        _run(PeerBench(load, _plan(options, call)), todo, results, (UNCACHED, "") not in known)
     if results:
         study = studies(output)[0]
-        print(f"fastcache: -> {output / 'results.jsonl'}, {write_csv(study)}, {draw(study)}")
+        print(f"fastcache: -> {output / 'results.jsonl'}, {write_csv(study)}, {draw_study(study)}")
     world.finish()
     return 0
 
 
-def _run(bench: Bench, todo: list[tuple[Peer, Setting]], results: Results | None, first: bool) -> None:
+def _run(bench: PeerBench, todo: list[tuple[Peer, Setting]], results: Results | None, first: bool) -> None:
     if results and first:
-        itself = score(bench.place.pipe, bench.plan.batches, bench.truth, bench.truth)
-        results.add(Outcome(UNCACHED, "", RAN, compute=1.0, scores=itself, pictures=bench.truth.pictures))
+        itself = score(bench.backend.pipe, bench.plan.batches, bench.truth, bench.truth)
+        results.add(Measurement(UNCACHED, "", RAN, compute=1.0, scores=itself, pictures=bench.truth.pictures))
     bar = tqdm(todo, disable=not is_first_rank(), unit="setting", dynamic_ncols=True)
     for peer, setting in bar:
         bar.set_description(peer.name)
@@ -86,7 +88,7 @@ def _run(bench: Bench, todo: list[tuple[Peer, Setting]], results: Results | None
             bar.write(_line(outcome))
 
 
-def _line(outcome: Outcome) -> str:
+def _line(outcome: Measurement) -> str:
     name = f"{outcome.peer:<32} {outcome.setting:<34} {outcome.status:<11}"
     if not (outcome.scores and outcome.speedup and outcome.compute):
         return f"{name} {outcome.error.splitlines()[0][:120]}"
@@ -124,13 +126,13 @@ def thinned(peer: Peer) -> Peer:
     return replace(peer, settings=peer.settings[1::QUICK_EVERY])
 
 
-def _plan(options: dict[str, Any], call: dict[str, Any]) -> Plan:
+def _plan(options: dict[str, Any], call: dict[str, Any]) -> BenchPlan:
     quick = options["quick"]
     texts = _prompts(options, QUICK_COUNT if quick else options["count"])
     batches = engine.batches(texts, options["batch_size"], options["seed"])
     timed = engine.batches(texts, TIMED, options["seed"])[0]
     rehearsal = engine.batches(_rehearsal(options, texts), 1, 0)[0]
-    return Plan(batches, timed, rehearsal, options["repetitions"], call)
+    return BenchPlan(batches, timed, rehearsal, options["repetitions"], call)
 
 
 def _prompts(options: dict[str, Any], count: int) -> list[str]:
@@ -146,11 +148,11 @@ def _rehearsal(options: dict[str, Any], texts: list[str]) -> list[str]:
     return calibration_prompts(options["model"])[:1] if options["model"] in SHIPPED else texts[-1:]
 
 
-def _loader(folder: str, options: dict[str, Any], dtype: str) -> Callable[[], Place]:
+def _loader(folder: str, options: dict[str, Any], dtype: str) -> Callable[[], Backend]:
     """A plain pipeline anew for each call; or on several ranks the one that xDiT has, its groups being set up once."""
     if world.size() == 1:
-        return lambda: Plain(folder, dtype)
-    running = Parallel(engine.Engine(folder, options, dtype), world.size())
+        return lambda: PlainBackend(folder, dtype)
+    running = XditBackend(engine.Engine(folder, options, dtype), world.size())
     return lambda: running
 
 

@@ -11,12 +11,12 @@ from typing import Any
 from tqdm import tqdm
 
 from fastcache_xdit.bench.peers.catalogue import unscored
-from fastcache_xdit.bench.peers.chart import pace
 from fastcache_xdit.bench.peers.environment import circumstances, package_version
 from fastcache_xdit.bench.peers.full_size import ARCHITECTURES, FullSize
-from fastcache_xdit.bench.peers.measure import Bench, Plan
+from fastcache_xdit.bench.peers.measure import BenchPlan, PeerBench
 from fastcache_xdit.bench.peers.peer import Peer
-from fastcache_xdit.bench.peers.results import Row, plain
+from fastcache_xdit.bench.peers.results import plain
+from fastcache_xdit.bench.peers.study import ResultRow, pace
 from fastcache_xdit.cli.arguments import check_least, parse
 from fastcache_xdit.cli.bench_peers import chosen, thinned
 from fastcache_xdit.errors import UsageError
@@ -58,21 +58,21 @@ def main(argv: list[str]) -> int:
     path.parent.mkdir(parents=True, exist_ok=True)
     known: dict[str, Any] = {"conditions": _conditions(options["architecture"], dtype, plan), "rows": []}
     device = "cuda" if cpu.has_accelerator() else "cpu"
-    for row in _rows(Bench(lambda: FullSize(ARCHITECTURES[options["architecture"]], dtype, device), plan), peers):
+    for row in _rows(PeerBench(lambda: FullSize(ARCHITECTURES[options["architecture"]], dtype, device), plan), peers):
         known["rows"].append(row)
         path.write_text(json.dumps(known, indent=1) + "\n")
     print(f"fastcache: -> {path}")
     return 0
 
 
-def _plan(options: dict[str, Any]) -> Plan:
+def _plan(options: dict[str, Any]) -> BenchPlan:
     given = {name: options[name] for name in ("num_inference_steps", *SIZE) if options[name]}
     call = {**ARCHITECTURES[options["architecture"]].call, **given}
     measured, rehearsal = engine.batches(["", ""], 1, 0)
-    return Plan([measured], measured, rehearsal, options["repetitions"], call, scored=False)
+    return BenchPlan([measured], measured, rehearsal, options["repetitions"], call, scored=False)
 
 
-def _conditions(architecture: str, dtype: str, plan: Plan) -> dict[str, Any]:
+def _conditions(architecture: str, dtype: str, plan: BenchPlan) -> dict[str, Any]:
     return {
         "architecture": architecture,
         "dtype": dtype,
@@ -82,7 +82,7 @@ def _conditions(architecture: str, dtype: str, plan: Plan) -> dict[str, Any]:
     }
 
 
-def _rows(bench: Bench, peers: list[Peer]) -> Iterator[Row]:
+def _rows(bench: PeerBench, peers: list[Peer]) -> Iterator[ResultRow]:
     for peer in tqdm(peers, unit="cache", dynamic_ncols=True):
         for setting in peer.settings:
             row = plain(bench.measure(peer, setting)) | {"ours": peer.ours}
