@@ -12,7 +12,7 @@ from fastcache_xdit.approx.calibration import Calibration
 from fastcache_xdit.doctor.finding import Finding, problem, tried
 from fastcache_xdit.errors import UsageError
 from fastcache_xdit.host.identity import saved_identity
-from fastcache_xdit.host.xdit import layout
+from fastcache_xdit.host.xdit import checkpoint
 from fastcache_xdit.models.catalogue import known_models
 
 NAMES = {
@@ -46,7 +46,7 @@ def model(name: str, folder: Path) -> Finding:
     """Whether the model is here, and FastCache knows its transformer."""
     if not folder.is_dir():
         return Finding("model", f"{name} is not on this machine", f"it is downloaded at first use: hf download {name}")
-    kind = layout.transformer_class(folder)
+    kind = checkpoint.transformer_class(folder)
     if kind in known_models():
         return Finding("model", f"{name}: {kind}, which FastCache knows")
     return Finding("model", f"{name}: {kind}", f"it runs uncached; FastCache knows {', '.join(known_models())}")
@@ -54,10 +54,10 @@ def model(name: str, folder: Path) -> Finding:
 
 def layouts(folder: Path, ranks: int) -> Finding:
     """How far each kind of parallelism goes with this many ranks."""
-    found = layout.possible(ranks, folder if folder.is_dir() else None)
+    found = checkpoint.possible_layouts(ranks, folder if folder.is_dir() else None)
     if not found:
         return problem("layouts", f"none for {ranks} ranks", "start fewer ranks")
-    largest = {name: max(each[degree] for each in found) for degree, name in NAMES.items()}
+    largest = {name: max(each.degrees[degree] for each in found) for degree, name in NAMES.items()}
     reach = ", ".join(f"{name} {degree}" for name, degree in largest.items() if degree > 1)
     return Finding("layouts", f"{ranks} ranks in {len(found)} layouts, at most {reach}" if reach else "1 rank")
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import os
 import socket
 from collections.abc import Sequence
@@ -12,7 +11,8 @@ from typing import Any
 import torch.distributed
 
 from fastcache_xdit.errors import UsageError
-from fastcache_xdit.host.xdit import layout, loading
+from fastcache_xdit.host.xdit import loading
+from fastcache_xdit.host.xdit.loading import XditOptions
 from fastcache_xdit.host.xdit.replica import join
 from fastcache_xdit.jobs.desk import StoreDesk, Work
 from fastcache_xdit.jobs.item import Figures, Outcome
@@ -90,9 +90,9 @@ class Rank:
         return host, self._meeting.port
 
     def run(
-        self, rank: int, size: int, address: tuple[str, int], recipe: Recipe, options: dict[str, Any], desk: RemoteDesk
-    ) -> bool:
-        """Load the model and work until nothing is left; False where the queue was stopped."""
+        self, rank: int, size: int, address: tuple[str, int], recipe: Recipe, xdit: XditOptions, desk: RemoteDesk
+    ) -> UsageError | None:
+        """Load the model and work until nothing is left; return the mistake of the user that stops it, if any."""
         place = {
             "RANK": rank,
             "WORLD_SIZE": size,
@@ -103,13 +103,17 @@ class Rank:
         }
         os.environ.update({name: str(value) for name, value in place.items()})
         join(replicas=1)
-        return work(Replica(recipe, options), desk if rank == 0 else None, lambda: False, lambda: None)
+        try:
+            work(Replica(recipe, xdit), desk if rank == 0 else None, lambda: False, lambda: None)
+        except UsageError as mistake:  # a value, because Ray wraps what is raised
+            return mistake
+        return None
 
 
 class Group:
     """The actors of one replica, in a placement group of their own."""
 
-    def __init__(self, number: int, size: int, recipe: Recipe, options: dict[str, Any], queue: Any) -> None:
+    def __init__(self, number: int, size: int, recipe: Recipe, xdit: XditOptions, queue: Any) -> None:
         ray = ray_module()
         resources = {"CPU": 1.0, _device_kind(): 1.0}
         self.number = number
@@ -120,7 +124,7 @@ class Group:
         self._actors = [actor.remote() for _ in range(size)]
         address, desk = self._actors[0].address.remote(), RemoteDesk(queue, number)
         self.results = [
-            each.run.remote(rank, size, address, recipe, options, desk) for rank, each in enumerate(self._actors)
+            each.run.remote(rank, size, address, recipe, xdit, desk) for rank, each in enumerate(self._actors)
         ]
 
     def end(self) -> None:
@@ -172,11 +176,6 @@ def check_room(replicas: int, size: int) -> None:
 def _device_kind() -> str:
     """What each rank has one of: a GPU where the cluster has any, else a CPU."""
     return "GPU" if ray_module().cluster_resources().get("GPU") else "CPU"
-
-
-def ranks_per_replica(options: dict[str, Any]) -> int:
-    """The product of the degrees inside a replica."""
-    return math.prod(layout.degrees(options).values())
 
 
 def queue_beside(folder: Path, max_attempts: int) -> Any:

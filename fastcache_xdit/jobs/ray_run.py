@@ -5,8 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from fastcache_xdit.errors import ReplicaError, UsageError
-from fastcache_xdit.jobs.cluster import Group, check_room, connect, queue_beside, ranks_per_replica, ray_module
+from fastcache_xdit.errors import ReplicaError
+from fastcache_xdit.host.xdit.layout import Layout
+from fastcache_xdit.host.xdit.loading import XditOptions
+from fastcache_xdit.jobs.cluster import Group, check_room, connect, queue_beside, ray_module
 from fastcache_xdit.jobs.progress import Bar, settled
 from fastcache_xdit.jobs.recipe import Recipe, printable
 from fastcache_xdit.jobs.run import closing_line, exit_code
@@ -17,7 +19,7 @@ GLANCE = 0.5  # seconds between two looks at the bar and at signals
 MAX_LOSSES = 5  # replicas in a row that die without an item being settled: then it is not the items
 
 
-def run_on_ray(folder: Path, options: dict[str, Any], max_attempts: int, address: str | None, replicas: int) -> int:
+def run_on_ray(folder: Path, xdit: XditOptions, max_attempts: int, address: str | None, replicas: int) -> int:
     """Work on the job in `folder` with `replicas` on a cluster, one started here without `address`.
 
     Returns the exit code.
@@ -26,12 +28,12 @@ def run_on_ray(folder: Path, options: dict[str, Any], max_attempts: int, address
         UsageError: no Ray, no such cluster, or one that is too small.
         ReplicaError: replicas die one after the other before they make an image.
     """
-    store, size = Store(folder), ranks_per_replica(options)
+    store, size = Store(folder), Layout.of(xdit).ranks
     finished = store.is_over()
     if not finished:
         connect(address)
         check_room(replicas, size)
-        fleet = _Fleet(store, options, size, queue_beside(folder, max_attempts))
+        fleet = _Fleet(store, xdit, size, queue_beside(folder, max_attempts))
         try:
             finished = fleet.work(replicas)
         finally:
@@ -43,9 +45,9 @@ def run_on_ray(folder: Path, options: dict[str, Any], max_attempts: int, address
 class _Fleet:
     """The replicas that are at work."""
 
-    def __init__(self, store: Store, options: dict[str, Any], size: int, queue: Any) -> None:
+    def __init__(self, store: Store, xdit: XditOptions, size: int, queue: Any) -> None:
         self._store = store
-        self._options = options
+        self._xdit = xdit
         self._size = size
         self._queue = queue
         self._groups: dict[Any, Group] = {}  # by the result that a rank will have
@@ -67,7 +69,7 @@ class _Fleet:
 
     def _start(self) -> None:
         recipe: Recipe = self._store.recipe
-        group = Group(self._started, self._size, recipe, self._options, self._queue)
+        group = Group(self._started, self._size, recipe, self._xdit, self._queue)
         self._groups.update(dict.fromkeys(group.results, group))
         self._started += 1
 
@@ -80,13 +82,16 @@ class _Fleet:
                 self._end_of(result, stop)
 
     def _end_of(self, result: Any, stop: Stop) -> None:
-        """One rank has ended: in order, or with its whole replica. A UsageError is the user's: none would do better."""
+        """Take note that one rank has ended: in order, or with its whole replica, which another one replaces.
+
+        Raises:
+            UsageError: the user's mistake that it met; no other replica would do better.
+        """
         group = self._groups.pop(result)
         try:
-            ray_module().get(result)
+            if mistake := ray_module().get(result):
+                raise mistake
         except ray_module().exceptions.RayError as error:
-            if isinstance(error, UsageError):
-                raise UsageError(str(getattr(error, "cause", error))) from None
             self._lose(group, error)
             if not stop.asked:
                 self._start()

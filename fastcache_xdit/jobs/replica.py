@@ -14,6 +14,7 @@ from fastcache_xdit.config import FastCacheConfig
 from fastcache_xdit.counters import Counters
 from fastcache_xdit.errors import UsageError
 from fastcache_xdit.host.xdit import engine, world
+from fastcache_xdit.host.xdit.loading import XditOptions, with_values
 from fastcache_xdit.host.xdit.positions import Positions
 from fastcache_xdit.host.xdit.replica import meet
 from fastcache_xdit.jobs.item import Figures, Item, Outcome
@@ -30,20 +31,20 @@ class Replica:
 
     Args:
         recipe: of the job.
-        options: xDiT's options: the layout inside this replica.
+        xdit: xDiT's options, with the layout inside this replica; replicas are not counted.
     Raises:
         UsageError: a model that xDiT or the cache does not know, or a config that does not fit it.
     """
 
-    def __init__(self, recipe: Recipe, options: dict[str, Any]) -> None:
-        self._engine = engine.Engine(recipe.model, {**options, "data_parallel_degree": 1}, recipe.dtype)
+    def __init__(self, recipe: Recipe, xdit: XditOptions) -> None:
+        self._engine = engine.Engine(recipe.model, with_values(xdit, data_parallel_degree=1), recipe.dtype)
         self._engine.pipe.set_progress_bar_config(disable=True)
         self._config = FastCacheConfig.from_dict(recipe.cache) if recipe.cache is not None else None
         self._call = recipe.call
         self._positions = Positions(self._engine.pipe.transformer)
         if self._config:
             enable(self._engine.pipe, self._config).disable()  # what does not fit is said now, not of every item
-        self._stages = options.get("pipefusion_parallel_degree") or 1
+        self._stages = xdit.pipefusion_parallel_degree
 
     def generate(self, items: Sequence[Item]) -> tuple[list[Outcome], Figures]:
         """All items of one batch; outcomes are complete on the first rank only.

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from fastcache_xdit.host.xdit import video
-from fastcache_xdit.host.xdit.loading import load_pipeline
+from fastcache_xdit.host.xdit.loading import XditOptions, load_pipeline
 
 BINNED_SAMPLE_SIZES = (32, 64, 128)  # the only ones for which diffusers' PixArt has tables of aspect ratios
 
@@ -32,10 +32,10 @@ Batch = tuple[Request, ...]  # generated together
 class Engine:
     """An xDiT pipeline on all ranks of the job; arguments and errors are those of `load_pipeline`."""
 
-    def __init__(self, model: str, options: dict[str, Any], dtype: str) -> None:
+    def __init__(self, model: str, options: XditOptions, dtype: str) -> None:
         self.pipe = load_pipeline(model, options, dtype)
         self.is_video = video.is_video(self.pipe)
-        self.replicas = options.get("data_parallel_degree") or 1
+        self.replicas = options.data_parallel_degree
         self.accepts = set(inspect.signature(type(self.pipe).__call__).parameters)
         self._call = self.pipe
 
