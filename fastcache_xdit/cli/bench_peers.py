@@ -75,10 +75,10 @@ def main(argv: list[str]) -> int:
     conditions = _conditions(options, plan, configs)
     results = Results(_output(options, conditions), conditions) if world.is_first_rank() else None
     load = _loader(folder, options)
-    known = world.all_gather_objects(results.known() if results else None)[0]
-    todo = [(peer, setting) for peer in peers for setting in peer.settings if (peer.name, setting.label) not in known]
+    done = world.all_gather_objects(results.measured() if results else None)[0]
+    todo = [(peer, setting) for peer in peers for setting in peer.settings if (peer.name, setting.label) not in done]
     if todo:
-        _run(PeerBench(load, plan), todo, results, (UNCACHED, "") not in known)
+        _run(PeerBench(load, plan), todo, results, (UNCACHED, "") not in done)
     if results:
         study = studies(results.folder)[0]
         print(f"fastcache: -> {results.folder / RESULTS}, {write_csv(study)}, {draw_study(study)}")
