@@ -112,7 +112,7 @@ def _cells(column: Any, pyarrow: Any) -> list[Any]:
 def _check_columns(path: Path, columns: list[str]) -> None:
     for name in columns:
         if name not in Line.model_fields:
-            raise UsageError(f"{path}: {unknown_option(name, Line.model_fields)}")
+            raise unknown_option(name, Line.model_fields).of(path)
     if "prompt" not in columns:
         raise UsageError(
             f"{path} has no column 'prompt'", f"its first line names the columns: {', '.join(Line.model_fields)}"

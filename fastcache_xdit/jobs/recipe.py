@@ -7,7 +7,7 @@ from typing import Any
 
 from pydantic import Field, ValidationError
 
-from fastcache_xdit.config import one_line
+from fastcache_xdit.config import usage_error
 from fastcache_xdit.errors import UsageError
 from fastcache_xdit.jobs.files import write_whole
 from fastcache_xdit.options import Options
@@ -67,12 +67,15 @@ class Recipe(Options):
 
     @classmethod
     def load(cls, folder: Path) -> Recipe:
-        """The recipe of the job in `folder`. Raises UsageError where there is none."""
+        """Read the recipe of the job in `folder`. Raises UsageError where there is none, or a broken one."""
         if not (folder / RECIPE).is_file():
             raise UsageError(
                 f"no job in {folder}", f"make one with: batch submit {folder} --prompts FILE --model MODEL"
             )
-        return cls.model_validate_json((folder / RECIPE).read_bytes())
+        try:
+            return cls.model_validate_json((folder / RECIPE).read_bytes())
+        except ValidationError as error:
+            raise usage_error(error).of(folder / RECIPE) from None
 
 
 class BadLine(Options):
@@ -90,7 +93,7 @@ def checked(values: dict[str, Any]) -> Line | BadLine:
     try:
         return Line(**given)
     except ValidationError as error:
-        return bad_line(values.get("prompt") or "", one_line(error))
+        return bad_line(values.get("prompt") or "", str(usage_error(error)))
 
 
 def _is_utf8(text: str) -> bool:

@@ -66,10 +66,10 @@ class Replica:
             return [], None
         try:
             return self._images(items)
+        except UsageError as error:  # raised before any message between stages
+            return self._failed(items, error, self._all_met()), None
         except Exception as error:
-            self._refuse_unshared(error)
-            reason = printable(f"{type(error).__name__}: {error}")
-            return [Outcome(item.id, error=reason) for item in items], None
+            return self._failed(items, error, self._stages == 1 and self._all_met()), None
 
     def _images(self, items: Sequence[Item]) -> tuple[list[Outcome], Counters | None]:
         batch = tuple(engine.Request(item.id, item.prompt, item.seed or 0) for item in items)
@@ -83,12 +83,16 @@ class Replica:
         assert counters.requests == 1, f"the cache saw {counters.requests} requests in one batch"
         return _outcomes(pixels), counters
 
-    def _refuse_unshared(self, error: Exception) -> None:
-        """Raise `error` unless all ranks met it with no message under way: then it is the batch's, and work goes on."""
-        if world.size() == 1:
-            return
-        if (self._stages > 1 and not isinstance(error, UsageError)) or not meet(PATIENCE):
+    def _failed(self, items: Sequence[Item], error: Exception, shared: bool) -> list[Outcome]:
+        """Fail the batch and go on if the error is its own: all ranks met it, with no message under way."""
+        if not shared:
             raise error
+        reason = printable(f"{type(error).__name__}: {error}")
+        return [Outcome(item.id, error=reason) for item in items]
+
+    def _all_met(self) -> bool:
+        """Whether all ranks of the replica met an error."""
+        return world.size() == 1 or meet(PATIENCE)
 
 
 def _arguments(item: Item) -> dict[str, Any]:
