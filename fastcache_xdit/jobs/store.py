@@ -111,7 +111,7 @@ class Store:
         self._database.execute("UPDATE items SET error = ? WHERE owner = ?", (trouble, owner))
 
     def retry(self, damaged: Iterable[int]) -> int:
-        """Let failed items, and done ones with an id in `damaged`, wait again; return how many. Bad lines stay failed."""
+        """Let failed items, and done ones with these ids, wait again; return how many. Bad lines stay failed."""
         reset = "state = 'pending', attempts = 0, error = NULL, output = NULL, checksum = NULL"
         with _transaction(self._database):
             again = self._database.execute(

@@ -123,7 +123,7 @@ CRASHES = [(call, when) for call in ("os.fsync", "os.replace", "store.record") f
 DYING = """
 import os, signal, sys
 from pathlib import Path
-from fastcache_xdit.jobs import files
+from fastcache_xdit import files
 from fastcache_xdit.jobs.desk import StoreDesk
 from fastcache_xdit.jobs.store import Store
 from tests.jobs.jobs import FIGURES, outcomes
