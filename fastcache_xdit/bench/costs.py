@@ -1,4 +1,4 @@
-"""What partial steps cost on this machine, so that none is slower than the whole step that it replaces."""
+"""Measure what partial steps cost on this machine, so that none is slower than the whole step that it replaces."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ SHARES = (1 / 16, 1 / 8, 1 / 4, 1 / 2, 3 / 4, 9 / 10)
 
 
 def costs(runner: Runner, batch: Batch) -> dict[float, float]:
-    """For each share of computed tokens the time of a partial step over that of a whole one, medians of one request.
+    """Measure, for each share of computed tokens, a partial step's time over a whole one's (medians of one request).
 
-    Gathering, scattering, scores, their exchange, and attention of few queries to all keys are in it; of several ranks
-    the one that gains least counts.
+    The time holds all that a partial step does: scores and their exchange, taking tokens out and putting them back, and
+    attention of few queries to all keys. Of several ranks the one that gains least counts.
     """
-    return {each: max(world.all_gather_objects(_cost(runner, batch, each))) for each in SHARES}
+    return {share: max(world.all_gather_objects(_cost(runner, batch, share))) for share in SHARES}
 
 
 def _cost(runner: Runner, batch: Batch, kept: float) -> float:

@@ -1,4 +1,4 @@
-"""Write HTML pages from the templates beside this file, with their pictures inside."""
+"""Write HTML pages from templates, with their pictures inside."""
 
 from __future__ import annotations
 
@@ -6,12 +6,12 @@ import base64
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, PackageLoader, select_autoescape
+from jinja2 import ChoiceLoader, Environment, PackageLoader, select_autoescape
 
 
-def write_page(path: Path, template: str, **values: Any) -> None:
-    """Render a template beside this file; the page needs no other file and no network."""
-    loader = PackageLoader("fastcache_xdit.evaluate", ".")
+def write_page(path: Path, template: str, package: str = "fastcache_xdit.evaluate", **values: Any) -> None:
+    """Render a template of `package`, or one beside this file; the page needs no other file and no network."""
+    loader = ChoiceLoader([PackageLoader(package, "."), PackageLoader("fastcache_xdit.evaluate", ".")])
     page = Environment(loader=loader, autoescape=select_autoescape(default=True), trim_blocks=True, lstrip_blocks=True)
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(page.get_template(template).render(values))
