@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from fastcache_xdit.jobs.recipe import Line, Recipe
+from fastcache_xdit.jobs.recipe import PromptLine, Recipe
 from fastcache_xdit.jobs.store import Store
 from fastcache_xdit.jobs.submit import items_of
 
@@ -56,7 +56,7 @@ def memory(folder: Path, recipe: Recipe, prompts: Sequence[str]) -> MemoryUse:
 
 
 def _job(folder: Path, recipe: Recipe, prompts: Sequence[str]) -> Store:
-    return Store.create(folder, recipe, items_of([Line(prompt=prompt) for prompt in prompts], recipe, pixels=1))
+    return Store.create(folder, recipe, items_of([PromptLine(prompt=prompt) for prompt in prompts], recipe, pixels=1))
 
 
 def _timed(store: Store, count: int) -> ReplicaTimes:

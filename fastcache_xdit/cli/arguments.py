@@ -67,7 +67,7 @@ def read_options(parser: argparse.ArgumentParser, path: str, argv: Sequence[str]
     actions = {flag.removeprefix("--"): action for flag, action in parser._option_string_actions.items()}
     for name in values:
         if name not in actions:
-            raise UsageError(f"{path}: {unknown_option(name, actions)}")
+            raise unknown_option(name, actions).of(path)
     return {actions[name].dest: _as_default(path, name, actions[name], value) for name, value in values.items()}
 
 

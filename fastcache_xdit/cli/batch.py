@@ -11,9 +11,9 @@ from typing import Any, TypeVar
 
 from fastcache_xdit.cli.arguments import fill, parse
 from fastcache_xdit.cli.batch_arguments import (
+    BatchRunOptions,
     ExportOptions,
     RetryOptions,
-    RunOptions,
     StatusOptions,
     SubmitOptions,
     add_export,
@@ -86,13 +86,13 @@ def run(argv: list[str]) -> int:
     return run_job(options.job, options.xdit, options.max_attempts)
 
 
-def _run_options(argv: list[str]) -> tuple[RunOptions, Recipe]:
+def _run_options(argv: list[str]) -> tuple[BatchRunOptions, Recipe]:
     """Read the options of `run`, whose defaults are those of the job, and the job's recipe."""
     parser = engine_parser("batch run", add_run)
     recipe = Recipe.load(parse(parser, argv).job)
     parser.set_defaults(**recipe.engine)
     parsed = parse(parser, argv)
-    return fill(RunOptions, parsed, xdit=xdit_options(vars(parsed)), layout=layout.Layout.of(parsed)), recipe
+    return fill(BatchRunOptions, parsed, xdit=xdit_options(vars(parsed)), layout=layout.Layout.of(parsed)), recipe
 
 
 def status(argv: list[str]) -> int:

@@ -32,7 +32,7 @@ class SubmitOptions(PipelineOptions):
 
 
 @dataclass(frozen=True, kw_only=True)
-class RunOptions:
+class BatchRunOptions:
     """Options of `batch run`; `ray` is "" for a cluster that is started here, and None for no cluster."""
 
     job: Path
@@ -133,7 +133,7 @@ def refuse_settled(argv: list[str]) -> None:
             raise UsageError(f"--{name} was settled when the job was submitted", "submit another job to change it")
 
 
-def check_replicas(options: RunOptions) -> None:
+def check_replicas(options: BatchRunOptions) -> None:
     """Raise UsageError where replicas are counted by the wrong option, or are none."""
     if options.ray is None and options.replicas is not None:
         raise UsageError("--replicas counts those of --ray", "under torchrun set --data_parallel_degree")

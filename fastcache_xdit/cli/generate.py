@@ -90,7 +90,7 @@ class _Job:
                 self.output.keep("cached", index, image)
         return result
 
-    def _one(self, running: engine.Engine, batch: engine.Batch, run: compare.Run) -> dict[int, Any]:
+    def _one(self, running: engine.Engine, batch: engine.Batch, run: compare.RankResult) -> dict[int, Any]:
         if self.config:
             return compare.run_cached(running, batch, self.config, self.call, run)
         return compare.run_uncached(running, batch, self.call, run, repair=False)

@@ -7,7 +7,7 @@ import sys
 import traceback
 from importlib.metadata import PackageNotFoundError, metadata, version
 
-from fastcache_xdit.cli.commands import Command, Group
+from fastcache_xdit.cli.commands import Command, Group, Main
 from fastcache_xdit.errors import UsageError
 from fastcache_xdit.host.xdit import loading
 from fastcache_xdit.host.xdit.world import is_first_rank
@@ -48,7 +48,7 @@ def main(argv: list[str]) -> int:
         return BUG
 
 
-def _imported(name: str):
+def _imported(name: str) -> Main:
     """The main function of a command, whose module is imported when it is called."""
 
     def command(argv: list[str]) -> int:
@@ -60,7 +60,7 @@ def _imported(name: str):
 
 
 def _no_command(argv: list[str]) -> UsageError:
-    return UsageError(f"unknown command {argv[0]!r}; commands: {', '.join(COMMANDS)}" if argv else USAGE)
+    return UsageError(f"unknown command {argv[0]!r}", f"commands: {', '.join(COMMANDS)}") if argv else UsageError(USAGE)
 
 
 def _where() -> str:
@@ -71,10 +71,12 @@ def _where() -> str:
 
 def _address() -> str:
     try:
-        urls = [line.partition(", ") for line in metadata("fastcache_xdit").get_all("Project-URL") or []]
+        lines = metadata("fastcache_xdit").get_all("Project-URL") or []
     except PackageNotFoundError:
         return ""
-    return next((f" to {url}" for label, _, url in urls if label == "Issues"), "")
+    urls = {label: url for label, _, url in (line.partition(", ") for line in lines)}
+    url = urls.get("Issues") or urls.get("Repository")
+    return f" at {url}" if url else ""
 
 
 def _version(name: str) -> str:

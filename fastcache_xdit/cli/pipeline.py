@@ -104,11 +104,12 @@ def engine_parser(command: str, add_arguments: AddArguments) -> argparse.Argumen
     from xfuser import xFuserArgs
     from xfuser.config import FlexibleArgumentParser
 
-    prog = f"fastcache_xdit {command}"
-    parser = FlexibleArgumentParser(prog=prog, usage=f"{prog} [options]")
+    parser = FlexibleArgumentParser(prog=f"fastcache_xdit {command}")
     xFuserArgs.add_cli_args(parser)
     own = parser.add_argument_group(f"options of {command}")
     add_arguments(own)
+    places = [f"{action.metavar} " for action in own._group_actions if not action.option_strings]
+    parser.usage = f"{parser.prog} {''.join(places)}[options]"  # without xDiT's page of flags
     parser._action_groups.sort(key=lambda group: group is not own)
     parser._option_string_actions["--model"].required = False
     parser.set_defaults(model=None)
@@ -180,8 +181,11 @@ def prompts_of(options: PipelineOptions) -> list[str]:
 
 
 def prompts_in(file: str) -> list[str]:
-    """List the prompts in a text file, one per line; # begins a comment line. Raises UsageError where there is none."""
+    """List the prompts in a text file, one per line; # begins a comment line. Raises UsageError for no such file."""
     if not Path(file).is_file():
         raise UsageError(f"no such prompts file: {file}")
-    lines = [line.strip() for line in Path(file).read_text().splitlines()]
+    try:
+        lines = [line.strip() for line in Path(file).read_text().splitlines()]
+    except UnicodeDecodeError as error:
+        raise UsageError(f"{file} is not UTF-8 text: {error}") from None
     return [line for line in lines if line and not line.startswith("#")]

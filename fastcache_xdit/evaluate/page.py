@@ -1,4 +1,4 @@
-"""What every page is made with: templates beside this file, and pictures inside the page."""
+"""Write HTML pages from templates, with their pictures inside."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from jinja2 import ChoiceLoader, Environment, PackageLoader, select_autoescape
 
 
 def write_page(path: Path, template: str, package: str = "fastcache_xdit.evaluate", **values: Any) -> None:
-    """Render a template of a package, or one of this one; the page needs no other file and no network."""
+    """Render a template of `package`, or one beside this file; the page needs no other file and no network."""
     loader = ChoiceLoader([PackageLoader(package, "."), PackageLoader("fastcache_xdit.evaluate", ".")])
     page = Environment(loader=loader, autoescape=select_autoescape(default=True), trim_blocks=True, lstrip_blocks=True)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -18,5 +18,5 @@ def write_page(path: Path, template: str, package: str = "fastcache_xdit.evaluat
 
 
 def data_url(content: bytes, kind: str) -> str:
-    """A picture as part of the page; `kind` is png or webp."""
+    """Turn the bytes of a picture into a URL that holds it; `kind` is png or webp."""
     return f"data:image/{kind};base64,{base64.b64encode(content).decode()}"

@@ -1,4 +1,4 @@
-"""A run of a job on the ranks that torchrun started, or on this process alone."""
+"""Run a job on the ranks that torchrun started, or in this process alone."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def run(folder: Path, xdit: XditOptions, max_attempts: int) -> int:
 
 
 def exit_code(store: Store) -> int:
-    """What a job's state is to a caller."""
+    """Translate a job's state for a caller."""
     if not store.is_over():
         return NOT_OVER
     return SOME_FAILED if store.counts()["failed"] else ALL_DONE
@@ -48,7 +48,7 @@ def _for_torchrun(code: int) -> int:
 
 
 def closing_line(store: Store, folder: Path, finished: bool) -> str:
-    """What a run that is over says to its reader, and what to do next."""
+    """Say how a run ended, and what to do next."""
     counts = store.counts()
     parts = [describe(counts, store.totals())]
     parts += [f"reasons: fastcache-xdit batch status {folder}"] if counts["failed"] else []

@@ -1,4 +1,4 @@
-"""What the runtime must know of a model, as data: where its blocks live and what they take and return."""
+"""What must be known of a model, as data: where its blocks are, what they take and return, what xDiT has for it."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ class BlockSpec:
 
     Attributes:
         returns: names of its outputs in order (one name: a bare tensor).
-        attentions: its attention modules whose `to_k` and `to_v` see the image tokens; with them, some tokens alone can
-            go through it, because it mixes tokens nowhere else. Empty where that is not so, or not known.
-        rotary: they turn queries and keys by tables [M + N, d] of text and image tokens, by the `apply_rotary_emb` that
-            their processors' module has imported.
+        attentions: names of its attention modules whose `to_k` and `to_v` see the image tokens. If it mixes tokens
+            nowhere else, some tokens can go through the block without the others; empty where it does, or may.
+        rotary: whether they rotate queries and keys by tables [M + N, d] for text and image tokens, with the
+            `apply_rotary_emb` that their processors' module imports.
     """
 
     returns: tuple[str, ...] = (HIDDEN,)
@@ -35,21 +35,21 @@ class BlockSpec:
     rotary: bool = False
 
     def read(self, arguments: dict[str, Any]) -> Streams:
-        """The streams among a call's bound arguments."""
+        """Pick the streams out of a call's bound arguments."""
         return Streams(arguments[HIDDEN], arguments.get(ENCODER) if ENCODER in self.returns else None)
 
     def with_hidden(self, call: inspect.BoundArguments, hidden_states: torch.Tensor) -> inspect.BoundArguments:
-        """The same call with other image tokens [B, K, D]."""
+        """Return the same call with other image tokens [B, K, D]."""
         return inspect.BoundArguments(call.signature, call.arguments | {HIDDEN: hidden_states})  # type: ignore[arg-type]
 
     def unpack(self, output: Any) -> Streams:
-        """A block's output as streams."""
+        """Turn a block's output into streams."""
         if len(self.returns) == 1:
             return Streams(output)
         return Streams(**dict(zip(self.returns, output, strict=True)))
 
     def pack(self, streams: Streams) -> Any:
-        """Streams as the block's output."""
+        """Turn streams into what the block would return."""
         if len(self.returns) == 1:
             return streams.hidden_states
         return tuple(getattr(streams, name) for name in self.returns)

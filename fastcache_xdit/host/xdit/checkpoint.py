@@ -16,7 +16,7 @@ def check_model(folder: Path, layout: Layout, cached: bool) -> None:
     kind = transformer_class(folder)
     if cached and kind not in known_models():
         raise UsageError(
-            f"FastCache does not know {kind} of {folder}; it knows {', '.join(known_models())}", "leave --cache out"
+            f"FastCache does not know {kind} of {folder}", f"it knows {', '.join(known_models())}; leave --cache out"
         )
     _check_size(kind, _config(folder / "transformer" / "config.json"), layout)
     _check_kind(kind, layout)

@@ -1,4 +1,4 @@
-"""Real xDiT behind one call: load a pipeline on all ranks, generate images for prompts."""
+"""Put xDiT behind one call: load a pipeline on all ranks, generate images for prompts."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ class Engine:
         self._call = self.pipe
 
     def generate(self, batch: Batch, **call: Any) -> dict[int, Any]:
-        """Run one batch; returns {index: PIL image} on the rank of each replica that holds images, else {}.
+        """Run one batch; return {index: PIL image} on the rank of each replica that holds images, else {}.
 
         Every rank must call it with the same batch. Arguments that the pipeline does not take are left out. A video
         comes as one image, see `video.strip`.
@@ -58,9 +58,9 @@ class Engine:
 
     @contextlib.contextmanager
     def differentiable(self) -> Iterator[None]:
-        """Latents keep their graph for the length of a with block; in one process only.
+        """Let latents keep their graph for the length of a with block; in one process only.
 
-        Pipelines' own calls forbid gradients: what they wrap is called instead, which in one process is diffusers'.
+        xDiT's pipeline calls forbid gradients, so the function inside is called: in one process, diffusers' own.
         """
         pipe = getattr(self.pipe, "module", self.pipe)
         self._call = functools.partial(inspect.unwrap(type(pipe).__call__), pipe)
@@ -74,11 +74,11 @@ class Engine:
         return getattr(config, "sample_size", None) in BINNED_SAMPLE_SIZES
 
     def _padded(self, batch: Batch) -> Batch:
-        """A batch that splits evenly over data-parallel replicas; the last prompt fills up."""
+        """A batch that splits evenly over data-parallel replicas: the last request is repeated."""
         return batch + batch[-1:] * (-len(batch) % self.replicas)
 
     def _own(self, batch: Batch) -> Batch:
-        """What xDiT gives this replica of a batch: contiguous chunks in replica order."""
+        """This replica's part of a batch; xDiT gives out contiguous chunks in replica order."""
         if self.replicas == 1:
             return batch
         from xfuser.core.distributed import get_data_parallel_rank

@@ -97,7 +97,7 @@ def every_layout(world_size: int) -> Iterator[Layout]:
                 yield Layout(**mix, use_cfg_parallel=branches == 2)
 
 
-def _mixes(ranks: int, names: Sequence[str]) -> Iterator[dict[str, int]]:
+def _mixes(ranks: int, names: Sequence[str]) -> Iterator[dict[str, Any]]:
     """Give every way to write `ranks` as a product of degrees."""
     if len(names) == 1:
         yield {names[0]: ranks}

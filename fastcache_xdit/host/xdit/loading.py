@@ -48,8 +48,8 @@ def xdit_options(values: Mapping[str, Any]) -> XditOptions:
     known = {field.name for field in dataclasses.fields(xFuserArgs)}
     try:
         return xFuserArgs(**{name: value for name, value in values.items() if name in known and value is not None})
-    except ValueError as error:
-        raise UsageError(str(error)) from None
+    except (ValueError, OSError) as error:
+        raise UsageError(f"xDiT refuses these options: {error}") from None
 
 
 def with_values(options: XditOptions, **values: Any) -> XditOptions:
@@ -92,7 +92,10 @@ def _engine_config(model: str, options: XditOptions) -> Any:
     backend = options.attention_backend or cpu.attention_backend(options.ring_degree)
     # the plugin is switched on and off by its caller, not by xDiT
     chosen = with_values(options, model=model, attention_backend=backend, cache_method=None)
-    engine_config, _ = chosen.create_config()
+    try:
+        engine_config, _ = chosen.create_config()
+    except ValueError as error:
+        raise UsageError(f"xDiT refuses these options: {error}") from None
     return engine_config
 
 

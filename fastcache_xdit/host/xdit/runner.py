@@ -1,4 +1,4 @@
-"""xDiT's runner knows models by name; this lets it run a checkpoint folder on disk."""
+"""Let xDiT's runner, which knows models by name, run a checkpoint folder on disk."""
 
 from __future__ import annotations
 
