@@ -154,7 +154,7 @@ class FastCacheConfig(Options):
         try:
             return cls(**values)
         except ValidationError as error:
-            raise UsageError(one_line(error)) from None
+            raise usage_error(error) from None
 
     @classmethod
     def from_json(cls, text: str) -> FastCacheConfig:
@@ -171,10 +171,11 @@ class FastCacheConfig(Options):
         Raises:
             UsageError: no such file, not YAML, or an option as in `from_dict`; the message names the file.
         """
+        values = _beside(Path(path).parent, read_yaml(path))
         try:
-            return cls.from_dict(_beside(Path(path).parent, read_yaml(path)))
+            return cls.from_dict(values)
         except UsageError as error:
-            raise (error if str(path) in error.problem else error.of(path)) from None
+            raise error.of(path) from None
 
     @classmethod
     def from_text(cls, text: str | None) -> FastCacheConfig:
@@ -208,13 +209,16 @@ def _beside(folder: Path, values: dict[str, Any]) -> dict[str, Any]:
     return values
 
 
-def one_line(error: ValidationError) -> str:
-    """What is wrong with options, in one line: which, what is allowed, what was given."""
-    return "; ".join(_sentence(item) for item in error.errors(include_url=False))
+def usage_error(error: ValidationError) -> UsageError:
+    """Turn what pydantic found wrong into a user's mistake: which options, what is allowed, what was given."""
+    mistakes = [_mistake(item) for item in error.errors(include_url=False)]
+    return mistakes[0] if len(mistakes) == 1 else UsageError("; ".join(map(str, mistakes)))
 
 
-def _sentence(item: Any) -> str:
-    message = item["msg"].removeprefix("Value error, ")
+def _mistake(item: Any) -> UsageError:
+    raised = item.get("ctx", {}).get("error", UsageError(item["msg"]))  # our validators raise a UsageError
     if not item["loc"]:
-        return message
-    return f"option {'.'.join(map(str, item['loc']))!r}: {message[0].lower()}{message[1:]}, not {item['input']!r}"
+        return raised
+    problem = f"option {'.'.join(map(str, item['loc']))!r}: {raised.problem[0].lower()}{raised.problem[1:]}"
+    given = f", not {item['input']!r}"
+    return UsageError(problem, raised.advice + given) if raised.advice else UsageError(problem + given)

@@ -21,15 +21,15 @@ class Options(BaseModel):
     def _known_options(cls, values: Any) -> Any:
         for name in values if isinstance(values, dict) else ():
             if name not in cls.model_fields:
-                raise UsageError(unknown_option(name, cls.model_fields))
+                raise unknown_option(name, cls.model_fields)
         return values
 
 
-def unknown_option(name: str, known: Any) -> str:
-    """The sentence for an option that does not exist, with the nearest one that does."""
+def unknown_option(name: str, known: Any) -> UsageError:
+    """Make the error for an option that does not exist, with the nearest one that does."""
     near = difflib.get_close_matches(name, list(known), n=1)
     hint = f"did you mean {near[0]!r}?" if near else f"known options: {', '.join(known)}"
-    return f"unknown option {name!r}; {hint}"
+    return UsageError(f"unknown option {name!r}", hint)
 
 
 Share = Annotated[float, Field(gt=0, le=1)]
@@ -92,14 +92,14 @@ class TokensConfig(Options):
         given += ["score=region"] if self.score == "region" else []
         if len(given) != 1:
             found = f"not {' and '.join(given)}" if given else "none is given"
-            raise UsageError(f"give exactly one of {', '.join(measures)}, score=region", f"{found}")
+            raise UsageError(f"give exactly one of {', '.join(measures)}, score=region; {found}")
         return self
 
     @field_validator("costs")
     @classmethod
     def _known_shares(cls, costs: dict[float, float] | None) -> dict[float, float] | None:
         if costs is not None and not (costs and all(0 < share <= 1 and cost > 0 for share, cost in costs.items())):
-            raise UsageError("costs map shares of tokens, 0 to 1, to relative times, as in {0.25: 0.4}", f"not {costs}")
+            raise UsageError(f"costs map shares of tokens, 0 to 1, to relative times, as in {{0.25: 0.4}}; not {costs}")
         return costs
 
     def pays(self, share: float) -> bool:

@@ -11,6 +11,7 @@ import pytest
 ROOT = Path(__file__).parents[1] / "fastcache_xdit"
 LAYER = {
     "errors": 0,
+    "files": 1,
     "undo": 1,
     "options": 1,
     "config": 2,

@@ -22,7 +22,7 @@ from fastcache_xdit.cli import (
     tune,
 )
 from fastcache_xdit.config import FastCacheConfig
-from fastcache_xdit.jobs.recipe import Line
+from fastcache_xdit.jobs.recipe import PromptLine
 from fastcache_xdit.models.catalogue import known_models
 from fastcache_xdit.options import TokensConfig
 from shapes.loading import SHIPPED
@@ -197,7 +197,7 @@ def test_flags_of_a_batch(action):
 
 
 def test_fields_of_a_prompts_file():
-    assert sorted(Line.model_fields) == LINE
+    assert sorted(PromptLine.model_fields) == LINE
 
 
 def test_models():

@@ -5,13 +5,15 @@ from __future__ import annotations
 import argparse
 import json
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from fastcache_xdit.cli.arguments import is_first_rank, parse
+from fastcache_xdit.cli.arguments import fill, parse
 from fastcache_xdit.cli.pipeline import model_folder
 from fastcache_xdit.doctor import checkpoint, machine
 from fastcache_xdit.doctor.finding import Finding
@@ -22,8 +24,17 @@ STYLES = {"fine": "green", "hint": "yellow", "problem": "bold red"}
 MARKS, PLAIN_MARKS = dict(zip(STYLES, "✓!✗", strict=True)), dict(zip(STYLES, "+!x", strict=True))
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The command's options."""
+@dataclass(frozen=True)
+class DoctorOptions:
+    """Options of `doctor`."""
+
+    model: str
+    calibration: tuple[Path, ...] | None
+    json: bool
+
+
+def add_arguments(parser: Any) -> None:
+    """Add the command's options."""
     parser.add_argument("--model", default=SHIPPED[0], help="folder, hub id or shipped model; default: %(default)s")
     parser.add_argument(
         "--calibration", type=Path, nargs="*", metavar="FILE", help="of this model; default: those shipped with it"
@@ -35,9 +46,9 @@ def main(argv: list[str]) -> int:
     """Look at everything; the first rank prints, and its exit code is 1 where there is a problem."""
     parser = argparse.ArgumentParser(prog="fastcache_xdit doctor", description=__doc__)
     add_arguments(parser)
-    options = parse(parser, argv)
+    options = fill(DoctorOptions, parse(parser, argv))
     findings = _findings(options.model, options.calibration)
-    if not is_first_rank():
+    if not world.is_first_rank():
         return 0
     fine = not any(each.problem for each in findings)
     if options.json:
@@ -47,7 +58,7 @@ def main(argv: list[str]) -> int:
     return 0 if fine else 1
 
 
-def _findings(model: str, calibrations: list[Path] | None) -> list[Finding]:
+def _findings(model: str, calibrations: Sequence[Path] | None) -> list[Finding]:
     folder = checkpoint.on_disk(model_folder(model))
     files = (shipped_calibrations(model) if model in SHIPPED else []) if calibrations is None else calibrations
     ranks = world.size() if world.size() > 1 else machine.places()

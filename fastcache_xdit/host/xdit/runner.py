@@ -1,4 +1,4 @@
-"""xDiT's runner knows models by name; this lets it run a checkpoint folder on disk."""
+"""Let xDiT's runner, which knows models by name, run a checkpoint folder on disk."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import dataclasses
 from pathlib import Path
 
 from fastcache_xdit.errors import UsageError
-from fastcache_xdit.host.xdit.layout import pipeline_class
+from fastcache_xdit.host.xdit.checkpoint import pipeline_class
 
 # Pipeline class: xDiT's model name.
 RUNNERS = {"FluxPipeline": "FLUX.1-dev", "StableDiffusion3Pipeline": "SD3.5", "WanPipeline": "Wan2.1-T2V"}
