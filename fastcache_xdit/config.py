@@ -191,7 +191,7 @@ def one_line(error: ValidationError) -> str:
 
 
 def _sentence(item: Any) -> str:
-    message = item["msg"].removeprefix("Value error, ")
+    message: str = item["msg"].removeprefix("Value error, ")
     if not item["loc"]:
         return message
     return f"option {'.'.join(map(str, item['loc']))!r}: {message[0].lower()}{message[1:]}, not {item['input']!r}"

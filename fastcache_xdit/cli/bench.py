@@ -27,10 +27,9 @@ from fastcache_xdit.evaluate.token_maps import TokenMap, sheet
 from fastcache_xdit.host.xdit import engine, layout, loading, world
 from fastcache_xdit.jobs.recipe import Recipe
 from fastcache_xdit.plugin import register
+from fastcache_xdit.shipped import SHIPPED, calibration_path, held_out_scenes, tuned_configs
 from fastcache_xdit.tuning.calibrate import versions
 from fastcache_xdit.tuning.runner import Runner
-from shapes.loading import SHIPPED, calibration_path, tuned_configs
-from shapes.sampling import prompts
 
 WHAT = ("peers", "speed", "approximations", "significance", "tokens", "costs", "overhead", "batch")
 APART = {"peers": bench_peers.main, "speed": bench_speed.main}  # with options of their own
@@ -72,7 +71,7 @@ def main(argv: list[str]) -> int:
         return _batch(folder, recipe_of(options), options)
     runner = Runner(engine.Engine(model, options, options["dtype"] or loading.default_dtype()), call)
     runner.engine.pipe.set_progress_bar_config(disable=True)
-    batches = engine.batches(prompts(options["count"], options["seed"]), options["batch_size"], options["seed"])
+    batches = engine.batches(held_out_scenes(options["count"], options["seed"]), options["batch_size"], options["seed"])
     size: dict[str, Any] = {name: call[name] for name in ("height", "width") if name in call}
     settings = {"model": options["model"], **size, "count": options["count"], "seed": options["seed"], **versions()}
     kinds = {"approximations": _approximations, "significance": _significance, "tokens": _tokens, "costs": _costs}
@@ -180,7 +179,7 @@ def _overhead(runner: Runner, batches: Sequence[engine.Batch], options: dict[str
 
 def _batch(folder: Path, recipe: Recipe, options: dict[str, Any]) -> int:
     """Replicas of one rank beside each other, and one process over many items; every run is one of `batch run`."""
-    texts = prompts(max(MEMORY_ITEMS, options["count"]), options["seed"])
+    texts = held_out_scenes(max(MEMORY_ITEMS, options["count"]), options["seed"])
     rows = replicas(folder / "jobs", recipe, texts[: options["count"]], REPLICAS)
     for row in rows:
         work, whole = row.working_seconds / rows[0].working_seconds, row.seconds / rows[0].seconds

@@ -29,9 +29,8 @@ from fastcache_xdit.cli.pipeline import (
 from fastcache_xdit.errors import UsageError
 from fastcache_xdit.host.xdit import engine, layout, loading, world
 from fastcache_xdit.plugin import register
+from fastcache_xdit.shipped import SHIPPED, calibration_prompts, held_out_prompts, presets
 from fastcache_xdit.tuning.calibrate import versions
-from shapes.loading import PRESETS, SHIPPED, calibration_prompts, tuned_configs
-from shapes.recipes import RECIPES
 
 TIMED = 2  # prompts of the requests whose time is taken
 QUICK_COUNT, QUICK_EVERY = 8, 3
@@ -99,10 +98,7 @@ def _line(outcome: Outcome) -> str:
 def _configs(options: dict[str, Any]) -> dict[str, Path]:
     """FastCache's config files by label: those that ship with the model, and those of the command line."""
     given = {Path(path).stem: Path(path) for path in options["configs"]}
-    if options["model"] not in SHIPPED:
-        return given
-    labels = dict(zip(PRESETS.values(), PRESETS, strict=True))
-    return {labels[share]: path for share, path in tuned_configs(options["model"]).items() if path.is_file()} | given
+    return (presets(options["model"]) if options["model"] in SHIPPED else {}) | given
 
 
 def _chosen(options: dict[str, Any]) -> list[Peer]:
@@ -138,7 +134,7 @@ def _prompts(options: dict[str, Any], count: int) -> list[str]:
     if options["prompts"] or options["prompt"] or options["model"] not in SHIPPED:
         return prompts_of(options)[:count]
     seen = set(calibration_prompts(options["model"]))
-    held_out = RECIPES[options["model"]].prompts(count + len(seen), options["seed"])
+    held_out = held_out_prompts(options["model"], count + len(seen), options["seed"])
     return [text for text in held_out if text not in seen][:count]
 
 

@@ -16,7 +16,7 @@ from fastcache_xdit.cli.pipeline import model_folder
 from fastcache_xdit.doctor import checkpoint, machine
 from fastcache_xdit.doctor.finding import Finding
 from fastcache_xdit.host.xdit import world
-from shapes.loading import SHIPPED, shipped_calibrations
+from fastcache_xdit.shipped import SHIPPED, in_clone, shipped_calibrations
 
 STYLES = {"fine": "green", "hint": "yellow", "problem": "bold red"}
 MARKS, PLAIN_MARKS = dict(zip(STYLES, "✓!✗", strict=True)), dict(zip(STYLES, "+!x", strict=True))
@@ -24,7 +24,8 @@ MARKS, PLAIN_MARKS = dict(zip(STYLES, "✓!✗", strict=True)), dict(zip(STYLES,
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The command's options."""
-    parser.add_argument("--model", default=SHIPPED[0], help="folder, hub id or shipped model; default: %(default)s")
+    usual = SHIPPED[0] if in_clone() else None
+    parser.add_argument("--model", default=usual, help="folder, hub id or shipped model; default: %(default)s")
     parser.add_argument(
         "--calibration", type=Path, nargs="*", metavar="FILE", help="of this model; default: those shipped with it"
     )
@@ -47,7 +48,9 @@ def main(argv: list[str]) -> int:
     return 0 if fine else 1
 
 
-def _findings(model: str, calibrations: list[Path] | None) -> list[Finding]:
+def _findings(model: str | None, calibrations: list[Path] | None) -> list[Finding]:
+    if model is None:
+        return list(machine.examine())
     folder = checkpoint.on_disk(model_folder(model))
     files = (shipped_calibrations(model) if model in SHIPPED else []) if calibrations is None else calibrations
     ranks = world.size() if world.size() > 1 else machine.places()

@@ -26,7 +26,7 @@ from fastcache_xdit.host.xdit import engine, layout, loading, world
 from fastcache_xdit.host.xdit.host import topology
 from fastcache_xdit.models.catalogue import known_models
 from fastcache_xdit.plugin import register
-from shapes.loading import SHIPPED
+from fastcache_xdit.shipped import SHIPPED
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -12,7 +12,7 @@ from fastcache_xdit.config import FastCacheConfig
 from fastcache_xdit.errors import UsageError
 from fastcache_xdit.host.xdit import layout, registration
 from fastcache_xdit.host.xdit.loading import DTYPES
-from shapes.loading import SHIPPED, generation_defaults, model_path
+from fastcache_xdit.shipped import SHIPPED, generation_defaults, model_path
 
 CALL = (
     "num_inference_steps",
