@@ -27,7 +27,17 @@ from fastcache_xdit.models.catalogue import known_models
 from fastcache_xdit.options import TokensConfig
 from shapes.loading import SHIPPED
 
-PUBLIC = ["FastCacheConfig", "Handle", "enable", "fastcache", "register"]
+PUBLIC = [
+    "FastCacheConfig",
+    "FastCacheError",
+    "Handle",
+    "RankDivergenceError",
+    "Report",
+    "UsageError",
+    "enable",
+    "fastcache",
+    "register",
+]
 OPTIONS = [
     "affine_rank",
     "allow_adapters",
@@ -69,7 +79,7 @@ TOKENS = [
     "threshold",
     "when",
 ]
-HANDLE = ["branch", "disable", "driver", "focus", "report", "reset"]
+HANDLE = ["branch", "disable", "focus", "report", "reset"]
 FLAGS = {
     generate: ["--batch_size", "--compare", "--config", "--dtype", "--output", "--overwrite", "--prompts"],
     run: ["--config"],

@@ -79,7 +79,7 @@ def _batch(argv: list[str]) -> int:
     register()
     options = pipeline_options(BenchOptions, "bench batch", argv, add_arguments)
     recipe, model = recipe_of(options), check("batch", options)
-    texts = prompts(max(MEMORY_ITEMS, options.count), options.seed)
+    texts = held_out_scenes(max(MEMORY_ITEMS, options.count), options.seed)
     results = run_batch(recipe, texts, options.count, Path(options.output) / "jobs")
     _write(Path(options.output) / "batch.json", {"model": model, **versions(), **results})
     return 0
