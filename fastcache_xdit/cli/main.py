@@ -25,6 +25,7 @@ COMMANDS = {
 PROG = "[torchrun --nproc_per_node N] -m fastcache_xdit"
 USAGE = f"usage: {PROG} COMMAND [options]; COMMAND --help lists its options"
 MISTAKE, BUG = 2, 1  # exit codes
+REQUEST = "this should not happen; please report it with the traceback above"
 REPORTED = ("fastcache_xdit", "torch", "xfuser", "diffusers")  # packages whose versions a report of a bug needs
 
 
@@ -44,7 +45,7 @@ def main(argv: list[str]) -> int:
         return MISTAKE
     except Exception:
         traceback.print_exc()
-        print(f"fastcache_xdit: this is a bug; please report it with the traceback above{_where()}", file=sys.stderr)
+        print(f"fastcache_xdit: {REQUEST}{_where()}", file=sys.stderr)
         return BUG
 
 

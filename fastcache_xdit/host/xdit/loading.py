@@ -13,8 +13,7 @@ import torch
 
 from fastcache_xdit.errors import UsageError
 from fastcache_xdit.host import cpu
-from fastcache_xdit.host.xdit import video
-from fastcache_xdit.host.xdit.world import RANK_DEFAULTS
+from fastcache_xdit.host.xdit import video, world
 
 if TYPE_CHECKING:
     from xfuser import xFuserArgs
@@ -72,8 +71,7 @@ def load_pipeline(model: str, options: XditOptions, dtype: str) -> Any:
     Raises:
         UsageError: xDiT has no wrapper for the pipeline, or it is not one from text.
     """
-    for name, value in RANK_DEFAULTS.items():
-        os.environ.setdefault(name, value)
+    world.be_alone()
     engine_config = _engine_config(model, options)
     engine_config.runtime_config.dtype = DTYPES[dtype]
     silence_loading()

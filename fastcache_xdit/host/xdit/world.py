@@ -12,6 +12,12 @@ from fastcache_xdit.host import cpu
 RANK_DEFAULTS = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "0"}
 
 
+def be_alone() -> None:
+    """Set what torchrun sets in the environment, for a process that it did not start: one rank of one."""
+    for name, value in RANK_DEFAULTS.items():
+        os.environ.setdefault(name, value)
+
+
 def rank() -> int:
     """Return this process's rank as torchrun set it; 0 where torchrun did not start it."""
     return int(os.environ.get("RANK", 0))
