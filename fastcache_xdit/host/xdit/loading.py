@@ -98,10 +98,13 @@ def _engine_config(model: str, options: XditOptions) -> Any:
 
 
 def _pipeline_name(model: str) -> str:
-    """Read the class name of the diffusers pipeline saved at `model`, a folder or a hub id."""
+    """Read the class name of the diffusers pipeline saved at `model`; a hub id that is not there is a UsageError."""
     import diffusers
 
-    return diffusers.DiffusionPipeline.load_config(model)["_class_name"]
+    try:
+        return diffusers.DiffusionPipeline.load_config(model)["_class_name"]
+    except OSError as error:
+        raise UsageError(f"cannot read the model {model}: {' '.join(str(error).split())}") from None
 
 
 def _wrapper_of(name: str) -> Any:
