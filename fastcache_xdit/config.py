@@ -193,7 +193,7 @@ def usage_error(error: ValidationError) -> UsageError:
 
 
 def _mistake(item: Any) -> UsageError:
-    raised = item.get("ctx", {}).get("error", UsageError(item["msg"]))  # our validators raise a UsageError
+    raised: UsageError = item.get("ctx", {}).get("error", UsageError(item["msg"]))  # our validators raise a UsageError
     if not item["loc"]:
         return raised
     problem = f"option {'.'.join(map(str, item['loc']))!r}: {raised.problem[0].lower()}{raised.problem[1:]}"

@@ -13,6 +13,7 @@ LAYER = {
     "errors": 0,
     "files": 1,
     "undo": 1,
+    "shipped": 1,
     "options": 1,
     "config": 2,
     "clock": 2,

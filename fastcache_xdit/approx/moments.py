@@ -6,7 +6,6 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
-from scipy.interpolate import CubicSpline
 
 
 class Moments:
@@ -76,6 +75,8 @@ class Moments:
 
 def _interpolation(known: Sequence[float], wanted: Sequence[float]) -> torch.Tensor:
     """W [len(wanted), len(known)] with f(wanted) = W f(known); the outermost cubic goes on beyond the ends."""
+    from scipy.interpolate import CubicSpline
+
     rising = torch.tensor(known, dtype=torch.float64).flip(0)
     spline = CubicSpline(rising.numpy(), torch.eye(len(known), dtype=torch.float64).numpy())
     return torch.from_numpy(spline(list(wanted))).flip(1)

@@ -24,14 +24,14 @@ def costs(runner: Runner, batch: Batch) -> dict[float, float]:
     return {share: max(world.all_gather_objects(_cost(runner, batch, share))) for share in SHARES}
 
 
-def _cost(runner: Runner, batch: Batch, kept: float) -> float:
+def _cost(runner: Runner, batch: Batch, share: float) -> float:
     steps = runner.call["num_inference_steps"]
     mask = "".join("p1"[step % 2 or step < 2] for step in range(steps))
     config = FastCacheConfig(
         **SCHEDULED,
         lead_blocks=0,
         schedule={steps: mask},
-        tokens={"keep_ratio": kept, "bucket": 1, "min_static_ratio": 0},
+        tokens={"keep_ratio": share, "bucket": 1, "min_static_ratio": 0},
     )
     with runner.enabled(config) as watched, Undo() as undo:
         calls = Timed(undo, [runner.host.transformer], "forward")

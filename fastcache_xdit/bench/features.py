@@ -8,9 +8,7 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
-from shapes.classifier import shipped_classifier
-from shapes.language import drawings
-from shapes.shapes import draw_batch
+from fastcache_xdit.shipped import classifier_features, draw
 
 DRAWINGS = 16  # of each prompt; of a video, each drawing has all its frames
 
@@ -18,7 +16,7 @@ DRAWINGS = 16  # of each prompt; of a video, each drawing has all its frames
 @torch.no_grad()
 def features(images: torch.Tensor) -> np.ndarray:
     """Return features [N, F], float64, of pictures [N, 3, 128, 128] in 0..1."""
-    return shipped_classifier().features(images.float()).double().numpy()
+    return classifier_features(images.float()).double().numpy()
 
 
 def drawn_features(prompts: Sequence[str]) -> np.ndarray:
@@ -28,7 +26,7 @@ def drawn_features(prompts: Sequence[str]) -> np.ndarray:
         ValueError: a prompt is not in the language of the shapes.
     """
     rng = random.Random(0)
-    drawn = (draw_batch(drawings(prompt, DRAWINGS, rng)) for prompt in prompts)
+    drawn = (draw(prompt, DRAWINGS, rng) for prompt in prompts)
     return np.concatenate([features((pictures + 1) / 2) for pictures in drawn])
 
 

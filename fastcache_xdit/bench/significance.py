@@ -34,14 +34,7 @@ def significance(
     config = FastCacheConfig(
         test="calibrated", stand_in=FORM, calibration=calibration, alpha=alpha, tolerance=tolerance, error_budget=1e9
     )
-    pairs: list[Pair] = []
-    for batch in batches:
-        seen = Pairs()
-        with runner.enabled(config) as watched:
-            watched.handle.driver.witness = seen
-            watched.generate(batch)
-            key = watched.handle.driver.segments[0].key
-        pairs += [pair for pair in seen.collected() if pair.step >= config.warmup_steps]
+    pairs, key = _observed(runner, batches, config)
     sigmas, loaded = runner.sigmas(), Calibration.load(calibration)
     gains, spread = loaded.gains_at(key, sigmas), Spread.from_dict(loaded.spread[key]).at(sigmas)
     skipped = [pair for pair in pairs if pair.was_skipped]
@@ -53,6 +46,19 @@ def significance(
         "measured": _mean([gains[pair.step] * pair.error > tolerance for pair in skipped]),
         "skipped": len(skipped) / len(pairs),
     }
+
+
+def _observed(runner: Runner, batches: Sequence[Batch], config: FastCacheConfig) -> tuple[list[Pair], str]:
+    """Return all decisions after warm-up, and the key by which the calibration knows their segment."""
+    pairs: list[Pair] = []
+    for batch in batches:
+        seen = Pairs()
+        with runner.enabled(config) as watched:
+            watched.handle.driver.witness = seen
+            watched.generate(batch)
+            key = watched.handle.driver.segments[0].key
+        pairs += [pair for pair in seen.collected() if pair.step >= config.warmup_steps]
+    return pairs, key
 
 
 def _mean(values: Sequence[float]) -> float:

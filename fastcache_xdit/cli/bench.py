@@ -27,9 +27,9 @@ from fastcache_xdit.cli.pipeline import call_arguments, model_folder, pipeline_o
 from fastcache_xdit.errors import UsageError
 from fastcache_xdit.host.xdit import engine, world
 from fastcache_xdit.plugin import register
+from fastcache_xdit.shipped import held_out_scenes
 from fastcache_xdit.tuning.calibrate import versions
 from fastcache_xdit.tuning.runner import Runner
-from shapes.sampling import prompts
 
 __all__ = ["add_arguments", "main"]
 
@@ -59,7 +59,7 @@ def _measure(name: str, argv: list[str]) -> int:
     model, folder = check(name, options), Path(options.output)
     runner = Runner(engine.Engine(source, options.xdit, options.dtype), call)
     runner.engine.pipe.set_progress_bar_config(disable=True)
-    batches = engine.batches(prompts(options.count, options.seed), options.batch_size, options.seed)
+    batches = engine.batches(held_out_scenes(options.count, options.seed), options.batch_size, options.seed)
     size: dict[str, Any] = {side: call[side] for side in ("height", "width") if side in call}
     settings = {"model": model, **size, "count": options.count, "seed": options.seed, **versions()}
     for steps in options.steps[:1] if name == "costs" else options.steps:
@@ -79,7 +79,7 @@ def _batch(argv: list[str]) -> int:
     register()
     options = pipeline_options(BenchOptions, "bench batch", argv, add_arguments)
     recipe, model = recipe_of(options), check("batch", options)
-    texts = prompts(max(MEMORY_ITEMS, options.count), options.seed)
+    texts = held_out_scenes(max(MEMORY_ITEMS, options.count), options.seed)
     results = run_batch(recipe, texts, options.count, Path(options.output) / "jobs")
     _write(Path(options.output) / "batch.json", {"model": model, **versions(), **results})
     return 0

@@ -19,8 +19,8 @@ from fastcache_xdit.evaluate.token_maps import TokenMap, sheet
 from fastcache_xdit.host.xdit import world
 from fastcache_xdit.host.xdit.engine import Batch
 from fastcache_xdit.jobs.recipe import Recipe
+from fastcache_xdit.shipped import calibration_path, tuned_configs
 from fastcache_xdit.tuning.runner import Runner
-from shapes.loading import calibration_path, tuned_configs
 
 REPLICAS, MEMORY_ITEMS = (1, 2), 200  # of bench batch
 

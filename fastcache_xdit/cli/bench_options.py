@@ -10,7 +10,7 @@ from fastcache_xdit.bench.tokens import BUDGETS, SETTINGS
 from fastcache_xdit.cli.arguments import check_least
 from fastcache_xdit.cli.pipeline import PipelineOptions, add_pipeline_arguments
 from fastcache_xdit.errors import UsageError
-from shapes.loading import SHIPPED, calibration_path
+from fastcache_xdit.shipped import SHIPPED, calibration_path
 
 CALIBRATED = ("approximations", "significance", "tokens")
 

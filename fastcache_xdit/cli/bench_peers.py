@@ -32,9 +32,8 @@ from fastcache_xdit.cli.pipeline import (
 from fastcache_xdit.errors import UsageError
 from fastcache_xdit.host.xdit import engine, layout, world
 from fastcache_xdit.plugin import register
+from fastcache_xdit.shipped import SHIPPED, calibration_prompts, held_out_prompts, presets
 from fastcache_xdit.tuning.calibrate import versions
-from shapes.loading import PRESETS, SHIPPED, calibration_prompts, tuned_configs
-from shapes.recipes import RECIPES
 
 TIMED = 2  # prompts of the requests whose time is taken
 QUICK_COUNT, QUICK_EVERY = 8, 3
@@ -75,10 +74,10 @@ def main(argv: list[str]) -> int:
     conditions = _conditions(options, plan, configs)
     results = Results(_output(options, conditions), conditions) if world.is_first_rank() else None
     load = _loader(folder, options)
-    known = world.all_gather_objects(results.known() if results else None)[0]
-    todo = [(peer, setting) for peer in peers for setting in peer.settings if (peer.name, setting.label) not in known]
+    done = world.all_gather_objects(results.measured() if results else None)[0]
+    todo = [(peer, setting) for peer in peers for setting in peer.settings if (peer.name, setting.label) not in done]
     if todo:
-        _run(PeerBench(load, plan), todo, results, (UNCACHED, "") not in known)
+        _run(PeerBench(load, plan), todo, results, (UNCACHED, "") not in done)
     if results:
         study = studies(results.folder)[0]
         print(f"fastcache: -> {results.folder / RESULTS}, {write_csv(study)}, {draw_study(study)}")
@@ -116,10 +115,7 @@ def _line(row: Measurement) -> str:
 def _configs(options: PeersOptions) -> dict[str, Path]:
     """Return FastCache's config files by label: those that come with the model, and those of the command line."""
     given = {Path(path).stem: Path(path) for path in options.configs}
-    if options.model not in SHIPPED:
-        return given
-    labels = dict(zip(PRESETS.values(), PRESETS, strict=True))
-    return {labels[share]: path for share, path in tuned_configs(options.model).items() if path.is_file()} | given
+    return (presets(options.model) if options.model in SHIPPED else {}) | given
 
 
 def _chosen(options: PeersOptions, configs: Mapping[str, Path]) -> list[Peer]:
@@ -154,7 +150,7 @@ def _prompts(options: PeersOptions, count: int) -> list[str]:
     if options.prompts or options.prompt or options.model not in SHIPPED:
         return prompts_of(options)[:count]
     seen = set(calibration_prompts(options.model))
-    held_out = RECIPES[options.model].prompts(count + len(seen), options.seed)
+    held_out = held_out_prompts(options.model, count + len(seen), options.seed)
     return [text for text in held_out if text not in seen][:count]
 
 

@@ -18,7 +18,7 @@ from fastcache_xdit.cli.pipeline import model_folder
 from fastcache_xdit.doctor import checkpoint, machine
 from fastcache_xdit.doctor.finding import Finding
 from fastcache_xdit.host.xdit import world
-from shapes.loading import SHIPPED, shipped_calibrations
+from fastcache_xdit.shipped import SHIPPED, in_clone, shipped_calibrations
 
 STYLES = {"fine": "green", "hint": "yellow", "problem": "bold red"}
 MARKS, PLAIN_MARKS = dict(zip(STYLES, "✓!✗", strict=True)), dict(zip(STYLES, "+!x", strict=True))
@@ -28,14 +28,15 @@ MARKS, PLAIN_MARKS = dict(zip(STYLES, "✓!✗", strict=True)), dict(zip(STYLES,
 class DoctorOptions:
     """Options of `doctor`."""
 
-    model: str
+    model: str | None
     calibration: tuple[Path, ...] | None
     json: bool
 
 
 def add_arguments(parser: Any) -> None:
     """Add the command's options."""
-    parser.add_argument("--model", default=SHIPPED[0], help="folder, hub id or shipped model; default: %(default)s")
+    usual = SHIPPED[0] if in_clone() else None
+    parser.add_argument("--model", default=usual, help="folder, hub id or shipped model; default: %(default)s")
     parser.add_argument(
         "--calibration", type=Path, nargs="*", metavar="FILE", help="of this model; default: those shipped with it"
     )
@@ -58,7 +59,9 @@ def main(argv: list[str]) -> int:
     return 0 if fine else 1
 
 
-def _findings(model: str, calibrations: Sequence[Path] | None) -> list[Finding]:
+def _findings(model: str | None, calibrations: Sequence[Path] | None) -> list[Finding]:
+    if model is None:
+        return list(machine.examine())
     folder = checkpoint.on_disk(model_folder(model))
     files = (shipped_calibrations(model) if model in SHIPPED else []) if calibrations is None else calibrations
     ranks = world.size() if world.size() > 1 else machine.places()

@@ -25,7 +25,7 @@ from fastcache_xdit.evaluate.report import write_report
 from fastcache_xdit.host.xdit import checkpoint, engine, layout, world
 from fastcache_xdit.host.xdit.host import topology
 from fastcache_xdit.plugin import register
-from shapes.loading import SHIPPED
+from fastcache_xdit.shipped import SHIPPED
 
 
 @dataclass(frozen=True, kw_only=True)

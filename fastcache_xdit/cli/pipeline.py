@@ -14,7 +14,7 @@ from fastcache_xdit.errors import UsageError
 from fastcache_xdit.host.xdit import registration
 from fastcache_xdit.host.xdit.layout import Layout, check_cache
 from fastcache_xdit.host.xdit.loading import DTYPES, XditOptions, default_dtype, xdit_options
-from shapes.loading import SHIPPED, generation_defaults, model_path
+from fastcache_xdit.shipped import SHIPPED, generation_defaults, model_path
 
 CALL = (
     "num_inference_steps",

@@ -10,7 +10,6 @@ from functools import lru_cache
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
-from scipy.stats import chi2
 
 
 class Finding(NamedTuple):
@@ -123,6 +122,8 @@ class Spread:
 
     def exceeds(self, expected: float, tolerance: float) -> float:
         """Probability that the true error is above the tolerance, given what is expected."""
+        from scipy.stats import chi2
+
         return float(chi2.sf(self.dof * tolerance**2 / expected, self.dof)) if expected else 0.0
 
 
@@ -155,4 +156,6 @@ class Unasked:
 @lru_cache
 def quantile(alpha: float, dof: float) -> float:
     """chi2.ppf(1 - alpha, dof) / dof."""
+    from scipy.stats import chi2
+
     return float(chi2.ppf(1 - alpha, dof) / dof)

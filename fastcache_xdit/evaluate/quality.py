@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torchmetrics.functional.image import peak_signal_noise_ratio, structural_similarity_index_measure
 
-from shapes.language import check_picture
+from fastcache_xdit.shipped import prompt_accuracy
 
 IDENTICAL_DB = 100.0  # PSNR of identical images is infinite, which JSON cannot hold
 
@@ -44,8 +44,8 @@ def shapes_accuracy(images: Sequence[Any], prompts: Sequence[str]) -> float | No
     are left out; None where that leaves no prompt.
     """
     pixels = [np.asarray(image.convert("RGB")) for image in images]
-    scores = [check_picture(each, prompt) for each, prompt in zip(pixels, prompts, strict=True)]
-    known = [score.accuracy for score in scores if score]
+    scores = [prompt_accuracy(each, prompt) for each, prompt in zip(pixels, prompts, strict=True)]
+    known = [score for score in scores if score is not None]
     return sum(known) / len(known) if known else None
 
 

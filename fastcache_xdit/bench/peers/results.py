@@ -34,11 +34,11 @@ class Results:
         self.folder = folder
         folder.mkdir(parents=True, exist_ok=True)
         path = folder / CONDITIONS
-        known = json.loads(path.read_text()) if path.exists() else conditions
-        other = [name for name in conditions if name not in MAY_DIFFER and conditions[name] != known.get(name)]
+        before = json.loads(path.read_text()) if path.exists() else conditions
+        other = [name for name in conditions if name not in MAY_DIFFER and conditions[name] != before.get(name)]
         if other:
             raise UsageError(f"{folder} holds results with another {', '.join(other)}", "give another --output")
-        path.write_text(json.dumps({**known, **conditions}, indent=1) + "\n")
+        path.write_text(json.dumps({**before, **conditions}, indent=1) + "\n")
         self._finish_line()
 
     def _finish_line(self) -> None:
@@ -48,7 +48,7 @@ class Results:
             with path.open("a") as lines:
                 lines.write("\n")
 
-    def known(self) -> set[tuple[str, str]]:
+    def measured(self) -> set[tuple[str, str]]:
         """Return the (peer, setting) pairs that are there already."""
         return {(row["peer"], row["setting"]) for row in read_rows(self.folder)}
 

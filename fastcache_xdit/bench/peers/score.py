@@ -15,7 +15,7 @@ from fastcache_xdit.bench.features import drawn_features, features, frechet, tem
 from fastcache_xdit.bench.peers.sample import Sample
 from fastcache_xdit.evaluate.quality import psnr_db, shapes_accuracy, ssim
 from fastcache_xdit.host.xdit.engine import Batch
-from shapes.shapes import IMAGE_SIZE
+from fastcache_xdit.shipped import IMAGE_SIZE
 
 PLACES = (0.5,)  # along the trajectory, where neighbouring predictions are compared: each costs two decodings
 

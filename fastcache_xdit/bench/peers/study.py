@@ -36,10 +36,10 @@ class Study:
     @property
     def title(self) -> str:
         """Return the model and its steps in words; precision and layout where they are not the plain ones."""
-        known = self.conditions
-        parts = [known["model"], f"{known['steps']} steps"]
-        parts += [known["dtype"]] if known["dtype"] != "float32" else []
-        return ", ".join([*parts, known["layout"]] if known["ranks"] > 1 else parts)
+        parts = [self.conditions["model"], f"{self.conditions['steps']} steps"]
+        if self.conditions["dtype"] != "float32":
+            parts.append(self.conditions["dtype"])
+        return ", ".join([*parts, self.conditions["layout"]] if self.conditions["ranks"] > 1 else parts)
 
     def ran(self) -> list[ResultRow]:
         """Return the settings that ran and did something."""

@@ -25,7 +25,7 @@ def write_report(folder: Path, page: Path) -> None:
     """Write the page on all results in and below a folder. Raises UsageError as `studies`."""
     found = studies(folder)
     views = [_view(study, f"study-{number}") for number, study in enumerate(found)]
-    _write(page, "peers.html", views=views, kept=kept(found), pace=pace)
+    _write(page, "peers.html", views=views, kept=speedup_kept(found), pace=pace)
 
 
 def write_markdown(folder: Path, path: Path) -> None:
@@ -37,7 +37,7 @@ def write_markdown(folder: Path, path: Path) -> None:
     speeds = [json.loads(file.read_text()) for file in sorted(folder.rglob("speed-*.json"))]
     tables = [(study, margins(study), by_peer(study), _reference(study, path.parent)) for study in found]
     overview = draw_overview(found, path.parent / "frontiers.png")
-    values: dict[str, Any] = {"tables": tables, "kept": kept(found), "speeds": speeds, "overview": overview}
+    values: dict[str, Any] = {"tables": tables, "kept": speedup_kept(found), "speeds": speeds, "overview": overview}
     _write(path, "benchmarks.md", **values, budgets=list(BUDGETS), pace=pace)
 
 
@@ -47,15 +47,15 @@ def _reference(study: Study, folder: Path) -> str:
 
 
 def _view(study: Study, salt: str) -> dict[str, Any]:
-    found, drawn = margins(study), curves(study)
+    at_budgets, drawn = margins(study), curves(study)
     return {
         "study": study,
-        "margins": found,
+        "margins": at_budgets,
         "chart": chart(sorted(drawn, key=lambda curve: curve.bold), salt) if drawn else "",
         "legend": sorted(drawn, key=lambda curve: not curve.bold),
         "budgets": list(BUDGETS),
         "table": by_peer(study),
-        "best": {margin.budget: max(filter(None, (margin.ours, margin.best)), default=None) for margin in found},
+        "best": {margin.budget: max(filter(None, (margin.ours, margin.best)), default=None) for margin in at_budgets},
         "ours": {row["peer"] for row in study.rows if row.get("ours")},
         "shown": {name: _nearest(study, budget) for name, budget in SHOWN.items()},
         "uncached": _pictures(study, UNCACHED, ""),
@@ -83,7 +83,7 @@ def _pictures(study: Study, peer: str, setting: str) -> list[str]:
     return [data_url(path.read_bytes(), "webp") for path in paths if path.exists()]
 
 
-def kept(found: Sequence[Study]) -> list[dict[str, Any]]:
+def speedup_kept(found: Sequence[Study]) -> list[dict[str, Any]]:
     """Return, by setting, a cache's speedup on several ranks over its speedup on one."""
     rows = []
     for study in found:

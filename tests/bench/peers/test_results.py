@@ -20,21 +20,21 @@ def results(tmp_path):
 
 
 def test_what_is_there_is_known(results):
-    assert results.known() == {("uncached", ""), ("other", "a")}
+    assert results.measured() == {("uncached", ""), ("other", "a")}
 
 
 def test_a_line_cut_short_is_run_again(results):
     with (results.folder / RESULTS).open("a") as lines:
         lines.write('{"peer": "other", "sett')
-    assert ("other", "a") in results.known()
-    assert len(results.known()) == 2
+    assert ("other", "a") in results.measured()
+    assert len(results.measured()) == 2
 
 
 def test_a_line_after_one_cut_short_is_kept(results):
     (results.folder / RESULTS).write_text('{"peer": "other", "sett')
     results = Results(results.folder, CONDITIONS)
     results.add(Measurement("other", "b", "crashed", error="ValueError: no"))
-    assert results.known() == {("other", "b")}
+    assert results.measured() == {("other", "b")}
 
 
 def test_other_conditions_are_refused(results):
