@@ -50,7 +50,7 @@ def main(argv: list[str]) -> int:
 
 
 def _imported(name: str) -> Main:
-    """The main function of a command, whose module is imported when it is called."""
+    """Return the main function of a command; its module is imported when it is called."""
 
     def command(argv: list[str]) -> int:
         if name != "doctor":  # it tells what stands in the way of preparing
@@ -65,7 +65,7 @@ def _no_command(argv: list[str]) -> UsageError:
 
 
 def _where() -> str:
-    """Where to report a bug, as the package's metadata has it, and the versions to name."""
+    """Say where to report a bug, as the package's metadata has it, with the versions to name."""
     versions = ", ".join(f"{name} {_version(name)}" for name in REPORTED)
     return f"{_address()} ({versions}, Python {sys.version.split()[0]})"
 

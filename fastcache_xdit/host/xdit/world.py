@@ -24,7 +24,7 @@ def rank() -> int:
 
 
 def is_first_rank() -> bool:
-    """Whether this process speaks for all; true without torchrun."""
+    """Tell whether this process speaks for all; true without torchrun."""
     return rank() == 0
 
 
