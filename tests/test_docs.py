@@ -30,9 +30,8 @@ from fastcache_xdit.plugin import register
 ROOT = Path(__file__).parents[1]
 README = ROOT / "README.md"
 PAGES = [README, *sorted((ROOT / "docs").glob("*.md")), ROOT / "docs" / "bench" / "BENCHMARKS.md"]
-REPOSITORY = re.compile(
-    r"https://(?:github\.com|raw\.githubusercontent\.com)/fastcache-xdit/fastcache_xdit/(?:blob/)?main/(.+)"
-)
+NAME = "fastcache-xdit/fastcache_xdit"
+REPOSITORY = re.compile(rf"https://(?:github\.com|raw\.githubusercontent\.com)/{NAME}/(?:blob/)?main/(.+)")
 INLINE, REFERENCE = re.compile(r"\]\(([^)\s]+)\)"), re.compile(r"^\[[^\]]+\]: (\S+)$", re.M)
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.M | re.S)
 COMMAND = re.compile(r"(?:fastcache-xdit|-m fastcache_xdit) ([a-z]+)(?: ([a-z]+))?")
@@ -68,6 +67,10 @@ def named(page: Path) -> str:
 
 def test_the_readme_is_short():
     assert len(README.read_text().splitlines()) <= 150
+
+
+def test_the_readme_names_the_repository_of_the_metadata():
+    assert f'Repository = "https://github.com/{NAME}"' in (ROOT / "pyproject.toml").read_text()
 
 
 def test_the_readme_has_links_that_work_on_a_package_index():
