@@ -58,14 +58,10 @@ def test_every_file_is_tested():
 
 def ready_to_run(path):
     """Options of `run`, checked as far as a model's class goes; nothing is loaded."""
-    from xfuser import xFuserArgs
-    from xfuser.model_executor.models.runner_models.base_model import MODEL_REGISTRY
-
     parser = run.runner_parser()
     argv = run.command_line(parser, ["--config", str(path), "--prompt", "x"])
     options = run.run_options(parser, argv)
     run.check(options)
-    MODEL_REGISTRY[options.model](xFuserArgs.from_runner_args(vars(parser.parse_args(argv))))
     return options
 
 

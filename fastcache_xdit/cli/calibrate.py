@@ -70,7 +70,7 @@ def main(argv: list[str]) -> int:
         calibration = calibrator.run(lambda what, done, parts: _show(bar, what, done, parts))
     if world.is_first_rank():
         calibration.save(output)
-        errors = ", ".join(f"{key} {max(each.values()):.1%}" for key, each in calibration.facts["fit_error"].items())
+        errors = ", ".join(f"{key} {max(fits.values()):.1%}" for key, fits in calibration.facts["fit_error"].items())
         print(f"fastcache: calibrated on {len(prompts)} prompts, error where every other step is computed: {errors}")
         print(f"fastcache: -> {output}; next: fastcache-xdit tune --calibration {output}")
     world.finish()
@@ -88,7 +88,7 @@ def _show(bar: Any, what: str, done: int, parts: int) -> None:
 
 
 def _checked_output(options: CalibrateOptions, model: str, prompts: list[str]) -> Path:
-    """The file to write. Raises UsageError, before a model loads, for what cannot work."""
+    """Return the file to write. Raises UsageError, before a model loads, for what cannot work."""
     check_least(1, groups=options.groups, stages=options.stages)
     check_least(0, lead_blocks=options.lead_blocks)
     if not options.output:

@@ -51,7 +51,7 @@ class Group:
         raise self.mistake(argv)
 
     def _parser(self) -> argparse.ArgumentParser:
-        """A parser for the help alone: a command builds its own once it is chosen, because xDiT's takes seconds."""
+        """Make a parser for the help alone; a command builds its own once it is chosen, because xDiT's is slow."""
         listed = argparse.ArgumentParser(
             prog=self.prog,
             usage=f"{self.prog} {self.kind} [options]",

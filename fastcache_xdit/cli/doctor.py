@@ -44,16 +44,16 @@ def add_arguments(parser: Any) -> None:
 
 
 def main(argv: list[str]) -> int:
-    """Look at everything; the first rank prints, and its exit code is 1 where there is a problem."""
+    """Examine everything; the first rank prints, and its exit code is 1 where there is a problem."""
     parser = argparse.ArgumentParser(prog="fastcache_xdit doctor", description=__doc__)
     add_arguments(parser)
     options = fill(DoctorOptions, parse(parser, argv))
     findings = _findings(options.model, options.calibration)
     if not world.is_first_rank():
         return 0
-    fine = not any(each.problem for each in findings)
+    fine = not any(finding.problem for finding in findings)
     if options.json:
-        print(json.dumps({"fine": fine, "findings": [each.to_dict() for each in findings]}, indent=1))
+        print(json.dumps({"fine": fine, "findings": [finding.to_dict() for finding in findings]}, indent=1))
     else:
         _show(findings)
     return 0 if fine else 1
@@ -71,16 +71,16 @@ def _findings(model: str | None, calibrations: Sequence[Path] | None) -> list[Fi
 def _show(findings: Sequence[Finding]) -> None:
     console, table = Console(highlight=False), Table.grid(padding=(0, 2))
     marks = MARKS if console.encoding == "utf-8" else PLAIN_MARKS
-    for each in findings:
-        style = STYLES[each.state]
-        text = Text(each.found)
-        if each.advice:
-            text.append(f"\n{each.advice}", style)
-        table.add_row(Text(marks[each.state], style), Text(each.topic, "bold"), text)
+    for finding in findings:
+        style = STYLES[finding.state]
+        text = Text(finding.found)
+        if finding.advice:
+            text.append(f"\n{finding.advice}", style)
+        table.add_row(Text(marks[finding.state], style), Text(finding.topic, "bold"), text)
     console.print(table, _summary(findings), sep="\n")
 
 
 def _summary(findings: Sequence[Finding]) -> str:
-    numbers = {state: sum(each.state == state for each in findings) for state in ("problem", "hint")}
+    numbers = {state: sum(finding.state == state for finding in findings) for state in ("problem", "hint")}
     counts = [f"{number} {state}{'s' * (number > 1)}" for state, number in numbers.items() if number]
     return f"\n{' and '.join(counts) or 'All fine'}."

@@ -25,6 +25,7 @@ COMMANDS = {
 PROG = "[torchrun --nproc_per_node N] -m fastcache_xdit"
 USAGE = f"usage: {PROG} COMMAND [options]; COMMAND --help lists its options"
 MISTAKE, BUG = 2, 1  # exit codes
+REQUEST = "this should not happen; please report it with the traceback above"
 REPORTED = ("fastcache_xdit", "torch", "xfuser", "diffusers")  # packages whose versions a report of a bug needs
 
 
@@ -44,12 +45,12 @@ def main(argv: list[str]) -> int:
         return MISTAKE
     except Exception:
         traceback.print_exc()
-        print(f"fastcache_xdit: this is a bug; please report it with the traceback above{_where()}", file=sys.stderr)
+        print(f"fastcache_xdit: {REQUEST}{_where()}", file=sys.stderr)
         return BUG
 
 
 def _imported(name: str) -> Main:
-    """The main function of a command, whose module is imported when it is called."""
+    """Return the main function of a command; its module is imported when it is called."""
 
     def command(argv: list[str]) -> int:
         if name != "doctor":  # it tells what stands in the way of preparing
@@ -64,7 +65,7 @@ def _no_command(argv: list[str]) -> UsageError:
 
 
 def _where() -> str:
-    """Where to report a bug, as the package's metadata has it, and the versions to name."""
+    """Say where to report a bug, as the package's metadata has it, with the versions to name."""
     versions = ", ".join(f"{name} {_version(name)}" for name in REPORTED)
     return f"{_address()} ({versions}, Python {sys.version.split()[0]})"
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import runpy
 import sys
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,13 +14,14 @@ from fastcache_xdit.cli.arguments import as_flags, cache_config, fill, look_ahea
 from fastcache_xdit.host import cpu
 from fastcache_xdit.host.xdit import checkpoint, registration, world
 from fastcache_xdit.host.xdit.layout import Layout, check_cache, check_degrees
-from fastcache_xdit.host.xdit.runner import add_local_model, check_registered
+from fastcache_xdit.host.xdit.loading import XditOptions, xdit_options
+from fastcache_xdit.host.xdit.runner import add_local_model, check_accepted, check_registered
 from fastcache_xdit.plugin import applied, register
 
 
 @dataclass(frozen=True, kw_only=True)
 class RunOptions:
-    """What `run` itself looks at of xDiT's runner flags."""
+    """Options of `run`: what it reads itself of xDiT's runner flags, and all of them, which xDiT's runner takes."""
 
     model: str
     cache_method: str | None
@@ -27,6 +29,8 @@ class RunOptions:
     attention_backend: str | None
     output_directory: str | None
     layout: Layout
+    xdit: XditOptions
+    flags: Mapping[str, Any]
 
 
 def main(argv: list[str]) -> int:
@@ -75,7 +79,7 @@ def command_line(parser: argparse.ArgumentParser, argv: list[str]) -> list[str]:
 def run_options(parser: argparse.ArgumentParser, argv: list[str]) -> RunOptions:
     """Parse a command line for xDiT's runner."""
     parsed = parse(parser, argv)
-    return fill(RunOptions, parsed, layout=Layout.of(parsed))
+    return fill(RunOptions, parsed, layout=Layout.of(parsed), xdit=xdit_options(vars(parsed)), flags=vars(parsed))
 
 
 def check(options: RunOptions) -> None:
@@ -89,6 +93,7 @@ def check(options: RunOptions) -> None:
         checkpoint.check_model(folder, options.layout, cached)
         add_local_model(options.model)
     check_registered(options.model)
+    check_accepted(options.model, options.xdit, options.flags)
 
 
 def _needed_here(options: RunOptions) -> list[str]:

@@ -11,7 +11,8 @@ TOKENIZERS = ("tokenizer_3", "tokenizer_2", "tokenizer")  # the first one there 
 
 def too_long(pipe: Any, item: Item, call: dict[str, Any]) -> str | None:
     """Tell why the model cannot read an item's texts to their end; None where it can."""
-    tokenizer = next((found for name in TOKENIZERS if (found := getattr(pipe, name, None)) is not None), None)
+    tokenizers = (getattr(pipe, name, None) for name in TOKENIZERS)
+    tokenizer = next((tokenizer for tokenizer in tokenizers if tokenizer is not None), None)
     if tokenizer is None:
         return None
     limit = min(call.get("max_sequence_length") or tokenizer.model_max_length, tokenizer.model_max_length)

@@ -12,7 +12,6 @@ from PIL import Image
 
 from fastcache_xdit.config import FastCacheConfig
 from fastcache_xdit.counters import Counters
-from fastcache_xdit.errors import UsageError
 from fastcache_xdit.host.xdit import engine, world
 from fastcache_xdit.host.xdit.loading import XditOptions, with_values
 from fastcache_xdit.host.xdit.positions import Positions
@@ -66,7 +65,7 @@ class Replica:
             return [], None
         try:
             return self._images(items)
-        except UsageError as error:  # raised before any message between stages
+        except ValueError as error:  # our checks of a request and xDiT's: before any message between stages
             return self._failed(items, error, self._all_met()), None
         except Exception as error:
             return self._failed(items, error, self._stages == 1 and self._all_met()), None

@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 
+from fastcache_xdit.errors import UsageError
 from fastcache_xdit.host.xdit import video
 from fastcache_xdit.host.xdit.loading import XditOptions, load_pipeline
 
@@ -34,6 +35,7 @@ class Engine:
 
     def __init__(self, model: str, options: XditOptions, dtype: str) -> None:
         self.pipe = load_pipeline(model, options, dtype)
+        _tell_mistakes(getattr(self.pipe, "module", self.pipe))
         self.is_video = video.is_video(self.pipe)
         self.replicas = options.data_parallel_degree
         self.accepts = set(inspect.signature(type(self.pipe).__call__).parameters)
@@ -86,6 +88,20 @@ class Engine:
         padded = self._padded(batch)
         size = len(padded) // self.replicas
         return padded[get_data_parallel_rank() * size :][:size]
+
+
+def _tell_mistakes(pipe: Any) -> None:
+    """Have the pipeline's own check of a call, such as for sizes, raise a UsageError where it raises a ValueError."""
+    check = pipe.check_inputs
+
+    @functools.wraps(check)
+    def check_inputs(*args: Any, **kwargs: Any) -> None:
+        try:
+            check(*args, **kwargs)
+        except ValueError as error:
+            raise UsageError(str(error)) from None
+
+    pipe.check_inputs = check_inputs
 
 
 def batches(prompts: Sequence[str], size: int, seed: int) -> list[Batch]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 import sys
 from collections.abc import Iterator
 from typing import Any
@@ -41,8 +40,7 @@ def _start_groups() -> None:
     """Start xDiT's process groups with this process alone, because dbcache reads its layout from them."""
     from xfuser.core import distributed
 
-    for name, value in world.RANK_DEFAULTS.items():
-        os.environ.setdefault(name, value)
+    world.be_alone()
     if not distributed.model_parallel_is_initialized():
         distributed.init_distributed_environment(rank=0, world_size=1)
         distributed.initialize_model_parallel()

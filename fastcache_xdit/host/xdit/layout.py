@@ -46,12 +46,12 @@ class Layout:
 
     @property
     def degrees(self) -> dict[str, int]:
-        """All parallel degrees by name, `cfg_degree` included."""
+        """Return all parallel degrees by name, `cfg_degree` included."""
         return {**{name: getattr(self, name) for name in DEGREES}, "cfg_degree": 2 if self.use_cfg_parallel else 1}
 
     @property
     def ranks(self) -> int:
-        """How many ranks the layout needs."""
+        """Count the ranks that the layout needs."""
         return math.prod(self.degrees.values())
 
 

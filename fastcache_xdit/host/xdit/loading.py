@@ -13,8 +13,7 @@ import torch
 
 from fastcache_xdit.errors import UsageError
 from fastcache_xdit.host import cpu
-from fastcache_xdit.host.xdit import video
-from fastcache_xdit.host.xdit.world import RANK_DEFAULTS
+from fastcache_xdit.host.xdit import video, world
 
 if TYPE_CHECKING:
     from xfuser import xFuserArgs
@@ -72,8 +71,7 @@ def load_pipeline(model: str, options: XditOptions, dtype: str) -> Any:
     Raises:
         UsageError: xDiT has no wrapper for the pipeline, or it is not one from text.
     """
-    for name, value in RANK_DEFAULTS.items():
-        os.environ.setdefault(name, value)
+    world.be_alone()
     engine_config = _engine_config(model, options)
     engine_config.runtime_config.dtype = DTYPES[dtype]
     silence_loading()
@@ -100,10 +98,13 @@ def _engine_config(model: str, options: XditOptions) -> Any:
 
 
 def _pipeline_name(model: str) -> str:
-    """Read the class name of the diffusers pipeline saved at `model`, a folder or a hub id."""
+    """Read the class name of the diffusers pipeline saved at `model`; a hub id that is not there is a UsageError."""
     import diffusers
 
-    return diffusers.DiffusionPipeline.load_config(model)["_class_name"]
+    try:
+        return diffusers.DiffusionPipeline.load_config(model)["_class_name"]
+    except OSError as error:
+        raise UsageError(f"cannot read the model {model}: {' '.join(str(error).split())}") from None
 
 
 def _wrapper_of(name: str) -> Any:

@@ -12,13 +12,19 @@ from fastcache_xdit.host import cpu
 RANK_DEFAULTS = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "0"}
 
 
+def be_alone() -> None:
+    """Set what torchrun sets in the environment, for a process that it did not start: one rank of one."""
+    for name, value in RANK_DEFAULTS.items():
+        os.environ.setdefault(name, value)
+
+
 def rank() -> int:
     """Return this process's rank as torchrun set it; 0 where torchrun did not start it."""
     return int(os.environ.get("RANK", 0))
 
 
 def is_first_rank() -> bool:
-    """Whether this process speaks for all; true without torchrun."""
+    """Tell whether this process speaks for all; true without torchrun."""
     return rank() == 0
 
 
