@@ -19,7 +19,7 @@ from fastcache_xdit.errors import UsageError
 
 SHIPPED = ("shapes-pixart", "shapes-flux", "shapes-video")
 IMAGE_SIZE = 128  # pixels along each side of the pictures that they draw and that the classifier takes
-REPOSITORY = "https://git.fastcache-xdit.example/fastcache_xdit"
+REPOSITORY = "https://github.com/fastcache-xdit/fastcache_xdit"
 _FOLDER = Path(__file__).resolve().parents[1] / "shapes"
 
 

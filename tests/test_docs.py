@@ -26,13 +26,14 @@ from fastcache_xdit.cli import (
 )
 from fastcache_xdit.cli.pipeline import engine_parser
 from fastcache_xdit.plugin import register
+from tests.metadata import PROJECT
 
 ROOT = Path(__file__).parents[1]
 README = ROOT / "README.md"
 PAGES = [README, *sorted((ROOT / "docs").glob("*.md")), ROOT / "docs" / "bench" / "BENCHMARKS.md"]
-REPOSITORY = re.compile(
-    r"https://(?:github\.com|raw\.githubusercontent\.com)/fastcache-xdit/fastcache_xdit/(?:blob/)?main/(.+)"
-)
+ADDRESS = PROJECT["urls"]["Repository"]
+RAW = ADDRESS.replace("github.com", "raw.githubusercontent.com")
+INSIDE = re.compile(f"(?:{re.escape(ADDRESS)}/blob|{re.escape(RAW)})/main/(.+)")
 INLINE, REFERENCE = re.compile(r"\]\(([^)\s]+)\)"), re.compile(r"^\[[^\]]+\]: (\S+)$", re.M)
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.M | re.S)
 COMMAND = re.compile(r"(?:fastcache-xdit|-m fastcache_xdit) ([a-z]+)(?: ([a-z]+))?")
@@ -73,12 +74,13 @@ def test_the_readme_is_short():
 def test_the_readme_has_links_that_work_on_a_package_index():
     for target in links(README):
         assert target.startswith("https://"), f"{target} breaks outside of the repository"
+    assert f"{ADDRESS}/blob/main/docs/commands.md" in links(README), "the address is that of the metadata"
 
 
 @pytest.mark.parametrize("page", PAGES, ids=named)
 def test_links_lead_to_files(page):
     for target in links(page):
-        inside = REPOSITORY.fullmatch(target)
+        inside = INSIDE.fullmatch(target)
         if "://" in target and not inside:
             continue
         path, _, anchor = target.partition("#")
