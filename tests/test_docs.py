@@ -30,7 +30,7 @@ from tests.metadata import PROJECT
 
 ROOT = Path(__file__).parents[1]
 README = ROOT / "README.md"
-PAGES = [README, *sorted((ROOT / "docs").glob("*.md")), ROOT / "docs" / "bench" / "BENCHMARKS.md"]
+PAGES = [path for pattern in ("*.md", "docs/**/*.md", "shapes/**/*.md") for path in sorted(ROOT.glob(pattern))]
 ADDRESS = PROJECT["urls"]["Repository"]
 RAW = ADDRESS.replace("github.com", "raw.githubusercontent.com")
 INSIDE = re.compile(f"(?:{re.escape(ADDRESS)}/blob|{re.escape(RAW)})/main/(.+)")
@@ -128,7 +128,7 @@ def flags() -> set[str]:
     return known | OTHERS
 
 
-@pytest.mark.parametrize("page", PAGES, ids=named)
+@pytest.mark.parametrize("page", [README, *sorted(ROOT.glob("docs/**/*.md"))], ids=named)
 def test_flags_exist(page, flags):
     unknown = set(FLAG.findall(page.read_text())) - flags
     assert not unknown, f"{named(page)} names {', '.join(sorted(unknown))}"
