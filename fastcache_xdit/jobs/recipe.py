@@ -7,10 +7,9 @@ from typing import Any
 
 from pydantic import Field, ValidationError
 
-from fastcache_xdit.config import one_line
 from fastcache_xdit.errors import UsageError
 from fastcache_xdit.jobs.files import write_whole
-from fastcache_xdit.options import Options
+from fastcache_xdit.options import Options, one_line
 
 RECIPE = "recipe.json"
 LONGEST_PROMPT = 10_000  # characters; far more than any text encoder reads

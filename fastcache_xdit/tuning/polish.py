@@ -14,7 +14,7 @@ from fastcache_xdit.approx.calibration import Calibration
 from fastcache_xdit.approx.fitted import Fitted, Refitted, combined
 from fastcache_xdit.approx.linear import Past
 from fastcache_xdit.config import FastCacheConfig
-from fastcache_xdit.decision.schedule import mask_for, skips
+from fastcache_xdit.decision.schedule import computed_steps, skipped_steps
 from fastcache_xdit.host.xdit.engine import Batch
 from fastcache_xdit.models.spec import Streams
 from fastcache_xdit.tuning.coverage import is_held_out
@@ -46,7 +46,7 @@ class Trained:
 
     def prepare(self, mask: Sequence[bool]) -> None:
         """Take parameters for every skipped step of a mask and every stream of the requests so far."""
-        for step, computed in skips(mask):
+        for step, computed in skipped_steps(mask):
             for stream in Streams._fields:
                 if stream in self.streams:
                     self.computed[stream, step] = computed
@@ -130,7 +130,7 @@ class Polisher:
         with self.runner.enabled(config, trainable) as cached, self.runner.engine.differentiable():
             with torch.no_grad():
                 cached.generate(self.judging[0])  # tells the noise levels and which streams there are
-            trainable.trained.prepare(mask_for(config.schedule or {}, len(self.runner.sigmas())))
+            trainable.trained.prepare(computed_steps(config.schedule or {}, len(self.runner.sigmas())))
             return self._train(trainable.trained, cached.generate, report)
 
     def _train(

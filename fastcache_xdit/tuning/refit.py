@@ -11,7 +11,7 @@ from fastcache_xdit.approx.calibration import Calibration
 from fastcache_xdit.approx.fitted import Fitted, Halves, Refitted
 from fastcache_xdit.approx.moments import Moments
 from fastcache_xdit.config import FastCacheConfig
-from fastcache_xdit.decision.schedule import mask_for, skips
+from fastcache_xdit.decision.schedule import computed_steps, skipped_steps
 from fastcache_xdit.host.xdit import world
 from fastcache_xdit.host.xdit.engine import Batch
 from fastcache_xdit.segments.segment import Segment
@@ -65,7 +65,7 @@ class Refitter:
         }
         fitted = Fitted(config.stand_in, halves, coherence=self.base.coherence)
         refits: Refits = {}
-        for step, computed in skips(mask_for(config.schedule or {}, len(sigmas))):
+        for step, computed in skipped_steps(computed_steps(config.schedule or {}, len(sigmas))):
             for stream in halves:
                 name = Refitted(key, config.stand_in, sigmas, stream, step, computed[: fitted.references])
                 refits[name] = fitted.coefficients(stream, step, computed).float()
