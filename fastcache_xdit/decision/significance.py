@@ -46,7 +46,7 @@ class Online:
         The median over the window ignores outliers. Before the first observation, the prediction is the change itself.
         """
         change, order = evidence.change, evidence.order
-        scaled = [error * (change / seen) ** order for seen, error in evidence.track.observed]
+        scaled = [error * (change / earlier) ** order for earlier, error in evidence.track.observed]
         predicted = statistics.median(scaled) if scaled else change
         return Verdict(predicted, not predicted < self.threshold)
 

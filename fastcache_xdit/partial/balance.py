@@ -71,9 +71,8 @@ class ReshardedTokens:
         is_own = owner == consensus.shard
         self._is_kept = _dense(kept.index - consensus.shard * length, is_own, length)
         places = self._is_kept.cumsum(dim=1) - 1 + begins[:, consensus.shard, None]
-        self._place = places.clamp(0, kept.index.shape[1] - 1)[
-            ..., None
-        ]  # of each token of this rank among all kept ones
+        # Of each token of this rank, the place among all kept ones.
+        self._place = places.clamp(0, kept.index.shape[1] - 1)[..., None]
         self._packed = self._pack(largest)
         self._chunk = self._chunk_places(kept, owner, begins, shards, largest)
 

@@ -36,9 +36,9 @@ def odd_lengths(undo: Undo) -> bool:
     """
     module = importlib.import_module(f"{_MODELS}.transformer_flux")
     lengths = Lengths()
-    whole, local = module.xFuserFlux1Transformer2DWrapper, module.xFuserFluxTransformer2DWrapper
-    undo.set(whole, "_pad_to_sp_divisible", whole.pad_to_sp_divisible)
-    undo.set(whole, "forward", _measured(whole.forward, lengths, pads=True))
+    full, local = module.xFuserFlux1Transformer2DWrapper, module.xFuserFluxTransformer2DWrapper
+    undo.set(full, "_pad_to_sp_divisible", full.pad_to_sp_divisible)
+    undo.set(full, "forward", _measured(full.forward, lengths, pads=True))
     undo.set(local, "forward", _measured(local.forward, lengths, pads=False))
     undo.set(module, "USP", _attention(module.USP, lengths))
     return True

@@ -75,9 +75,7 @@ class Ahead:
         def run(*args: Any, timesteps: Sequence[torch.Tensor], **kwargs: Any) -> Any:
             if begins:
                 self._begin()
-                kwargs["sync_only"] = all(
-                    self._skips[len(timesteps) :]
-                )  # then no step is left for the loop over patches
+                kwargs["sync_only"] = all(self._skips[len(timesteps) :])  # no step is left for the loop over patches
             first, self._begun = self._begun, self._begun + len(timesteps)
             self._computed = [step for step in range(first, self._begun) if not self._skips[step]]
             self._to_come.clear()
