@@ -8,9 +8,10 @@ import pytest
 from fastcache_xdit.cli import generate, run
 from fastcache_xdit.cli.arguments import cache_config, read_options
 from fastcache_xdit.cli.pipeline import pipeline_options
-from fastcache_xdit.config import FastCacheConfig, read_yaml
+from fastcache_xdit.config import FastCacheConfig
 from fastcache_xdit.host.xdit import layout
 from fastcache_xdit.models.catalogue import known_models
+from fastcache_xdit.options import read_yaml
 from fastcache_xdit.plugin import register
 
 ROOT = Path(__file__).parents[1]

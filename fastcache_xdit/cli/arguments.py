@@ -11,10 +11,10 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NoReturn, TypeVar
 
 from fastcache_xdit.approx.calibration import Calibration
-from fastcache_xdit.config import FastCacheConfig, read_yaml
+from fastcache_xdit.config import FastCacheConfig
 from fastcache_xdit.errors import UsageError
 from fastcache_xdit.host.xdit import layout, world
-from fastcache_xdit.options import unknown_option
+from fastcache_xdit.options import read_yaml, unknown_option
 
 Kind = TypeVar("Kind")
 

@@ -14,7 +14,7 @@ from matplotlib import colormaps
 from PIL import Image
 
 from fastcache_xdit.clock import Tick
-from fastcache_xdit.partial.balance import Kept
+from fastcache_xdit.partial.balance import KeptTokens
 from fastcache_xdit.runtime.observer import Observer
 from fastcache_xdit.tokens.region import tiling
 
@@ -42,7 +42,7 @@ class TokenMaps(Observer):
 
     steps: dict[int, dict[int, Seen]] = field(default_factory=dict)
 
-    def on_tokens(self, tick: Tick, kept: Kept, scores: torch.Tensor) -> None:
+    def on_tokens(self, tick: Tick, kept: KeptTokens, scores: torch.Tensor) -> None:
         """Keep which tokens of the first image were computed, and their scores [B, N]."""
         ones, zeros = scores.new_ones(len(scores), kept.count, 1), torch.zeros_like(scores)[..., None]
         drawn = kept.put(ones, zeros)[0, :, 0] > 0

@@ -7,10 +7,9 @@ from typing import Any
 
 from pydantic import Field, ValidationError
 
-from fastcache_xdit.config import usage_error
 from fastcache_xdit.errors import UsageError
 from fastcache_xdit.files import write_whole
-from fastcache_xdit.options import Options
+from fastcache_xdit.options import Options, usage_error
 
 RECIPE = "recipe.json"
 LONGEST_PROMPT = 10_000  # characters; far more than any text encoder reads
