@@ -1,12 +1,9 @@
-"""Builds what runs a model under one config: segments, stand-ins, judge, driver and session, in this order."""
+"""Builds the parts that run a model under one config: segments, stand-ins, judge, driver and session."""
 
 from __future__ import annotations
 
-import contextlib
-import functools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from torch import nn
 
@@ -19,6 +16,7 @@ from fastcache_xdit.errors import UsageError
 from fastcache_xdit.host.base import Host
 from fastcache_xdit.host.group import GroupConsensus, StageRelay
 from fastcache_xdit.host.identity import identity
+from fastcache_xdit.host.listening import listen, sigmas_of
 from fastcache_xdit.host.xdit import layout
 from fastcache_xdit.parallel.consensus import Consensus, Solo
 from fastcache_xdit.parallel.ledger import Ledger
@@ -38,14 +36,14 @@ from fastcache_xdit.undo import Undo
 
 
 @dataclass(frozen=True)
-class Plan:
-    """What will run, checked and not attached yet.
+class ExecutionPlan:
+    """A checked plan of which blocks of a model are skipped together and what replaces them; changes no module.
 
     Attributes:
         host: where the model runs.
-        config: the user's.
+        config: the options.
         lead: the lead blocks of this rank, which are always computed.
-        stand_ins: its segments, and what replaces them.
+        stand_ins: the segments of this rank and their stand-ins.
     """
 
     host: Host
@@ -55,55 +53,60 @@ class Plan:
 
     @property
     def layers(self) -> dict[nn.Module, str]:
-        """Modules that may ask for keys and values, and the names of those that a calibration knows."""
+        """All modules of the segments; attention layers with their names in a calibration, others with an empty one."""
         segments = self.stand_ins.segments
         modules = [module for segment in segments for block in segment.blocks for module in block.module.modules()]
         return dict.fromkeys(modules, "") | {attention: name for name, attention in attentions(segments)}
 
 
-def plan_for(host: Host, config: FastCacheConfig, calibration: Calibration | None) -> Plan:
-    """Decide what is skipped together and what replaces it.
+def plan_for(host: Host, config: FastCacheConfig, calibration: Calibration | None) -> ExecutionPlan:
+    """Split the model into segments and choose their stand-ins.
 
     Args:
         host: where the model runs.
-        config: the user's.
-        calibration: takes the place of the file that the config names.
+        config: the options.
+        calibration: used instead of the file that the config names.
     Raises:
         UsageError: the config does not fit the model or the layout, or the calibration does not fit the model.
     """
     _check_lead_blocks(host, config)
     lead, segments = partition(host.blocks, config)
     if config.tokens:
-        check_tokens(config.tokens, host.spec, segments, host.topology, host.whole_only)
+        check_tokens(config.tokens, host.spec, segments, host.topology, host.rules_out_partial)
     stand_ins = _stand_ins(host, config, segments, _calibration(host, config, calibration))
-    _ = stand_ins.by_segment  # what the calibration lacks is said now
-    return Plan(host, config, lead, stand_ins)
+    _ = stand_ins.by_segment  # raises now for a segment that the calibration lacks
+    return ExecutionPlan(host, config, lead, stand_ins)
 
 
-def attach(plan: Plan, observer: Observer | None, undo: Undo) -> Session:
-    """Put a session in front of the transformer, and its driver in front of all blocks, while the undo log lives."""
+def attach(plan: ExecutionPlan, observer: Observer | None, undo: Undo) -> Session:
+    """Replace the forwards of the transformer and its blocks, for as long as the undo log is open."""
     host, config, stand_ins, counters = plan.host, plan.config, plan.stand_ins, Counters()
     record = Record(config, _consensus(host, config, counters), _ledger(plan), counters)
     partial = _partial_steps(config, stand_ins, record, observer)
     driver = Driver(config, stand_ins, _judge(plan, record), record, Clock(), partial, observer)
     if observer:
         observer.attach(Watched(driver.clock, stand_ins.segments, stand_ins.by_segment, driver.judge), undo)
-    session = Session(host.spec, driver, _sigmas(host.scheduler), host.current_patch)
+    session = Session(host.spec, driver, sigmas_of(host.scheduler), host.current_patch)
     undo.set(host.transformer, "forward", session.wrapped(host.transformer.forward))
     driver.attach(plan.lead, undo)
-    _listen(host, session, undo)
+    listen(host, session, undo)
     return session
 
 
 def _check_lead_blocks(host: Host, config: FastCacheConfig) -> None:
-    total, stages = host.num_blocks, host.topology.pipefusion_parallel_degree
+    total, num_stages = host.num_blocks, host.topology.pipefusion_parallel_degree
     if config.lead_blocks >= total:
         raise UsageError(
             f"lead_blocks={config.lead_blocks} leaves nothing to skip: {type(host.model).__name__} has {total} blocks",
             f"set lead_blocks to at most {total - 1}",
         )
-    first_stage = -(-total // stages)
-    if stages > 1 and config.test != "none" and config.pp_decision == "leader" and config.lead_blocks >= first_stage:
+    first_stage = -(-total // num_stages)
+    if (
+        num_stages > 1
+        and config.test != "none"
+        and config.pp_decision == "leader"
+        and config.lead_blocks >= first_stage
+    ):
         raise UsageError(
             f"lead_blocks={config.lead_blocks} leaves the first PipeFusion stage, which decides for all, nothing to "
             f"skip: it has {first_stage} blocks",
@@ -122,17 +125,18 @@ def _calibration(host: Host, config: FastCacheConfig, calibration: Calibration |
 def _stand_ins(
     host: Host, config: FastCacheConfig, segments: Sequence[Segment], calibration: Calibration | None
 ) -> StandIns:
-    stages, topology = host.topology.pipefusion_parallel_degree, host.topology
+    num_stages, topology = host.topology.pipefusion_parallel_degree, host.topology
     together = config.granularity == "step" and (config.test == "none" or config.pp_decision == "leader")
     keys = [segment.key for segment in segments]
-    if stages > 1 and together:
+    if num_stages > 1 and together:
         keys = [host.whole_key(config.lead_blocks) for _ in segments]
-    foreseeable = config.test == "none" and config.granularity == "step" and config.tokens is None
-    alone = host.can_run_ahead and foreseeable and config.lead_blocks == 0
-    return StandIns(config, segments, keys, alone, alone and topology.stage < stages - 1, calibration)
+    planned_ahead = config.test == "none" and config.granularity == "step" and config.tokens is None
+    runs_ahead = host.can_run_ahead and planned_ahead and config.lead_blocks == 0
+    idle = runs_ahead and topology.stage < num_stages - 1
+    return StandIns(config, segments, keys, runs_ahead, idle, calibration)
 
 
-def _ledger(plan: Plan) -> Ledger:
+def _ledger(plan: ExecutionPlan) -> Ledger:
     stand_ins, names = plan.stand_ins, [segment.name for segment in plan.stand_ins.segments]
     return Ledger(f"{plan.config!r} {names} {stand_ins.calibration and stand_ins.calibration.stamp}")
 
@@ -149,61 +153,26 @@ def _partial_steps(
 ) -> PartialSteps | None:
     if config.tokens is None:
         return None
-    watch = observer.on_tokens if observer else None
-    return PartialSteps(config.tokens, record.consensus, record.ledger, stand_ins.static_forecast(), watch)
+    on_tokens = observer.on_tokens if observer else None
+    return PartialSteps(config.tokens, record.consensus, record.ledger, stand_ins.static_forecast(), on_tokens)
 
 
-def _judge(plan: Plan, record: Record) -> Judge:
+def _judge(plan: ExecutionPlan, record: Record) -> Judge:
     config, topology = plan.config, plan.host.topology
     rules = Rules(config, plan.stand_ins.spreads())
     if config.test == "none":
         return ScheduledJudge(rules)
-    stages = topology.pipefusion_parallel_degree
+    num_stages = topology.pipefusion_parallel_degree
     agreeing = AgreeingJudge(rules, record.consensus, record.ledger, _stage_fraction(plan))
-    patches = stages > 1 and plan.host.spec.patches_follow_first
+    patches = num_stages > 1 and plan.host.spec.patches_follow_first
     judge: Judge = FollowingJudge(agreeing, branches=config.cfg_agreement, patches=patches)
-    if stages > 1 and config.pp_decision == "leader":
-        layout.check_decision(config, stages)
+    if num_stages > 1 and config.pp_decision == "leader":
+        layout.check_decision(config, num_stages)
         judge = LeaderJudge(judge, StageRelay(topology, record.counters))
     return judge
 
 
-def _stage_fraction(plan: Plan) -> float:
-    """This pipeline stage's part of all blocks that may be skipped; 1 where there is one stage."""
-    held = sum(len(segment.blocks) for segment in plan.stand_ins.segments)
-    return held / (plan.host.num_blocks - plan.config.lead_blocks)
-
-
-def _sigmas(scheduler: Any) -> Callable[[], list[float]] | None:
-    """Noise levels, 1 to 0, of the request that `scheduler` was set up for; image-to-image begins later in the list."""
-    if scheduler is None:
-        return None
-    train_steps = float(getattr(scheduler.config, "num_train_timesteps", 1000))
-
-    def sigmas() -> list[float]:
-        taken = scheduler.timesteps[getattr(scheduler, "begin_index", None) or 0 :]
-        return [float(timestep) / train_steps for timestep in taken.tolist()]
-
-    return sigmas
-
-
-def _listen(host: Host, session: Session, undo: Undo) -> None:
-    """Learn of new requests from the scheduler, and of CFG branches from diffusers' cache contexts."""
-    if host.scheduler is not None:
-        set_timesteps = host.scheduler.set_timesteps
-
-        @functools.wraps(set_timesteps)
-        def announced(*args: Any, **kwargs: Any) -> Any:
-            session.announce()
-            return set_timesteps(*args, **kwargs)
-
-        undo.set(host.scheduler, "set_timesteps", announced)
-    cache_context: Any = getattr(host.transformer, "cache_context", None)
-    if cache_context is not None:
-
-        @contextlib.contextmanager
-        def named(name: str, *args: Any, **kwargs: Any) -> Iterator[None]:
-            with session.clock.in_branch(name), cache_context(name, *args, **kwargs):
-                yield
-
-        undo.set(host.transformer, "cache_context", named)
+def _stage_fraction(plan: ExecutionPlan) -> float:
+    """Return the fraction of all blocks that may be skipped which this pipeline stage holds; 1 with one stage."""
+    own_blocks = sum(len(segment.blocks) for segment in plan.stand_ins.segments)
+    return own_blocks / (plan.host.num_blocks - plan.config.lead_blocks)

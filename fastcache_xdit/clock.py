@@ -1,4 +1,4 @@
-"""Where a transformer call stands: request, CFG branch, PipeFusion patch and denoising step."""
+"""The position of a transformer call: its request, CFG branch, PipeFusion patch and denoising step."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ FUSED = "fused"  # both CFG branches in one batch, or no guidance at all
 
 
 class Patch(NamedTuple):
-    """The PipeFusion patch of one call: its number, its rows of the local sequence, and whether it is the last."""
+    """A PipeFusion patch: its number, its rows (start, stop) of the local sequence, and whether it is the last."""
 
     number: int
     rows: tuple[int, int]
@@ -18,14 +18,14 @@ class Patch(NamedTuple):
 
 
 class Tick(NamedTuple):
-    """One call of the transformer.
+    """The position of one call of the transformer.
 
     Attributes:
-        branch: CFG branch.
+        branch: name of the CFG branch.
         patch: number of the PipeFusion patch, None for a call over the full local sequence.
-        step: denoising step t, 0-based and counted per request.
-        num_steps: steps of the request, None where nobody announced it.
-        rows: the patch's rows of the full local sequence, as (start, stop).
+        step: denoising step of the request, from 0.
+        num_steps: number of steps of the request; None if no scheduler announced it.
+        rows: rows of the full local sequence that the patch covers, as (start, stop).
     """
 
     branch: str
@@ -36,7 +36,7 @@ class Tick(NamedTuple):
 
     @property
     def steps_left(self) -> float:
-        """Steps after this one; infinite where the number of steps is unknown."""
+        """Number of steps after this one; infinite if `num_steps` is unknown."""
         return float("inf") if self.num_steps is None else self.num_steps - 1 - self.step
 
     def __str__(self) -> str:
@@ -46,9 +46,9 @@ class Tick(NamedTuple):
 class Clock:
     """Counts steps per CFG branch; one clock per handle.
 
-    With a scheduler the request is announced and calls are counted, which needs no look at the timestep's value (on a
-    GPU that look is a host synchronisation). Without one, a changed timestep is a new step and a larger one is a new
-    request, because denoising schedules decrease.
+    With a scheduler, each request is announced and its calls are counted. This avoids reading the timestep, which on a
+    GPU would synchronise with the host. Without a scheduler, a changed timestep begins a new step, and a larger one a
+    new request, because timesteps fall during denoising.
     """
 
     def __init__(self) -> None:
@@ -61,7 +61,7 @@ class Clock:
         self._timesteps: dict[str, float] = {}
 
     def begin_request(self, num_steps: int | None) -> None:
-        """Start counting from step 0."""
+        """Begin a request of `num_steps` steps (None: unknown); the next call is step 0."""
         self.request += 1
         self.num_steps = num_steps
         self._steps.clear()
@@ -69,7 +69,7 @@ class Clock:
 
     @contextlib.contextmanager
     def in_branch(self, name: str) -> Iterator[None]:
-        """Count calls inside for the CFG branch `name`."""
+        """Count the calls inside the with block for the CFG branch `name`."""
         outer, self.branch = self.branch, name
         try:
             yield
@@ -78,7 +78,7 @@ class Clock:
 
     @contextlib.contextmanager
     def at(self, step: int) -> Iterator[None]:
-        """Take calls inside to be of this step, whichever came before."""
+        """Assign the calls inside the with block to this step, whatever came before."""
         outer, self._set_step = self._set_step, step
         try:
             yield
@@ -86,23 +86,23 @@ class Clock:
             self._set_step = outer
 
     def starts_request(self, timestep: float) -> bool:
-        """Return whether a call at `timestep`, in a loop without scheduler, is the first of a new request."""
+        """Return whether a call at `timestep` begins a new request, in a loop without a scheduler."""
         last = self._timesteps.get(self.branch)
         return self.request == 0 or (last is not None and timestep > last)
 
     def repeats(self, timestep: float) -> bool:
-        """Return whether this branch was called at `timestep` just before."""
+        """Return whether the previous call of this branch was at the same `timestep`."""
         return self._timesteps.get(self.branch) == timestep
 
     def finished(self, patch: Patch | None) -> bool:
-        """Return whether no announced request has a step left for this branch; patches share the first one's step."""
+        """Return whether this branch has taken all announced steps; later patches belong to the first patch's step."""
         next_step = self._set_step if self._set_step is not None else self._steps.get(self.branch, -1) + 1
         in_step = patch is not None and patch.number != 0
         return next_step - in_step >= (self.num_steps or 0)
 
     @contextlib.contextmanager
     def tick(self, patch: Patch | None = None, timestep: float | None = None) -> Iterator[Tick]:
-        """Advance to the next step of this branch (patches after the first stay in the step of the first)."""
+        """Advance this branch to its next step during the with block; patches after the first stay in the same step."""
         if self._set_step is not None:
             self._steps[self.branch] = self._set_step
         elif patch is None or patch.number == 0:

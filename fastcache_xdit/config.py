@@ -1,4 +1,4 @@
-"""The one configuration of FastCache: frozen, self-checking, and without side effects."""
+"""The configuration of FastCache: frozen, self-checking, and without side effects."""
 
 from __future__ import annotations
 
@@ -7,13 +7,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
-import yaml
 from pydantic import Field, ValidationError, field_validator, model_validator
 
 from fastcache_xdit.errors import UsageError
-from fastcache_xdit.options import Options, TokensConfig
+from fastcache_xdit.options import Options, TokensConfig, read_yaml, usage_error
 
-# Where nothing but the schedule decides: every hard limit is out of its way.
+# Options that let the schedule alone decide: no hard limit keeps a step from being skipped.
 SCHEDULE_DECIDES = {
     "test": "none",
     "warmup_steps": 1,
@@ -24,51 +23,56 @@ SCHEDULE_DECIDES = {
 
 
 class FastCacheConfig(Options):
-    """How FastCache decides and what stands in for a skipped block (arXiv 2505.20353).
+    """Options of FastCache: when blocks are skipped, and what replaces them (arXiv 2505.20353).
 
-    All options are keyword-only; an unknown one is an error that names the nearest known option.
+    All options are keyword-only. An unknown option is an error that names the nearest known one.
 
     Attributes:
-        granularity: one decision for the whole stack after the lead blocks (`step`), for each of `groups` consecutive
-            groups of blocks (`group`), or for each block (`block`, the paper's).
-        groups: number of groups for `granularity: group`.
-        lead_blocks: blocks at the start of the model that are always computed; the change that they show drives the
-            decision. Blocks of later PipeFusion stages never count as lead blocks.
-        stand_in: what replaces a skipped block, given H on entry and residuals R = H[out] - H[in] of computed steps:
-            `reuse` R1, `history` a weighted sum of R1, R2, R3, `delta` R1 + (A - I)(H - H1), `delta+history` both,
-            `affine` the paper's W H + b, `taylor2` the parabola through three. Weights come from `calibration`; without
-            one, `history` is the straight line through two residuals, `delta` is `reuse`, and `affine` is refused.
-        affine_rank: of what `affine` adds to its diagonal, W = diag + low rank; the model's width or more: whole. Above
-            0 it needs a calibration that was made with `--maps`.
-        calibration: file that `fastcache-xdit calibrate` wrote, or the name of a shipped model; a relative path in a
-            config file starts from that file's folder.
-        allow_adapters: take a calibration that was made without the LoRA that is loaded or fused now, or with another.
-        schedule: for a number of steps, which of them are computed: `{20: "1110p001..."}`, 1 for computed, p for a
-            partial step (`tokens`). Another number of steps takes the nearest mask, stretched. A step is skipped where
-            schedule and test both allow it.
-        test: when a change is insignificant: `online` compares the error predicted from this request's computed steps
-            with `threshold`; `calibrated` is the chi-squared test of the calibration, with `alpha` and `tolerance`;
-            `paper` is the literal rule of arXiv 2505.20353, vacuous, because it passes every change below 100 %;
-            `none` leaves the decision to the schedule, at no message between ranks; with `lead_blocks: 0` the last
-            PipeFusion stage then takes skipped steps alone, ahead of the other patches.
-        alpha: significance level of `calibrated` and `paper`: the share of steps at the tolerance that are computed all
-            the same; a smaller one skips more.
-        tolerance: relative error of the final latents that `calibrated` lets one skip cause.
-        threshold: relative error, norm(error) / norm(output), that one skip may be predicted to cause. 0 skips nothing.
-        error_budget: bound on the decayed sum of predicted errors since the last computed step.
-        error_decay: factor by which an older predicted error still counts in that sum (the paper's rho), 0 to 1.
-        warmup_steps: first steps of a request, always computed.
-        cooldown_steps: last steps of a request, always computed.
-        max_consecutive_skips: longest run of skipped steps.
-        window: how many observed (change, error) pairs the online error model keeps; this is the uncalibrated stand-in
-            for a calibrated null variance.
-        sync: `step` exchanges one message per step and patch for all decisions, `block` one per decision.
-        cfg_agreement: CFG-parallel ranks decide together, so that they equal a single process.
-        pp_decision: under PipeFusion the first stage is the `leader` of all (granularity `step`), or each `stage`
-            decides for itself, which lets keys and values grow stale at different steps.
-        verify_every: every so many steps ranks confirm their decisions with one more message before they act
-            (0: never; digests still travel with every decision, at no extra message).
-        tokens: partial steps, in which only some tokens are computed; see `TokensConfig`.
+        granularity: the blocks that one decision covers: all blocks after the lead blocks (`step`), one of `groups`
+            groups of consecutive blocks (`group`), or one block (`block`, as in the paper).
+        groups: number of groups with `granularity: group`.
+        lead_blocks: number of blocks at the start of the model that are always computed. The change of the hidden
+            states behind them drives the decision. Blocks of later PipeFusion stages never count as lead blocks.
+        stand_in: the estimate that replaces skipped blocks. H is their input and R = output - input their residual; H1
+            and R1, R2, R3 are those of the last computed steps, newest first. `reuse` takes R1, `history` a weighted
+            sum of R1, R2 and R3, `delta` R1 + (A - I)(H - H1), `delta+history` both; `affine` takes W H + b for the
+            output, as in the paper; `taylor2` is the parabola through R1, R2 and R3. `calibration` provides the
+            weights. Without one, `history` and `delta+history` are the straight line through R1 and R2, `delta` is
+            `reuse`, and `affine` is refused.
+        affine_rank: rank of the matrix that `affine` adds to its per-channel weights: W = diagonal + low rank. 0 keeps
+            the diagonal alone; the width of the model or more gives a full matrix. Above 0 the calibration must have
+            been made with `--maps`.
+        calibration: path of a file that `fastcache-xdit calibrate` wrote, or the name of a shipped model. In a config
+            file, a relative path starts from the folder of that file.
+        allow_adapters: accept a calibration that was made without the LoRA adapters that are now loaded or fused, or
+            with other ones.
+        schedule: which steps are computed, as one mask for each number of steps, such as `{20: "1110p001..."}`: 1 is a
+            computed step, p a partial one (see `tokens`), 0 one that may be skipped. For another number of steps the
+            nearest mask is stretched. A step is skipped only if both the schedule and the test allow it.
+        test: the rule for when a change is insignificant, so that a step may be skipped. `online` predicts the error of
+            a skip from the computed steps of this request and compares it with `threshold`. `calibrated` is the
+            chi-squared test of the calibration, with `alpha` and `tolerance`. `paper` is the literal rule of arXiv
+            2505.20353, for comparison only: it accepts every change below 100 %. `none` leaves the decision to the
+            schedule and needs no messages between ranks; with `lead_blocks: 0` the last PipeFusion stage then runs the
+            skipped steps alone.
+        alpha: significance level of `calibrated` and `paper`: the fraction of steps exactly at the tolerance that are
+            computed anyway. A smaller value skips more.
+        tolerance: relative error of the final latents that `calibrated` allows one skip to cause.
+        threshold: relative error, norm(error) / norm(output), that `online` allows one skip to cause. 0 skips nothing.
+        error_budget: upper bound on the sum of predicted errors since the last computed step, older ones decayed.
+        error_decay: factor, 0 to 1, by which the predicted errors of earlier steps fade in that sum at each step (the
+            paper's rho).
+        warmup_steps: number of steps at the start of a request that are always computed.
+        cooldown_steps: number of steps at the end of a request that are always computed.
+        max_consecutive_skips: largest number of steps skipped in a row.
+        window: number of recent (change, error) observations from which `online` predicts.
+        sync: `step` exchanges one message per step and patch for all decisions, `block` one message per decision.
+        cfg_agreement: make the ranks of CFG parallelism decide together, so that they skip what one process would.
+        pp_decision: under PipeFusion, either the first stage decides for all (`leader`, with `granularity: step`), or
+            every stage decides for itself (`stage`), so that keys and values may be stale at different steps.
+        verify_every: interval, in steps, at which ranks confirm their decisions in an extra message before they act on
+            them. 0 never does; a digest still travels with every decision, at no extra message.
+        tokens: partial steps, in which only some of the tokens are computed; see `TokensConfig`.
     """
 
     granularity: Literal["step", "group", "block"] = "step"
@@ -97,21 +101,20 @@ class FastCacheConfig(Options):
 
     @field_validator("schedule")
     @classmethod
-    def _whole_masks(cls, schedule: dict[int, str] | None) -> dict[int, str] | None:
-        for steps, mask in (schedule or {}).items():
-            if len(mask) != steps or set(mask) - {"0", "1", "p"} or not mask.startswith("1"):
-                raise UsageError(
-                    f"the mask for {steps} steps must be {steps} characters 0, 1 or p, the first one 1, not {mask!r}"
-                )
+    def _complete_masks(cls, schedule: dict[int, str] | None) -> dict[int, str] | None:
+        for num_steps, mask in (schedule or {}).items():
+            if len(mask) != num_steps or set(mask) - {"0", "1", "p"} or not mask.startswith("1"):
+                allowed = f"{num_steps} characters 0, 1 or p, the first one 1"
+                raise UsageError(f"the mask for {num_steps} steps must be {allowed}, not {mask!r}")
         return schedule or None
 
     @model_validator(mode="after")
-    def _possible(self) -> FastCacheConfig:
+    def _consistent(self) -> FastCacheConfig:
         if self.test == "none" and not self.schedule:
             raise UsageError("test 'none' leaves every decision to a schedule", "give schedule, or another test")
         if self.calibration is None and (self.test == "calibrated" or self.stand_in == "affine"):
-            what = "test 'calibrated'" if self.test == "calibrated" else "stand_in 'affine'"
-            raise UsageError(f"{what} needs a calibration file", "make one with fastcache-xdit calibrate")
+            option = "test 'calibrated'" if self.test == "calibrated" else "stand_in 'affine'"
+            raise UsageError(f"{option} needs a calibration file", "make one with fastcache-xdit calibrate")
         if self.calibration is not None and self.stand_in in ("reuse", "taylor2"):
             raise UsageError(f"stand_in {self.stand_in!r} is never fitted", "leave calibration away, or use history")
         return self
@@ -131,11 +134,11 @@ class FastCacheConfig(Options):
 
     @classmethod
     def scheduled(cls, masks: str | Mapping[int, str], **options: Any) -> FastCacheConfig:
-        """Build a config in which the schedule alone decides: no test, and no limit that would object to a skip.
+        """Build a config in which the schedule alone decides, without a test and without limits on skipping.
 
         Args:
-            masks: the mask of one number of steps, such as `"11010010"`, or masks by number of steps.
-            options: any other options, such as `stand_in`, `calibration` and `lead_blocks`.
+            masks: one mask, such as `"11010010"`, or a mask for each number of steps.
+            options: other options, such as `stand_in`, `calibration` and `lead_blocks`.
         Raises:
             UsageError: as in `from_dict`.
         """
@@ -144,21 +147,21 @@ class FastCacheConfig(Options):
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> FastCacheConfig:
-        """Build from a plain dict.
+        """Build a config from a dict of options.
 
         Raises:
-            UsageError: an option does not exist or cannot have this value; says what was given and what is allowed.
+            UsageError: an option does not exist, or cannot have this value.
         """
         if not isinstance(values, dict):
             raise UsageError(f"a FastCache config is a mapping of options, not {type(values).__name__}: {values!r}")
         try:
             return cls(**values)
         except ValidationError as error:
-            raise UsageError(one_line(error)) from None
+            raise usage_error(error) from None
 
     @classmethod
     def from_json(cls, text: str) -> FastCacheConfig:
-        """Build from a JSON object; errors as in `from_dict`."""
+        """Build a config from a JSON object; errors as in `from_dict`."""
         try:
             return cls.from_dict(json.loads(text))
         except json.JSONDecodeError as error:
@@ -166,55 +169,32 @@ class FastCacheConfig(Options):
 
     @classmethod
     def from_file(cls, path: str | Path) -> FastCacheConfig:
-        """Build from a YAML or JSON file.
+        """Build a config from a YAML or JSON file.
 
         Raises:
-            UsageError: no such file, not YAML, or an option as in `from_dict`; the message names the file.
+            UsageError: there is no such file, it is not YAML, or as in `from_dict`; the message names the file.
         """
+        values = _beside(Path(path).parent, read_yaml(path))
         try:
-            return cls.from_dict(_beside(Path(path).parent, read_yaml(path)))
+            return cls.from_dict(values)
         except UsageError as error:
-            raise (error if str(path) in error.problem else error.of(path)) from None
+            raise error.of(path) from None
 
     @classmethod
     def from_text(cls, text: str | None) -> FastCacheConfig:
-        """Build from what a command line holds: a JSON object, the path of a file, or nothing (the defaults)."""
+        """Build a config from a JSON object or a path, as given on a command line; without text, the defaults."""
         if not text:
             return cls()
         return cls.from_json(text) if text.lstrip().startswith("{") else cls.from_file(text)
 
     def to_dict(self) -> dict[str, Any]:
-        """All options as plain values, ready for YAML or JSON."""
+        """Return all options as plain values, ready for YAML or JSON."""
         return self.model_dump()
 
 
-def read_yaml(path: str | Path) -> dict[str, Any]:
-    """The mapping in a YAML (or JSON) file; an empty file is an empty one. Raises UsageError that names the file."""
-    path = Path(path)
-    if not path.is_file():
-        raise UsageError(f"no such config file: {path}")
-    try:
-        values = yaml.safe_load(path.read_text())
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UsageError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from None
-    return {} if values is None else values
-
-
 def _beside(folder: Path, values: dict[str, Any]) -> dict[str, Any]:
-    """A calibration that lies where the config file says it does."""
+    """Resolve the path of a calibration against the folder of the config file, if the calibration is there."""
     name = values.get("calibration") if isinstance(values, dict) else None
     if isinstance(name, str) and (folder / name).is_file():
         return values | {"calibration": str(folder / name)}
     return values
-
-
-def one_line(error: ValidationError) -> str:
-    """What is wrong with options, in one line: which, what is allowed, what was given."""
-    return "; ".join(_sentence(item) for item in error.errors(include_url=False))
-
-
-def _sentence(item: Any) -> str:
-    message = item["msg"].removeprefix("Value error, ")
-    if not item["loc"]:
-        return message
-    return f"option {'.'.join(map(str, item['loc']))!r}: {message[0].lower()}{message[1:]}, not {item['input']!r}"

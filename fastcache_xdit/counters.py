@@ -1,4 +1,4 @@
-"""What was computed and what was not."""
+"""Counts of computed and skipped work."""
 
 from __future__ import annotations
 
@@ -12,8 +12,18 @@ from typing import Any
 class Counters:
     """Totals since the cache was enabled or reset.
 
-    `computed`, `approximated` and `partial` count block calls by block name; `*_tokens` count the tokens that they
-    computed or spared, so that a PipeFusion patch counts as its share of a full step.
+    Attributes:
+        computed: block calls on all tokens, by block name.
+        approximated: block calls that a stand-in replaced, by block name.
+        partial: block calls on some of the tokens, by block name.
+        computed_tokens: tokens computed, by block name; a PipeFusion patch counts as its part of a full step.
+        approximated_tokens: tokens not computed, by block name.
+        transformer_calls: calls of the transformer that are steps.
+        bypassed_calls: calls of the transformer outside the steps of a request, which are computed in full.
+        collectives: collective operations for decisions and tokens.
+        headers: messages between PipeFusion stages.
+        nonfinite: decisions that saw NaN.
+        requests: requests begun.
     """
 
     computed: Counter[str] = field(default_factory=Counter)
@@ -29,7 +39,7 @@ class Counters:
     requests: int = 0
 
     def note(self, block: str, tokens: int, computed: bool) -> None:
-        """Count one block call over `tokens` tokens (batch x local sequence)."""
+        """Count one block call on `tokens` tokens (batch x local sequence)."""
         calls, weights = (
             (self.computed, self.computed_tokens) if computed else (self.approximated, self.approximated_tokens)
         )
@@ -37,29 +47,29 @@ class Counters:
         weights[block] += tokens
 
     def note_partial(self, block: str, kept: int, tokens: int) -> None:
-        """Count one block call that computed `kept` of `tokens` tokens."""
+        """Count one block call that computed only `kept` of `tokens` tokens."""
         self.partial[block] += 1
         self.computed_tokens[block] += kept
         self.approximated_tokens[block] += tokens - kept
 
     def add(self, other: Counters) -> None:
-        """Add another run's or another rank's counts to these."""
+        """Add the counts of another run or rank to these."""
         for name, value in vars(other).items():
             setattr(self, name, getattr(self, name) + value)
 
     def clear(self) -> None:
-        """Start from zero."""
+        """Set all counts to zero."""
         self.__init__()  # type: ignore[misc]
 
     def compute_ratio(self, flops_per_token: Mapping[str, float] | None = None) -> float:
-        """Block work executed / all block work; blocks weigh the same unless their FLOPs per token are given."""
+        """Return the executed fraction of all block work; without FLOPs per token, all blocks cost the same."""
         cost = flops_per_token or {}
         done = sum(tokens * cost.get(name, 1.0) for name, tokens in self.computed_tokens.items())
         spared = sum(tokens * cost.get(name, 1.0) for name, tokens in self.approximated_tokens.items())
         return done / (done + spared) if done + spared else 1.0
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values, with the totals that reports show."""
+        """Return all counts and their totals as plain values."""
         return {
             **asdict(self),
             "computed_total": self.computed.total(),

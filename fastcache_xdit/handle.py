@@ -1,4 +1,4 @@
-"""A cache that is on, and what it reports."""
+"""The handle of an enabled cache, and its report."""
 
 from __future__ import annotations
 
@@ -19,11 +19,12 @@ class Report:
     """What happened on this rank since the cache was enabled or reset.
 
     Attributes:
-        counters: what was computed and what was not.
+        counters: counts of computed and skipped block calls.
         ledger: decisions of the last request, in order.
-        ledgers_agree: whether the ranks that must agree had the same ledger at its end; None before the first end.
-        bytes_held: bytes of the tensors that the cache keeps.
-        fixes: names of the defects of xDiT that are cured while the cache is on.
+        ledgers_agree: whether all ranks that must agree ended the last request with the same ledger; None before the
+            end of the first request.
+        bytes_held: bytes of the tensors that the cache holds.
+        fixes: names of the xDiT defects that are fixed while the cache is on.
     """
 
     counters: Counters
@@ -47,35 +48,37 @@ class Report:
 
 
 class Handle:
-    """A cache that is on; `disable` puts every module back as it was."""
+    """An enabled cache; `disable` restores every module that it changed."""
 
-    def __init__(self, session: Session, undo: Undo, fixes: Sequence[str], bytes_beside: Callable[[], int]) -> None:
+    def __init__(
+        self, session: Session, undo: Undo, fixes: Sequence[str], keys_values_bytes: Callable[[], int]
+    ) -> None:
         self._session = session
         self._undo = undo
         self._fixes = tuple(fixes)
-        self._bytes_beside = bytes_beside
+        self._keys_values_bytes = keys_values_bytes
 
     def disable(self) -> None:
-        """Restore every module that was touched and free the cached tensors; a second call does nothing."""
+        """Restore every changed module and free the cached tensors; a second call does nothing."""
         self._undo.close()
         self._session.driver.reset()
 
     def reset(self) -> None:
-        """Forget references and counts; the next step is computed."""
+        """Forget cached states and counts; the next step is computed."""
         self._session.driver.reset()
         self._session.record.counters.clear()
 
     def branch(self, name: str) -> contextlib.AbstractContextManager[None]:
-        """Take calls inside to be of the CFG branch `name`: for loops that call the transformer once per branch."""
+        """Assign the calls inside a with block to CFG branch `name`; for loops with one call for each branch."""
         return self._session.clock.in_branch(name)
 
     def focus(self, mask: Any) -> None:
-        """Say what an edit may change: with `tokens.score: region`, what partial steps compute.
+        """Set the region that an edit may change; with `tokens.score: region`, partial steps compute its tokens alone.
 
         Args:
-            mask: [H, W] of the picture's shape at any resolution, nonzero inside; an array, a tensor or a PIL image.
+            mask: array, tensor or PIL image [H, W], nonzero inside the region; the aspect ratio of the image, any size.
         Raises:
-            UsageError: the cache computes no region.
+            UsageError: `tokens.score` is not `region`.
         """
         import numpy as np
         import torch
@@ -86,7 +89,8 @@ class Handle:
         partial.focus(torch.as_tensor(np.asarray(mask)))
 
     def report(self) -> Report:
-        """Return counts and decisions of this rank; communicates nothing."""
+        """Return the counts and decisions of this rank, without communication."""
         driver, record = self._session.driver, self._session.record
-        held = driver.bytes_held() + self._bytes_beside()
-        return Report(record.counters, tuple(record.ledger.entries), self._session.ledgers_agree, held, self._fixes)
+        bytes_held = driver.bytes_held() + self._keys_values_bytes()
+        entries = tuple(record.ledger.entries)
+        return Report(record.counters, entries, self._session.ledgers_agree, bytes_held, self._fixes)

@@ -1,80 +1,119 @@
-"""What every group of options has in common, and the options of the token level."""
+"""The base class of all options, how they are read and their errors worded, and the options of partial steps."""
 
 from __future__ import annotations
 
 import difflib
+from collections.abc import Iterable
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from fastcache_xdit.errors import UsageError
 
 
 class Options(BaseModel):
-    """Frozen and keyword-only; an unknown option is an error that names the nearest known one."""
+    """Base of all options: frozen and keyword-only; an unknown option is an error that names the nearest known one."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=False)
 
     @model_validator(mode="before")
     @classmethod
-    def _known_options(cls, values: Any) -> Any:
+    def _no_unknown_options(cls, values: Any) -> Any:
         for name in values if isinstance(values, dict) else ():
             if name not in cls.model_fields:
-                raise UsageError(unknown_option(name, cls.model_fields))
+                raise unknown_option(name, cls.model_fields)
         return values
 
 
-def unknown_option(name: str, known: Any) -> str:
-    """The sentence for an option that does not exist, with the nearest one that does."""
-    near = difflib.get_close_matches(name, list(known), n=1)
-    hint = f"did you mean {near[0]!r}?" if near else f"known options: {', '.join(known)}"
-    return f"unknown option {name!r}; {hint}"
+def unknown_option(name: str, options: Iterable[str]) -> UsageError:
+    """Make the error for an option that is not among `options`; it suggests the nearest one."""
+    options = list(options)
+    nearest = difflib.get_close_matches(name, options, n=1)
+    hint = f"did you mean {nearest[0]!r}?" if nearest else f"known options: {', '.join(options)}"
+    return UsageError(f"unknown option {name!r}", hint)
 
 
-Share = Annotated[float, Field(gt=0, le=1)]
+def usage_error(error: ValidationError) -> UsageError:
+    """Turn what pydantic found wrong into a user's mistake: which options, what is allowed, what was given."""
+    mistakes = [_mistake(item) for item in error.errors(include_url=False)]
+    return mistakes[0] if len(mistakes) == 1 else UsageError("; ".join(map(str, mistakes)))
+
+
+def _mistake(item: Any) -> UsageError:
+    raised: UsageError = item.get("ctx", {}).get("error", UsageError(item["msg"]))  # our validators raise a UsageError
+    if not item["loc"]:
+        return raised
+    problem = f"option {'.'.join(map(str, item['loc']))!r}: {raised.problem[0].lower()}{raised.problem[1:]}"
+    given = f", not {item['input']!r}"
+    return UsageError(problem, raised.advice + given) if raised.advice else UsageError(problem + given)
+
+
+def read_yaml(path: str | Path) -> dict[str, Any]:
+    """Return the options in a YAML or JSON file; an empty file has none.
+
+    Raises:
+        UsageError: there is no such file, or it is not YAML; the message names it.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise UsageError(f"no such config file: {path}")
+    try:
+        values = yaml.safe_load(path.read_text())
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UsageError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from None
+    return {} if values is None else values
+
+
+Ratio = Annotated[float, Field(gt=0, le=1)]
 
 
 class TokensConfig(Options):
-    """Partial steps: only the tokens that move go through the blocks, the others take the stand-in; or all do, merged.
+    """Options of partial steps, in which only some of the tokens are computed, or all of them merged to fewer.
 
-    Exactly one of `keep_ratio`, `threshold`, `merge_ratio` and `score: region` says how many.
+    Tokens that are not computed are called static and take the output of the stand-in. Exactly one of `keep_ratio`,
+    `threshold`, `merge_ratio` and `score: region` determines how many tokens are computed.
 
     Attributes:
-        when: a step is partial where the schedule marks it `p` (`scheduled`), and with `significant` also where nothing
-            but the test wants it computed.
-        score: by which tokens are ranked: how far the stand-in moves a token's output from the last whole step's
-            (`predicted_change`), or how far the token itself moved on entry (`input_change`, the paper's). `region`:
-            those that an edit may change, which `handle.focus(mask)` names.
-        keep_ratio: share of the image tokens that a partial step computes.
-        threshold: instead of `keep_ratio`: tokens are computed whose score, a squared distance, is at least this share
-            of the mean squared norm of the tokens. At 0 every token is computed.
-        merge_ratio: instead of either: similar tokens of a window are merged to this share of them before the blocks
-            and unmerged behind; none is static, and keys and values are those of the merged ones. A list merges in
-            stages, each a share of what the one before left, and each of windows that reach further.
-        merge_window: consecutive tokens of one rank among which some are merged.
-        merge_neighbours: nearest others of a window by which a token's density is measured.
-        merge_temporal_weight: how much a token's change since the last whole step adds to its importance in a merge.
-        bucket: counts of computed tokens are rounded up to a multiple of this.
-        min_static_ratio: where a smaller share of tokens would be saved, a step is computed whole.
-        costs: what `fastcache-xdit bench costs` measured of this model on these machines: for some shares of computed
-            tokens the time of a partial step over that of a whole one. A step whose share costs 1 or more, in between
-            by interpolation, is computed whole.
-        static_kv: static tokens stay in sight of the others by their last keys and values (`reuse`), by keys and values
-            that a calibration's weights make of those of the last whole steps (`forecast`, which holds three of them),
-            or not at all (`drop`, the paper's).
-        blend: motion-aware blending, g: static tokens become g stand-in + (1 - g) the mean of what they came to at this
-            request's whole steps; 1 is the stand-in alone.
-        balance: sequence-parallel ranks must compute equally many tokens. `pad`: each computes as many of its own as
-            the rank with the most needs. `reshard`: rows move between ranks, so that no rank computes more than its
-            part, at two more messages per block.
+        when: which steps are partial. `scheduled`: those that the schedule marks `p`. `significant`: also those that
+            would be skipped if their change were not significant.
+        score: what tokens are ranked by. `predicted_change`: the distance between the stand-in's output for a token and
+            the token's output at the last fully computed step. `input_change`: how far the input of a token has moved
+            since then, as in the paper. `region`: no ranking; the tokens that an edit may change are computed, which
+            `handle.focus(mask)` names.
+        keep_ratio: fraction of the image tokens that a partial step computes.
+        threshold: instead of `keep_ratio`, compute the tokens whose score, a squared distance, is at least this
+            fraction of the mean squared norm of the tokens. At 0 every token is computed.
+        merge_ratio: instead of `keep_ratio`, merge similar tokens of a window before the blocks and unmerge them behind
+            the blocks; this fraction of the tokens remains. No token is static, and attention sees the keys and values
+            of the merged tokens. A list merges repeatedly: each ratio applies to the tokens that the one before left,
+            so that later windows cover a larger part of the image.
+        merge_window: number of consecutive tokens of one rank among which tokens are merged.
+        merge_neighbours: number of nearest tokens of the window from which the density around a token is computed.
+        merge_temporal_weight: weight of a token's change since the last fully computed step in its importance for
+            merging.
+        bucket: the number of computed tokens is rounded up to a multiple of this.
+        min_static_ratio: compute a step fully if fewer than this fraction of its tokens would be static.
+        costs: relative times that `fastcache-xdit bench costs` measured for this model on these machines: for some
+            fractions of computed tokens, the time of a partial step over that of a full one. Other fractions are
+            interpolated. A step whose relative time is 1 or more is computed fully.
+        static_kv: the keys and values through which computed tokens attend to static ones: those of the last step at
+            which they were computed (`reuse`), an extrapolation with calibrated weights from the last three full steps
+            (`forecast`, which stores all three), or none (`drop`, as in the paper).
+        blend: weight g of motion-aware blending: the output of a static token is g times the stand-in plus (1 - g)
+            times its mean output over the full steps of this request. 1 uses the stand-in alone.
+        balance: how sequence-parallel ranks, which must compute equally many tokens, reach the same number. `pad`: each
+            computes as many of its own tokens as the rank that needs the most. `reshard`: tokens move between ranks so
+            that each computes an equal part, at two more messages per block.
     """
 
     when: Literal["significant", "scheduled"] = "significant"
     score: Literal["predicted_change", "input_change", "region"] = "predicted_change"
     keep_ratio: float | None = Field(None, gt=0, le=1)
     threshold: float | None = Field(None, ge=0, allow_inf_nan=False)
-    merge_ratio: Share | tuple[Share, ...] | None = None
+    merge_ratio: Ratio | tuple[Ratio, ...] | None = None
     merge_window: int = Field(64, ge=1)
     merge_neighbours: int = Field(5, ge=1)
     merge_temporal_weight: float = Field(1.0, ge=0, allow_inf_nan=False)
@@ -92,24 +131,25 @@ class TokensConfig(Options):
         given += ["score=region"] if self.score == "region" else []
         if len(given) != 1:
             found = f"not {' and '.join(given)}" if given else "none is given"
-            raise UsageError(f"give exactly one of {', '.join(measures)}, score=region", f"{found}")
+            raise UsageError(f"give exactly one of {', '.join(measures)}, score=region; {found}")
         return self
 
     @field_validator("costs")
     @classmethod
-    def _known_shares(cls, costs: dict[float, float] | None) -> dict[float, float] | None:
-        if costs is not None and not (costs and all(0 < share <= 1 and cost > 0 for share, cost in costs.items())):
-            raise UsageError("costs map shares of tokens, 0 to 1, to relative times, as in {0.25: 0.4}", f"not {costs}")
+    def _valid_costs(cls, costs: dict[float, float] | None) -> dict[float, float] | None:
+        if costs is not None and not (costs and all(0 < tokens <= 1 and time > 0 for tokens, time in costs.items())):
+            allowed = "costs map fractions of tokens, 0 to 1, to relative times, as in {0.25: 0.4}"
+            raise UsageError(f"{allowed}; not {costs}")
         return costs
 
-    def pays(self, share: float) -> bool:
-        """Whether a partial step that computes this share of the tokens is worth it."""
-        if share >= 1 or 1 - share < self.min_static_ratio - 1e-9:
+    def pays(self, fraction: float) -> bool:
+        """Return whether a partial step that computes this fraction of the tokens saves time over a full one."""
+        if fraction >= 1 or 1 - fraction < self.min_static_ratio - 1e-9:
             return False
         if self.costs is None:
             return True
-        shares = sorted(self.costs)
-        return bool(np.interp(share, shares, [self.costs[each] for each in shares]) < 1)
+        measured = sorted(self.costs)
+        return bool(np.interp(fraction, measured, [self.costs[point] for point in measured]) < 1)
 
     @model_validator(mode="after")
     def _merged_alone(self) -> TokensConfig:

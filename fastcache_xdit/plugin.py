@@ -1,4 +1,4 @@
-"""Switches the cache on: for a pipeline or transformer in hand, and inside xDiT by name."""
+"""Turns the cache on, for a pipeline or transformer at hand or by name inside xDiT."""
 
 from __future__ import annotations
 
@@ -32,16 +32,16 @@ def enable(
 ) -> Handle:
     """Turn FastCache on for an xDiT pipeline, a diffusers pipeline, or a bare diffusers transformer.
 
-    Under xDiT every rank must call it, after the pipeline was built and before it is called.
+    Under xDiT every rank must call this, after the pipeline was built and before it is used.
 
     Args:
         target: the pipeline or transformer.
-        config: options; without it the defaults.
-        calibration: takes the place of the file that `config.calibration` names.
-        observer: sees what the cache does.
+        config: options; None for the defaults.
+        calibration: used instead of the file that `config.calibration` names.
+        observer: is shown what the cache does.
     Raises:
-        UsageError: unknown model, unsupported parallel layout, another cache on, or FastCache already on.
-        RankDivergenceError: on all ranks of the request, where their options differ.
+        UsageError: the model is unknown, the parallel layout is not supported, or a cache is already on.
+        RankDivergenceError: the ranks of a request have different options; raised on all of them.
     """
     config = config or FastCacheConfig()
     host = host_of(target)
@@ -53,10 +53,10 @@ def enable(
         undo = on_error.enter_context(Undo())
         fixes = host.fix(undo)
         session = attach(plan, observer, undo)
-        if plan.stand_ins.alone:
+        if plan.stand_ins.runs_ahead:
             host.run_ahead(undo, session, config)
-        bytes_beside = host.extend_keys_values(undo, session.clock, plan.layers, plan.stand_ins.forecast)
-        handle = Handle(session, undo, fixes, bytes_beside)
+        keys_values_bytes = host.extend_keys_values(undo, session.clock, plan.layers, plan.stand_ins.forecast)
+        handle = Handle(session, undo, fixes, keys_values_bytes)
         undo.set(host.transformer, _MARK, handle)
         on_error.pop_all()
     return handle
@@ -70,7 +70,7 @@ def fastcache(
     calibration: Calibration | None = None,
     observer: Observer | None = None,
 ) -> Iterator[Handle]:
-    """Turn FastCache on, as `enable` does, for the length of a with block; leaving it restores every module."""
+    """Turn FastCache on, as `enable` does, inside a with block; leaving the block restores every module."""
     handle = enable(target, config, calibration=calibration, observer=observer)
     try:
         yield handle
@@ -80,7 +80,7 @@ def fastcache(
 
 @contextlib.contextmanager
 def repaired(target: Any) -> Iterator[list[str]]:
-    """Cure xDiT's known defects without a cache: what a cached run is compared with. Yields the fixes' names."""
+    """Fix the known defects of xDiT inside a with block, without a cache; yield the names of the fixes."""
     with Undo() as undo:
         yield host_of(target).fix(undo)
 
@@ -93,10 +93,10 @@ def register() -> None:
     """Make `fastcache` a cache method of xDiT in this process, for scripts that call xDiT themselves.
 
     Afterwards `--cache fastcache` and `--cache_method fastcache` work in xDiT's parsers, runner models and pipeline
-    wrappers. Call it before xfuser is used; a second call does nothing.
+    wrappers. Call this before xfuser is used; a second call does nothing.
 
     Raises:
-        UsageError: no accelerator here, and xfuser was imported before, or is not installed.
+        UsageError: there is no accelerator, and xfuser was imported before or is not installed.
     """
     cpu.prepare()
     if not _registration:
@@ -105,7 +105,7 @@ def register() -> None:
 
 
 def applied() -> list[Handle]:
-    """Return handles of the caches that xDiT switched on through the registration, in order."""
+    """Return the handles of the caches that xDiT turned on through `register`, in order."""
     return list(_applied)
 
 
@@ -115,8 +115,8 @@ def _apply(pipe: Any, text: str | None) -> Handle:
 
 
 def _check(host: Host, config: FastCacheConfig, calibration: Calibration | None) -> None:
-    """Raise UsageError for an unknown model, a cache that is on, and what a user's own loop cannot have."""
-    _ = host.spec
+    """Refuse an unknown model, a second cache, and options that need a scheduler where there is none."""
+    _ = host.spec  # raises for an unknown model
     if hasattr(host.transformer, _MARK):
         raise UsageError("FastCache is already enabled on this transformer", "call handle.disable() first")
     if host.scheduler is None and (config.calibration or calibration or config.schedule):

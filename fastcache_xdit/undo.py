@@ -1,4 +1,4 @@
-"""The undo log: every change to an object that is not ours goes through it, and leaving it puts everything back."""
+"""The undo log: every change to an object that is not ours goes through it and can be taken back."""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ _ABSENT = object()
 
 
 class Undo(contextlib.ExitStack):
-    """Remembers attribute changes on instances, modules or classes and takes them back, last first.
+    """A log of attribute changes on instances, modules or classes; closing it takes them back, the last one first.
 
     >>> with Undo() as undo:
     ...     undo.set(block, "forward", stand_in)
     """
 
     def set(self, target: Any, name: str, value: Any) -> None:
-        """Set `target.name = value`; leaving the log restores or deletes the attribute.
+        """Set `target.name = value`; closing the log restores or deletes the attribute.
 
-        `object.__setattr__` goes around `nn.Module.__setattr__`, which would file modules and parameters elsewhere;
-        types and modules take the ordinary way, because they have no instance dictionary that can be written.
+        Instances use `object.__setattr__`, because `nn.Module.__setattr__` would register modules and parameters
+        elsewhere. Classes do not allow that and are set the ordinary way.
         """
         old = vars(target).get(name, _ABSENT)
         _assign(target, name, value)

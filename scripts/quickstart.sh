@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
-# Sets up and runs the main job: two ranks, the shipped model, with and without the cache. No GPU, no download.
+# Sets up and runs the main job: two ranks, a small model, with and without the cache. No GPU; only packages are fetched.
 # More options go at the end, for example: bash scripts/quickstart.sh --num_inference_steps 30
 set -euo pipefail
 cd "$(dirname "$0")/.."
-. scripts/setup.sh
+. scripts/setup.sh ""
 exec torchrun --standalone --nproc_per_node 2 -m fastcache_xdit generate --config configs/quickstart.yaml "$@"

@@ -1,8 +1,9 @@
 #!/usr/bin/env bash
-# Sets up, then checks style and types and runs all tests. Arguments go to pytest: bash scripts/test.sh tests/decision
+# Sets up with what tests need, then checks style and types and runs all tests.
+# Arguments go to pytest, for example: bash scripts/test.sh tests/decision
 set -euo pipefail
 cd "$(dirname "$0")/.."
-. scripts/setup.sh
+. scripts/setup.sh dev
 ruff check .
 ruff format --check .
 mypy

@@ -1,4 +1,4 @@
-"""Finds the shapes in an image and measures how far it shows what its prompt says."""
+"""Find the shapes in an image, and measure how much of its prompt it shows."""
 
 from __future__ import annotations
 
@@ -10,7 +10,8 @@ from scipy import ndimage
 
 from .shapes import BACKGROUNDS, COLOURS, KINDS, RADIUS, Scene, Shape, parse
 
-# Nearer to the background than this (Euclidean, 0..255 per channel) is background; palette colours are > 100 away.
+# Pixels nearer to the background than this (Euclidean, 0..255 per channel) belong to it; palette colours are more
+# than 100 away.
 _FOREGROUND_DISTANCE = 50.0
 # A small shape covers at least 190 pixels; specks far below that are noise, not objects.
 _SMALLEST_AREA = 60
@@ -27,13 +28,13 @@ _UNKNOWN = "?"
 
 @dataclass(frozen=True)
 class Score:
-    """Attributes of a prompt that an image shows, by name (``"colour 1"``, ``"relation"`` ...)."""
+    """Which attributes of a prompt an image shows, by name (`"colour 1"`, `"relation"` ...)."""
 
     attributes: dict[str, bool]
 
     @property
     def accuracy(self) -> float:
-        """Share of attributes that are right, in [0, 1]."""
+        """Return the share of attributes that are right, in 0..1."""
         return sum(self.attributes.values()) / len(self.attributes)
 
 
@@ -49,10 +50,10 @@ def _border(image: np.ndarray) -> np.ndarray:
 
 
 def _describe(pixels: np.ndarray, mask: np.ndarray, offset: tuple[int, int], background: np.ndarray) -> Shape:
-    """One object from its bounding box: ``pixels`` (h, w, 3), ``mask`` (h, w), ``offset`` = (top, left)."""
+    """Describe an object from its bounding box: `pixels` [h, w, 3], `mask` [h, w], `offset` = (top, left)."""
     core = ndimage.binary_erosion(mask, iterations=2)
     colour = np.median(pixels[core if core.any() else mask], axis=0)
-    # Edge pixels are mixtures; half way between background and colour is where the outline runs.
+    # Edge pixels are mixtures: the outline runs half way between background and colour.
     toward = (pixels - background) @ (colour - background) / max(float(np.sum((colour - background) ** 2)), 1.0)
     inside = mask & (toward > 0.5)
     if not inside.any():
@@ -74,16 +75,16 @@ def _kind(extent: float, aspect: float) -> str:
 
 
 def find_shapes(image: np.ndarray) -> tuple[list[Shape], str]:
-    """All objects in an image, largest first, and its background.
+    """Find all objects in an image, largest first, and its background.
 
     Args:
-        image: uint8 array of shape (H, W, 3).
+        image: uint8 [H, W, 3].
 
     Returns:
-        Shapes (an attribute that cannot be told is ``"?"``) and ``"dark"``, ``"light"`` or ``"?"``.
+        The objects, with `"?"` for an attribute that cannot be told; and `"dark"`, `"light"` or `"?"`.
 
     Raises:
-        ValueError: the array is not uint8 of shape (H, W, 3).
+        ValueError: the array is not uint8 [H, W, 3].
     """
     if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8:
         raise ValueError(f"expected a uint8 image of shape (H, W, 3), got {image.dtype} {image.shape}")
@@ -107,13 +108,13 @@ def _holds(relation: str, first: Shape, second: Shape) -> bool:
     return gap > 0 and gap > 0.5 * max(abs(dx), abs(dy))
 
 
-def _compare(scene: Scene, found: tuple[Shape | None, ...]) -> dict[str, bool]:
+def _compare(scene: Scene, shapes: tuple[Shape | None, ...]) -> dict[str, bool]:
     attributes = {}
-    for number, (wanted, shape) in enumerate(zip(scene.objects, found, strict=True), start=1):
+    for number, (wanted, shape) in enumerate(zip(scene.objects, shapes, strict=True), start=1):
         for name in ("colour", "kind", "size"):
             attributes[f"{name} {number}"] = shape is not None and getattr(shape, name) == getattr(wanted, name)
     if scene.relation is not None:
-        first, second = found
+        first, second = shapes
         attributes["relation"] = first is not None and second is not None and _holds(scene.relation, first, second)
     return attributes
 
@@ -121,11 +122,11 @@ def _compare(scene: Scene, found: tuple[Shape | None, ...]) -> dict[str, bool]:
 def check(image: np.ndarray, prompt: str) -> Score:
     """Compare an image with its prompt: colour, kind and size of each object, their number, relation and background.
 
-    Objects are matched in the way that suits the prompt best; more objects than asked for make the number wrong.
+    Objects are matched with those of the prompt in the order that suits it best.
 
     Args:
-        image: uint8 array of shape (H, W, 3).
-        prompt: a caption that :func:`shapes.parse` understands.
+        image: uint8 [H, W, 3].
+        prompt: a caption that `shapes.parse` understands.
 
     Raises:
         ValueError: the prompt or the image is not understood.
@@ -134,5 +135,5 @@ def check(image: np.ndarray, prompt: str) -> Score:
     shapes, background = find_shapes(image)
     wanted = len(scene.objects)
     candidates: list[Shape | None] = [*shapes[:wanted], *[None] * (wanted - len(shapes))]
-    best = max((_compare(scene, found) for found in permutations(candidates)), key=lambda a: sum(a.values()))
+    best = max((_compare(scene, order) for order in permutations(candidates)), key=lambda a: sum(a.values()))
     return Score({**best, "number": len(shapes) == wanted, "background": background == scene.background})

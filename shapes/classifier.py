@@ -1,6 +1,6 @@
-"""A small classifier of shapes images, whose features say how alike two sets of images are in what they show.
+"""A small classifier of shapes images, whose features tell how alike two sets of images are in what they show.
 
-Frechet distances on its features are named after it: they are no FID, which is on features of Inception.
+Frechet distances on its features are named after it. They are not FID, which uses features of Inception.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ _WIDTHS = (16, 32, 48, 64, 64)
 
 
 def labels(scene: Scene) -> list[float]:
-    """What the scene shows, as 0 or 1: each colour with each kind, each size, two objects, each relation, darkness."""
+    """List what the scene shows, as 0 or 1: each colour with each kind, each size, two objects, each relation, dark."""
     pairs = {(shape.colour, shape.kind) for shape in scene.objects}
     sizes = {shape.size for shape in scene.objects}
     shown = [
@@ -36,7 +36,7 @@ def labels(scene: Scene) -> list[float]:
 
 
 class Classifier(nn.Module):
-    """[N, 3, 128, 128] in 0..1 -> logits of `labels`; `features` gives [N, FEATURES], what the logits are made of."""
+    """A convolutional network that gives the logits of `labels`."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -47,17 +47,17 @@ class Classifier(nn.Module):
         self.head = nn.Linear(FEATURES, len(_PAIRS) + len(SIZES) + len(RELATIONS) + 2)
 
     def features(self, images: torch.Tensor) -> torch.Tensor:
-        """See the class."""
+        """Return what the logits are computed from, [N, FEATURES], for images [N, 3, 128, 128] in 0..1."""
         return self.trunk(images * 2 - 1)
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
-        """See the class."""
+        """Return logits [N, L] for images [N, 3, 128, 128] in 0..1."""
         return self.head(self.features(images))
 
 
 @lru_cache(maxsize=1)
 def shipped_classifier() -> Classifier:
-    """The one that ships with the package."""
+    """Load the trained classifier once, in float32."""
     model = Classifier().eval()
     model.load_state_dict({name: weight.float() for name, weight in load_file(WEIGHTS).items()})
     return model

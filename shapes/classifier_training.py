@@ -1,4 +1,4 @@
-"""Trains the shapes classifier: ``python -m shapes.classifier_training``, a few minutes on a core."""
+"""Train the shapes classifier: `python -m shapes.classifier_training`, a few minutes on one core."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _NOISE = 0.05  # of values in 0..1: generated images are never as clean as drawn
 
 
 def _batch(rng: random.Random) -> tuple[torch.Tensor, torch.Tensor]:
-    """Images, [N, 3, 128, 128] in 0..1, half of them blurred and noisy, and their labels [N, L]."""
+    """Draw images [N, 3, 128, 128] in 0..1, every second one blurred and noisy, and their labels [N, L]."""
     scenes = [sample_any_scene(rng) for _ in range(_BATCH)]
     images = (draw_batch(scenes) + 1) / 2
     spoilt = interpolate(avg_pool2d(images[::2], 2), scale_factor=2, mode="bilinear")
@@ -28,10 +28,10 @@ def _batch(rng: random.Random) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def train(minutes: float, seed: int) -> float:
-    """Train for `minutes` of wall time and ship the result; returns the share of right labels on fresh scenes."""
+    """Train for `minutes` of wall time, replace the shipped weights, and return the accuracy on fresh scenes."""
     rng, model = training.seed_everything(seed), Classifier()
     optimizer = torch.optim.AdamW(model.parameters(), lr=_RATE, weight_decay=1e-4)
-    clock, step = training.Clock(minutes * 60), 0
+    clock, step = training.TrainingClock(minutes * 60), 0
     while clock.progress < 1:
         training.set_learning_rate(optimizer, training.learning_rate_factor(step, clock.progress))
         images, truth = _batch(rng)

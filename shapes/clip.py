@@ -14,7 +14,7 @@ _WORD_END = "</w>"
 
 
 def build_clip_tokenizer(max_tokens: int) -> CLIPTokenizer:
-    """Byte-pair tokenizer merged until every caption word is one token; letters are the fallback for other words."""
+    """Build a byte-pair tokenizer that knows every caption word as one token and spells other words by letters."""
     merges = _learn_merges()
     pieces = [_START, _END, *LETTERS, *(letter + _WORD_END for letter in LETTERS), *map("".join, merges)]
     vocab = {piece: number for number, piece in enumerate(dict.fromkeys(pieces))}
@@ -22,7 +22,7 @@ def build_clip_tokenizer(max_tokens: int) -> CLIPTokenizer:
 
 
 def _learn_merges() -> list[tuple[str, str]]:
-    # Written out, since the learner of the tokenizers library breaks ties by a hash that differs between processes.
+    # By hand: the learner of the tokenizers library breaks ties by a hash that differs between processes.
     words = [[*word[:-1], word[-1] + _WORD_END] for word in WORDS]
     merges = []
     while any(len(word) > 1 for word in words):
@@ -43,7 +43,7 @@ def _merged(word: list[str], pair: tuple[str, str]) -> list[str]:
 
 
 def build_clip(tokenizer: CLIPTokenizer) -> CLIPTextModel:
-    """Two-layer CLIP text encoder of width 128 with random weights; its pooled output is that of the end token."""
+    """Build a two-layer CLIP text encoder of width 128 with random weights; it pools at the end token."""
     config = CLIPTextConfig(
         vocab_size=len(tokenizer),
         hidden_size=TEXT_WIDTH,

@@ -1,4 +1,4 @@
-"""Untrained text parts that the shipped models share."""
+"""Tokenizer and untrained text encoder that the models share."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from transformers import T5Config, T5EncoderModel, T5Tokenizer
 
 from .shapes import BACKGROUNDS, COLOURS, KINDS
 
-# Words of captions, and what spells any other word.
+# The words of captions, and the letters that spell any other word.
 WORDS = (
     "a",
     "an",
@@ -29,16 +29,16 @@ TEXT_WIDTH = 128
 
 
 def build_tokenizer(max_tokens: int, words: Sequence[str] = WORDS) -> T5Tokenizer:
-    """Word-level unigram tokenizer; letters are the fallback for words outside the caption language."""
+    """Build a unigram tokenizer of whole words; words outside the caption language are spelt by letters."""
     vocab = [("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0)]
     vocab += [("▁" + word, -1.0) for word in words]
-    # Whole words must always win over a spelling of the same word, hence the much lower score.
+    # A whole word must always win over its spelling, hence the much lower score of letters.
     vocab += [(piece, -20.0) for piece in "▁" + LETTERS]
     return T5Tokenizer(vocab=vocab, extra_ids=0, model_max_length=max_tokens)
 
 
 def build_text_encoder(vocab_size: int) -> T5EncoderModel:
-    """Two-layer T5 encoder of width 128, with random weights."""
+    """Build a two-layer T5 encoder of width 128 with random weights."""
     config = T5Config(
         vocab_size=vocab_size,
         d_model=TEXT_WIDTH,

@@ -1,4 +1,4 @@
-"""Writes a training run's averaged weights as the shipped fp16 pipeline folder."""
+"""Write the averaged weights of a training run as a pipeline folder in fp16."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ import torch
 from matplotlib.figure import Figure
 
 from . import training
-from .recipe import Recipe
+from .recipe import ModelRecipe
 from .transformer_training import CHECKPOINT
 
 
-def _averaged(recipe: Recipe, run_dir: Path) -> torch.nn.Module:
+def _averaged(recipe: ModelRecipe, run_dir: Path) -> torch.nn.Module:
     state = training.load_checkpoint(run_dir / CHECKPOINT)
     if state is None:
         raise FileNotFoundError(f"no checkpoint {run_dir / CHECKPOINT}; train the transformer first")
@@ -25,21 +25,21 @@ def _averaged(recipe: Recipe, run_dir: Path) -> torch.nn.Module:
 
 
 def _tidy_configs(folder: Path) -> None:
-    """Configs of all parts: a plain load gives float32, and nothing of the run's folder is kept."""
+    """Make a plain load give float32, and drop the run's folder from every config."""
     for path in folder.glob("*/config.json"):
         config = json.loads(path.read_text())
         config.pop("_name_or_path", None)
         if path.parent.name.startswith("text_encoder"):
-            # Weights are stored in half precision, but CPU kernels want float32; transformers loads what is declared.
+            # Weights are stored in half precision, but CPU kernels want float32: transformers loads the declared dtype.
             config["dtype"] = "float32"
         path.write_text(json.dumps(config, indent=2) + "\n")
 
 
-def export(recipe: Recipe, run_dir: Path, folder: Path) -> None:
-    """Save all parts of the pipeline, weights in fp16, and the defaults of its call.
+def export(recipe: ModelRecipe, run_dir: Path, folder: Path) -> None:
+    """Save all parts of the pipeline with weights in fp16, and the arguments of its call.
 
     Raises:
-        FileNotFoundError: ``run_dir`` holds no checkpoint of the transformer.
+        FileNotFoundError: `run_dir` holds no checkpoint of the transformer.
     """
     pipeline = recipe.pipeline(_averaged(recipe, run_dir), run_dir / "vae").to(torch.float16)
     pipeline.save_pretrained(folder, safe_serialization=True)
@@ -50,7 +50,7 @@ def export(recipe: Recipe, run_dir: Path, folder: Path) -> None:
 def plot_loss(run_dir: Path, path: Path) -> None:
     """Save the transformer's loss curve as a small PNG."""
     lines = [json.loads(line) for line in (run_dir / "transformer-loss.jsonl").read_text().splitlines()]
-    # A run that went on from an older checkpoint logged some sample counts twice; the later line holds.
+    # A run that resumed from an older checkpoint logged some sample counts twice; the later line counts.
     losses = dict(sorted({line["samples"]: line["loss"] for line in lines}.items()))
     figure = Figure(figsize=(6, 3), layout="constrained")
     axes = figure.subplots()

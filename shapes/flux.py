@@ -1,7 +1,7 @@
 """shapes-flux: a Flux transformer that learns guided velocities from shapes-pixart.
 
-Flux takes the guidance scale as an input. The teacher's velocity at a random scale says what to answer, with far less
-variance than the noise of flow matching.
+Flux takes the guidance scale as an input. The target is the teacher's velocity at a random scale, which varies far less
+than that of plain flow matching.
 """
 
 from __future__ import annotations
@@ -23,19 +23,19 @@ from .components import TEXT_WIDTH, build_tokenizer
 from .flow import CAPTION_TOKENS, DRAWS, TRAIN_TIMESTEPS, add_noise, draw_latents, tokenize
 from .image_vae import IMAGE_VAE, load_vae
 from .loading import model_path
-from .recipe import Batch, Recipe
+from .recipe import ModelRecipe, TrainingBatch
 from .sampling import prompts
 from .shapes import IMAGE_SIZE
 
 _TEACHER = "shapes-pixart"
 _GUIDANCE_RANGE = (1.0, 4.0)
-# Scenes that wait for their second use.
+# Answers of the teacher that wait for their second use.
 _KEPT = 256
 _LATENT_CHANNELS, _LATENT_SIZE, _VAE_FACTOR = 4, 16, 8
 
 
 class TextsToPatches(nn.Module):
-    """The three trained parts as one module: caption tokens, noisy latents and guidance in, guided velocity out."""
+    """The three trained parts as one module, from caption tokens, noisy latents and guidance to guided velocity."""
 
     def __init__(self, clip: CLIPTextModel, t5: T5EncoderModel, transformer: FluxTransformer2DModel) -> None:
         super().__init__()
@@ -49,18 +49,23 @@ class TextsToPatches(nn.Module):
         sigma: torch.Tensor,
         guidance: torch.Tensor,
     ) -> torch.Tensor:
-        """Velocity for each row.
+        """Predict the velocity of each row.
 
         Args:
-            clip_ids, t5_ids: int64 of shape (S, 16), captions of S scenes; row r of ``latents`` is of scene r // K.
-            latents: float32 of shape (S * K, 4, 16, 16), noisy.
-            sigma, guidance: float32 of shape (S * K,).
+            clip_ids: int64 [S, 16], captions of S scenes; row r of `latents` belongs to scene r // K.
+            t5_ids: the same captions in the other tokenizer, int64 [S, 16].
+            latents: noisy, float32 [S K, 4, 16, 16].
+            sigma: float32 [S K] in 0..1.
+            guidance: float32 [S K].
+
+        Returns:
+            float32 [S K, 4, 16, 16].
         """
         rows = latents.shape[0]
         draws = rows // clip_ids.shape[0]
         packed = self.transformer(
             FluxPipeline._pack_latents(latents, rows, _LATENT_CHANNELS, _LATENT_SIZE, _LATENT_SIZE),
-            # The pipeline gives its encoders no mask either: padding is attended, and always of this length.
+            # No mask, as in the pipeline: padding is attended, and texts always have this length.
             encoder_hidden_states=self.t5(t5_ids)[0].repeat_interleave(draws, 0),
             pooled_projections=self.clip(clip_ids).pooler_output.repeat_interleave(draws, 0),
             timestep=sigma,
@@ -75,7 +80,7 @@ class TextsToPatches(nn.Module):
 
 
 def build_transformer() -> FluxTransformer2DModel:
-    """Four double and eight single stream blocks of width 192; starts as the zero function, as in DiT."""
+    """Build four double and eight single stream blocks of width 192, which start as the zero function, as in DiT."""
     model = FluxTransformer2DModel(
         patch_size=1,
         in_channels=_LATENT_CHANNELS * 4,
@@ -97,7 +102,7 @@ def build_transformer() -> FluxTransformer2DModel:
 
 
 def parts(start_from: Path | None) -> TextsToPatches:
-    """Encoders and transformer in float32, of a pipeline folder, or untrained but for the teacher's text encoder."""
+    """Load encoders and transformer of a pipeline folder in float32, or build new ones around the teacher's encoder."""
     if start_from is None:
         t5 = T5EncoderModel.from_pretrained(model_path(_TEACHER) / "text_encoder", dtype=torch.float32)
         return TextsToPatches(build_clip(build_clip_tokenizer(CAPTION_TOKENS)), t5, build_transformer())
@@ -113,7 +118,7 @@ def _teacher() -> pixart.TextToLatent:
 
 
 class Answer(NamedTuple):
-    """What the teacher says of one noisy scene, with four draws of noise: velocities with and without its caption."""
+    """The teacher's velocities for one scene with four draws of noise: `shown` the caption, and `free` of it."""
 
     clip_ids: torch.Tensor
     t5_ids: torch.Tensor
@@ -124,9 +129,10 @@ class Answer(NamedTuple):
 
 
 class GuidedStream:
-    """Latents of fresh scenes with noise, and the velocity that the teacher guides them by at a random scale.
+    """Noisy latents of fresh scenes, and the velocity that the teacher gives them at a random guidance scale.
 
-    Asking costs as much as learning, so every answer serves twice: at once, and much later at another scale.
+    Asking the teacher costs as much as a training step, so every answer is used twice: at once, and much later with
+    another scale.
     """
 
     def __init__(self, vae_folder: Path, rng: random.Random) -> None:
@@ -135,16 +141,17 @@ class GuidedStream:
         self.t5 = build_tokenizer(CAPTION_TOKENS)
         self.kept: list[Answer] = []
 
-    def next(self, count: int) -> Batch:
-        """Inputs as :class:`TextsToPatches` takes them, of ``count`` scenes with four draws of noise each."""
-        old = count // 2 if len(self.kept) >= _KEPT else 0
-        again = [self.kept.pop(self.rng.randrange(len(self.kept))) for _ in range(old)]
-        fresh = self._ask(count - old)
+    def next(self, count: int) -> TrainingBatch:
+        """Make inputs for `TextsToPatches` of `count` scenes with four draws of noise each."""
+        reused = count // 2 if len(self.kept) >= _KEPT else 0
+        old = [self.kept.pop(self.rng.randrange(len(self.kept))) for _ in range(reused)]
+        fresh = self._ask(count - reused)
         self.kept += fresh
-        clip_ids, t5_ids, noisy, sigma, shown, free = (torch.stack(part) for part in zip(*fresh, *again, strict=True))
+        clip_ids, t5_ids, noisy, sigma, shown, free = (torch.stack(part) for part in zip(*fresh, *old, strict=True))
         noisy, sigma, shown, free = (part.flatten(0, 1) for part in (noisy, sigma, shown, free))
         guidance = torch.empty_like(sigma).uniform_(*_GUIDANCE_RANGE)
-        return Batch((clip_ids, t5_ids, noisy, sigma, guidance), torch.lerp(free, shown, guidance.view(-1, 1, 1, 1)))
+        velocity = torch.lerp(free, shown, guidance.view(-1, 1, 1, 1))
+        return TrainingBatch((clip_ids, t5_ids, noisy, sigma, guidance), velocity)
 
     @torch.no_grad()
     def _ask(self, count: int) -> list[Answer]:
@@ -159,7 +166,7 @@ class GuidedStream:
 
 
 def build_pipeline(model: TextsToPatches, vae_folder: Path) -> FluxPipeline:
-    """The whole text-to-image pipeline; noise levels are evenly spaced, which suits so few tokens."""
+    """Build the text-to-image pipeline; its noise levels are evenly spaced, which suits so few tokens."""
     vae = load_vae(vae_folder)
     vae.register_to_config(shift_factor=0.0)
     scheduler = FlowMatchEulerDiscreteScheduler(num_train_timesteps=TRAIN_TIMESTEPS, shift=1.0)
@@ -167,7 +174,7 @@ def build_pipeline(model: TextsToPatches, vae_folder: Path) -> FluxPipeline:
     return FluxPipeline(scheduler, vae, model.clip, clip_tokenizer, model.t5, t5_tokenizer, model.transformer)
 
 
-RECIPE = Recipe(
+RECIPE = ModelRecipe(
     vae=IMAGE_VAE,
     parts=parts,
     stream=GuidedStream,

@@ -1,4 +1,4 @@
-"""The autoencoder of images and what it is trained on."""
+"""The autoencoder of images, and its training batches."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ _CROP_BATCH, _IMAGE_BATCH = 24, 8
 
 
 def build_vae() -> AutoencoderKL:
-    """Autoencoder from (3, 128, 128) images in [-1, 1] to (4, 16, 16) latents, with random weights."""
+    """Build an autoencoder from images [3, 128, 128] in -1..1 to latents [4, 16, 16], with random weights."""
     vae = AutoencoderKL(
-        # Few channels at full resolution: that is where a decoder on CPU spends its time.
+        # Few channels at full resolution, where a decoder on CPU spends its time.
         block_out_channels=(16, 16, 32, 64),
         down_block_types=("DownEncoderBlock2D",) * 4,
         up_block_types=("UpDecoderBlock2D",) * 4,
@@ -33,12 +33,12 @@ def build_vae() -> AutoencoderKL:
 
 
 def load_vae(folder: Path) -> AutoencoderKL:
-    """The autoencoder of a folder, in float32."""
+    """Load an autoencoder in float32."""
     return AutoencoderKL.from_pretrained(folder, torch_dtype=torch.float32).to(memory_format=torch.channels_last)
 
 
 def decode(vae: AutoencoderKL, latents: torch.Tensor) -> torch.Tensor:
-    """Images (N, 3, H, W) of latents (N, 4, H / 8, W / 8)."""
+    """Decode latents [N, 4, H / 8, W / 8] to images [N, 3, H, W] in -1..1."""
     return vae.decode(latents).sample
 
 

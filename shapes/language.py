@@ -1,4 +1,4 @@
-"""What prompts of the shipped models say, whether of images or of videos."""
+"""The language of prompts, for images and videos alike."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from .videos import FRAMES, frames, parse_clip, place_clip
 
 
 def check_picture(picture: np.ndarray, prompt: str) -> Score | None:
-    """Compare a picture with its prompt; None where the prompt is not of the shipped models' little language.
+    """Compare a picture with its prompt; return None where the prompt is not in the models' language.
 
     Args:
-        picture: uint8 of shape (H, W, 3); of a video its frames side by side.
+        picture: uint8 [H, W, 3]; a video's frames side by side.
         prompt: of any model.
 
     Raises:
-        ValueError: a picture that cannot be an image or a video of the prompt.
+        ValueError: the picture cannot be an image or a video of the prompt.
     """
     if _understood(prompt, parse_clip):
         return check_clip(np.stack(np.split(picture, FRAMES, axis=1)), prompt)
@@ -30,7 +30,7 @@ def check_picture(picture: np.ndarray, prompt: str) -> Score | None:
 
 
 def drawings(prompt: str, count: int, rng: random.Random) -> list[Scene]:
-    """So many scenes, or all frames of so many clips, that the prompt describes, their objects placed at random.
+    """Make `count` scenes that the prompt describes, their objects placed at random; of clips, every frame.
 
     Raises:
         ValueError: the prompt is not understood.

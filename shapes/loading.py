@@ -4,66 +4,67 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
+
+from fastcache_xdit.errors import UsageError
+from fastcache_xdit.shipped import SHIPPED
 
 MODELS, _PRESETS = Path(__file__).parent / "models", Path(__file__).parent / "presets"
-SHIPPED = ("shapes-pixart", "shapes-flux", "shapes-video")
-# Cache configs that ship with a model, by the share of block FLOPs that they were tuned for.
+# Labels of the cache configs that ship with a model, and the shares of block FLOPs that they were tuned for.
 PRESETS = {"quality": 1 / 1.5, "half": 1 / 2, "balanced": 1 / 2.5, "third": 1 / 3, "fast": 1 / 4, "fifth": 1 / 5}
 
 
 def model_path(name: str) -> Path:
-    """Folder of a shipped model, ready for ``from_pretrained``.
+    """Return the folder of a shipped model, ready for `from_pretrained`.
 
     Raises:
-        ValueError: no model of that name is shipped.
+        UsageError: no model of that name is shipped; so do all functions below.
     """
     if name not in SHIPPED:
-        raise ValueError(f"no shipped model is called {name!r}; shipped models: {', '.join(SHIPPED)}")
+        raise UsageError(f"no shipped model is called {name!r}", f"shipped models: {', '.join(SHIPPED)}")
     return MODELS / name
 
 
-def generation_defaults(name: str) -> dict[str, float | int | bool]:
-    """Keyword arguments that the model's pipeline call needs, as kept in ``generation.json`` next to its weights.
-
-    Raises:
-        ValueError: no model of that name is shipped.
-    """
+def generation_defaults(name: str) -> dict[str, Any]:
+    """Return the keyword arguments that the model's pipeline call needs, from `generation.json` beside its weights."""
     return json.loads((model_path(name) / "generation.json").read_text())
 
 
 def calibration_path(name: str) -> Path:
-    """The shipped calibration of a shipped model.
+    """Return the calibration file of a shipped model.
 
     Raises:
-        ValueError: no model of that name is shipped, or no calibration of it yet.
+        UsageError: also where the model has no calibration yet.
     """
-    path = _PRESETS / model_path(name).name / "calibration.safetensors"
+    path = _presets_of(name) / "calibration.safetensors"
     if not path.is_file():
-        raise ValueError(
-            f"no calibration of {name} is shipped yet; make one: python -m fastcache_xdit calibrate --model {name}"
-        )
+        make = f"make one: python -m fastcache_xdit calibrate --model {name}"
+        raise UsageError(f"no calibration of {name} is shipped yet", make)
     return path
 
 
-def tuned_configs(name: str) -> dict[float, Path]:
-    """Shipped cache configs of a shipped model by their share of block FLOPs, none where none were tuned yet.
-
-    Raises ValueError as `model_path`.
-    """
-    folder = _PRESETS / model_path(name).name
-    paths = {budget: folder / f"{preset}.yaml" for preset, budget in PRESETS.items()}
-    return {budget: path for budget, path in paths.items() if path.is_file()}
-
-
 def shipped_calibrations(name: str) -> list[Path]:
-    """The calibration of a shipped model, and what its presets refitted of it; none where none was made yet.
-
-    Raises ValueError as `model_path`.
-    """
-    return sorted((_PRESETS / model_path(name).name).glob("*.safetensors"))
+    """Return the calibration file of a shipped model and those that its presets refitted; none before it has one."""
+    return sorted(_presets_of(name).glob("*.safetensors"))
 
 
 def calibration_prompts(name: str) -> list[str]:
-    """Prompts that a shipped model's calibration and tuning have seen. Raises ValueError as `model_path`."""
-    lines = [path.read_text().splitlines() for path in sorted((_PRESETS / model_path(name).name).glob("*prompts.txt"))]
-    return [line.strip() for each in lines for line in each if line.strip() and not line.startswith("#")]
+    """Return the prompts that calibration and tuning of a shipped model have seen."""
+    files = sorted(_presets_of(name).glob("*prompts.txt"))
+    lines = [line for file in files for line in file.read_text().splitlines()]
+    return [line.strip() for line in lines if line.strip() and not line.startswith("#")]
+
+
+def presets(name: str) -> dict[str, Path]:
+    """Return the cache configs of a shipped model by their labels, in the order of `PRESETS`."""
+    paths = {label: _presets_of(name) / f"{label}.yaml" for label in PRESETS}
+    return {label: path for label, path in paths.items() if path.is_file()}
+
+
+def tuned_configs(name: str) -> dict[float, Path]:
+    """Return the cache configs of a shipped model by the share of block FLOPs that they were tuned for."""
+    return {PRESETS[label]: path for label, path in presets(name).items()}
+
+
+def _presets_of(name: str) -> Path:
+    return _PRESETS / model_path(name).name

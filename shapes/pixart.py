@@ -14,7 +14,7 @@ from .checker import check
 from .components import TEXT_WIDTH, build_text_encoder, build_tokenizer
 from .flow import CAPTION_DROPOUT, DRAWS, TRAIN_TIMESTEPS, add_noise, draw_latents, tokenize
 from .image_vae import IMAGE_VAE, load_vae
-from .recipe import Batch, Recipe
+from .recipe import ModelRecipe, TrainingBatch
 from .sampling import prompts
 from .shapes import IMAGE_SIZE
 
@@ -22,12 +22,12 @@ _MAX_TOKENS = 32
 
 
 def tokenizer() -> T5Tokenizer:
-    """The tokenizer that ships with the model."""
+    """Build the model's tokenizer."""
     return build_tokenizer(_MAX_TOKENS)
 
 
 class TextToLatent(nn.Module):
-    """The two trained parts as one module: caption tokens and noisy latents in, velocity out."""
+    """The two trained parts as one module, from caption tokens and noisy latents to velocity."""
 
     def __init__(self, text_encoder: T5EncoderModel, transformer: PixArtTransformer2DModel) -> None:
         super().__init__()
@@ -36,12 +36,16 @@ class TextToLatent(nn.Module):
     def forward(
         self, ids: torch.Tensor, mask: torch.Tensor, latents: torch.Tensor, sigma: torch.Tensor
     ) -> torch.Tensor:
-        """Velocity for each row.
+        """Predict the velocity of each row.
 
         Args:
-            ids, mask: int64 of shape (S, L), caption tokens of S scenes; row r of ``latents`` belongs to scene r // K.
-            latents: float32 of shape (S * K, 4, 16, 16), noisy.
-            sigma: float32 of shape (S * K,) in [0, 1].
+            ids: int64 [S, L], captions of S scenes; row r of `latents` belongs to scene r // K.
+            mask: int64 [S, L], 0 where `ids` is padding.
+            latents: noisy, float32 [S K, 4, 16, 16].
+            sigma: float32 [S K] in 0..1.
+
+        Returns:
+            float32 [S K, 4, 16, 16].
         """
         draws = latents.shape[0] // ids.shape[0]
         text = self.text_encoder(ids, attention_mask=mask)[0].repeat_interleave(draws, 0)
@@ -56,7 +60,7 @@ class TextToLatent(nn.Module):
 
 
 def parts(start_from: Path | None) -> TextToLatent:
-    """Text encoder and transformer in float32, with random weights or those of a pipeline folder."""
+    """Load text encoder and transformer of a pipeline folder in float32, or build them with random weights."""
     if start_from is None:
         return TextToLatent(build_text_encoder(len(tokenizer())), build_transformer())
     text_encoder = T5EncoderModel.from_pretrained(start_from / "text_encoder", dtype=torch.float32)
@@ -65,7 +69,7 @@ def parts(start_from: Path | None) -> TextToLatent:
 
 
 def build_transformer() -> PixArtTransformer2DModel:
-    """Twelve-block PixArt transformer of width 224; starts as the zero function, as in DiT."""
+    """Build a PixArt transformer of twelve blocks of width 224, which starts as the zero function, as in DiT."""
     model = PixArtTransformer2DModel(
         num_attention_heads=8,
         attention_head_dim=28,
@@ -95,21 +99,21 @@ def _zero_outputs(model: PixArtTransformer2DModel) -> None:
 
 
 class SceneStream:
-    """Latents of fresh scenes with noise, some without their caption, and their velocity."""
+    """Noisy latents of fresh scenes, some without their caption, and their velocity."""
 
     def __init__(self, vae_folder: Path, rng: random.Random) -> None:
         self.vae, self.tokenizer, self.rng = load_vae(vae_folder), tokenizer(), rng
 
-    def next(self, count: int) -> Batch:
-        """Inputs as :class:`TextToLatent` takes them, of ``count`` scenes with four draws of noise each."""
+    def next(self, count: int) -> TrainingBatch:
+        """Make inputs for `TextToLatent` of `count` scenes with four draws of noise each."""
         texts, latents = draw_latents(self.vae, self.rng, count)
         texts = ["" if self.rng.random() < CAPTION_DROPOUT else text for text in texts]
         noisy, sigma, velocity = add_noise(latents.repeat_interleave(DRAWS, 0))
-        return Batch((*tokenize(self.tokenizer, texts), noisy, sigma), velocity)
+        return TrainingBatch((*tokenize(self.tokenizer, texts), noisy, sigma), velocity)
 
 
 def build_pipeline(model: TextToLatent, vae_folder: Path) -> PixArtAlphaPipeline:
-    """The whole text-to-image pipeline, sampled by DPM-Solver++."""
+    """Build the text-to-image pipeline, sampled by DPM-Solver++."""
     scheduler = DPMSolverMultistepScheduler(
         num_train_timesteps=TRAIN_TIMESTEPS,
         prediction_type="flow_prediction",
@@ -120,7 +124,7 @@ def build_pipeline(model: TextToLatent, vae_folder: Path) -> PixArtAlphaPipeline
     return PixArtAlphaPipeline(tokenizer(), model.text_encoder, vae, model.transformer, scheduler)
 
 
-RECIPE = Recipe(
+RECIPE = ModelRecipe(
     vae=IMAGE_VAE,
     parts=parts,
     stream=SceneStream,

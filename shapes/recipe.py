@@ -1,4 +1,4 @@
-"""What differs between the shipped models when they are trained, exported and evaluated."""
+"""What differs between the models when they are trained, exported and evaluated."""
 
 from __future__ import annotations
 
@@ -16,18 +16,18 @@ from torch import nn
 from .checker import Score
 
 
-class Batch(NamedTuple):
-    """Arguments of the trained module, and what it should return (float32)."""
+class TrainingBatch(NamedTuple):
+    """Arguments for the trained module, and the output (float32) that it should give."""
 
     inputs: tuple[torch.Tensor, ...]
     target: torch.Tensor
 
 
 class Stream(Protocol):
-    """Endless training batches."""
+    """A source of endless training batches."""
 
-    def next(self, count: int) -> Batch:
-        """A batch of ``count`` scenes, each used with several draws of noise."""
+    def next(self, count: int) -> TrainingBatch:
+        """Make a batch of `count` scenes, each with several draws of noise."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,11 +35,11 @@ class VaeRecipe:
     """How an autoencoder is trained.
 
     Attributes:
-        build: one with random weights.
-        load: one from its folder, in float32.
-        decode: what the autoencoder makes of latents, with a gradient everywhere.
-        batch: images (N, 3, H, W) or videos (N, 3, F, H, W), float32 in [-1, 1], whole ones or cheaper crops (True).
-        statistics: entries of the autoencoder's config that bring latents (N, C, ...) to unit variance.
+        build: makes an autoencoder with random weights.
+        load: reads one from its folder, in float32.
+        decode: turns latents into pictures, with a gradient everywhere.
+        batch: draws images [N, 3, H, W] or videos [N, 3, F, H, W], float32 in -1..1; crops, which are cheaper, if True.
+        statistics: gives the entries of the autoencoder's config that bring latents [N, C, ...] to unit variance.
     """
 
     build: Callable[[], Any]
@@ -50,18 +50,18 @@ class VaeRecipe:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Recipe:
+class ModelRecipe:
     """How one model is made.
 
     Attributes:
         vae: the autoencoder, which is trained first.
-        parts: all that is trained jointly as one module with its transformer under ``transformer``, with random weights
-            or with those of a pipeline folder.
-        stream: training batches, given the folder of the trained autoencoder; scenes come from the generator.
-        pipeline: the whole pipeline around the trained module and the autoencoder in the given folder.
-        defaults: arguments that the pipeline's call needs, kept in ``generation.json``.
-        prompts: so many different captions that take no part in training, by seed.
-        check: compares a result (uint8, (H, W, 3), or (F, H, W, 3) for videos) with its prompt.
+        parts: gives everything that is trained jointly as one module, its transformer under `transformer`: from a
+            pipeline folder, or with random weights if None.
+        stream: gives training batches, from the folder of the trained autoencoder and a generator of scenes.
+        pipeline: puts the pipeline together from the trained module and the autoencoder's folder.
+        defaults: arguments that the pipeline's call needs, kept in `generation.json`.
+        prompts: gives so many captions that take no part in training, by seed.
+        check: compares a picture (uint8 [H, W, 3], or [F, H, W, 3] of a video) with its prompt.
     """
 
     vae: VaeRecipe

@@ -1,11 +1,11 @@
-"""The recipes of all shipped models, by name."""
+"""The recipes of all models, by name."""
 
 from __future__ import annotations
 
 from . import flux, pixart, wan
-from .recipe import Recipe
+from .recipe import ModelRecipe
 
-RECIPES: dict[str, Recipe] = {
+RECIPES: dict[str, ModelRecipe] = {
     "shapes-pixart": pixart.RECIPE,
     "shapes-flux": flux.RECIPE,
     "shapes-video": wan.RECIPE,

@@ -1,13 +1,15 @@
-"""Random scenes without end for training, and prompts that training never shows."""
+"""Random scenes for training, and prompts that training never shows."""
 
 from __future__ import annotations
 
 import random
 import zlib
 
+from fastcache_xdit.errors import UsageError
+
 from .shapes import BACKGROUNDS, COLOURS, IMAGE_SIZE, KINDS, RADIUS, RELATIONS, SIZES, Scene, Shape, caption
 
-# Centre of the first object for each relation; the second object sits at the mirrored place.
+# Centre of the first object for each relation; the second one sits at the mirrored place.
 _FIRST_CENTRE = {"left of": (32, 64), "right of": (96, 64), "above": (64, 32), "below": (64, 96)}
 _JITTER_ALONG, _JITTER_ACROSS, _JITTER_SINGLE = 4.0, 6.0, 8.0
 _TWO_OBJECTS_SHARE = 0.85
@@ -28,7 +30,7 @@ def _place(rng: random.Random, relation: str | None, second: bool) -> tuple[floa
 
 
 def place(scene: Scene, rng: random.Random) -> Scene:
-    """The same scene with every object's centre and radius drawn anew from ``rng``."""
+    """Return the same scene with every object's centre and radius drawn anew."""
     shapes = tuple(
         Shape(s.colour, s.kind, s.size, _place(rng, scene.relation, i == 1), rng.uniform(*RADIUS[s.size]))
         for i, s in enumerate(scene.objects)
@@ -41,7 +43,7 @@ def _sample_shape(rng: random.Random) -> Shape:
 
 
 def sample_any_scene(rng: random.Random) -> Scene:
-    """A random scene, held out or not."""
+    """Draw a scene, held out or not."""
     two = rng.random() < _TWO_OBJECTS_SHARE
     shapes = tuple(_sample_shape(rng) for _ in range(2 if two else 1))
     scene = Scene(shapes, rng.choice(list(BACKGROUNDS)), rng.choice(RELATIONS) if two else None)
@@ -49,12 +51,12 @@ def sample_any_scene(rng: random.Random) -> Scene:
 
 
 def is_held_out(scene: Scene) -> bool:
-    """Whether the scene's caption (one in sixteen, chosen by a checksum of its text) is kept out of training."""
+    """Tell whether the scene is kept out of training: one caption in sixteen, chosen by a checksum of its text."""
     return zlib.crc32(caption(scene).encode()) % HELD_OUT_MODULUS == 0
 
 
 def sample_scene(rng: random.Random, held_out: bool = False) -> Scene:
-    """A random training scene, or with ``held_out`` a scene whose caption training never shows."""
+    """Draw a scene for training, or with `held_out` one whose caption training never shows."""
     while True:
         scene = sample_any_scene(rng)
         if is_held_out(scene) == held_out:
@@ -62,13 +64,13 @@ def sample_scene(rng: random.Random, held_out: bool = False) -> Scene:
 
 
 def prompts(n: int, seed: int) -> list[str]:
-    """``n`` different captions that take no part in training, the same for the same ``seed``.
+    """Draw `n` different captions that take no part in training, the same for the same `seed`.
 
     Raises:
-        ValueError: more than 500 are asked for.
+        UsageError: more than 500 are asked for.
     """
     if n > _MOST_PROMPTS:
-        raise ValueError(f"at most {_MOST_PROMPTS} held-out prompts can be drawn, not {n}")
+        raise UsageError(f"{n} held-out prompts cannot be drawn", f"ask for at most {_MOST_PROMPTS}")
     rng = random.Random(seed)
     chosen: dict[str, None] = {}
     while len(chosen) < n:

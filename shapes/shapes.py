@@ -1,6 +1,6 @@
-"""Scenes of one or two coloured shapes: their description in words, its inverse, and their drawing.
+"""Scenes of one or two coloured shapes: captions from scenes, scenes from captions, and drawings.
 
-Drawings are the training data of the reference model, and captions are its prompt language.
+The drawings are the training data of the image models, and the captions are their prompt language.
 """
 
 from __future__ import annotations
@@ -40,8 +40,8 @@ _PROMPT = re.compile(
 class Shape:
     """One object: what the caption says of it, and where it is drawn.
 
-    The place (``centre`` = (x, y) in pixels, ``radius`` = half extent in pixels) takes no part in comparisons, since
-    captions do not mention it.
+    `centre` is (x, y) and `radius` the half extent, both in pixels. They take no part in comparisons, since captions do
+    not mention them.
     """
 
     colour: str
@@ -53,7 +53,7 @@ class Shape:
 
 @dataclass(frozen=True)
 class Scene:
-    """One object, or two objects with a relation of the first to the second, on a background."""
+    """One object on a background, or two and the relation of the first to the second."""
 
     objects: tuple[Shape, ...]
     background: str
@@ -70,7 +70,7 @@ def _noun(shape: Shape) -> str:
 
 
 def caption(scene: Scene) -> str:
-    """The scene in words, such as ``"a red circle left of a small blue square on a dark background"``."""
+    """Describe the scene in words: `"a red circle left of a small blue square on a dark background"`."""
     text = _noun(scene.objects[0])
     if scene.relation is not None:
         text += f" {scene.relation} {_noun(scene.objects[1])}"
@@ -78,10 +78,10 @@ def caption(scene: Scene) -> str:
 
 
 def parse(prompt: str) -> Scene:
-    """The scene that a caption describes, with every object at the default place.
+    """Read the scene that a caption describes, with every object at the default place.
 
     Raises:
-        ValueError: the prompt is not of the form that :func:`caption` writes.
+        ValueError: the prompt is not of the form that `caption` writes.
     """
     match = _PROMPT.fullmatch(" ".join(prompt.split()).rstrip("."))
     if match is None:
@@ -98,7 +98,7 @@ def parse(prompt: str) -> Scene:
 
 
 def _signed_distance(kind: torch.Tensor, dx: torch.Tensor, dy: torch.Tensor, r: torch.Tensor) -> torch.Tensor:
-    """Distance in pixels to the outline, positive inside; all arguments broadcast to (N, H, W)."""
+    """Return the distance to the outline in pixels, positive inside; all arguments broadcast to [N, H, W]."""
     circle = r - torch.sqrt(dx * dx + dy * dy)
     square = 0.9 * r - torch.maximum(dx.abs(), dy.abs())
     # Upright isosceles triangle: apex (0, -r), base corners (+-r, r). The legs' unit normal is (2, -1) / sqrt(5).
@@ -123,11 +123,7 @@ def _paint(images: torch.Tensor, rows: list[int], shapes: list[Shape]) -> None:
 
 
 def draw_batch(scenes: Sequence[Scene]) -> torch.Tensor:
-    """Draw scenes, anti-aliased.
-
-    Returns:
-        float32 tensor of shape (len(scenes), 3, 128, 128) with values in [-1, 1].
-    """
+    """Draw N scenes, anti-aliased: float32 [N, 3, 128, 128] in -1..1."""
     backgrounds = torch.tensor([BACKGROUNDS[s.background] for s in scenes], dtype=torch.float32)
     images = backgrounds.view(-1, 3, 1, 1).repeat(1, 1, IMAGE_SIZE, IMAGE_SIZE)
     for position in (0, 1):
@@ -138,5 +134,5 @@ def draw_batch(scenes: Sequence[Scene]) -> torch.Tensor:
 
 
 def draw(scene: Scene) -> torch.Tensor:
-    """Draw one scene: float32 tensor of shape (3, 128, 128) with values in [-1, 1]."""
+    """Draw one scene: float32 [3, 128, 128] in -1..1."""
     return draw_batch([scene])[0]

@@ -1,4 +1,4 @@
-"""Train, export and evaluate the reference model: ``python -m shapes.train PART``."""
+"""Train, export and evaluate a model: `python -m shapes.train PART`."""
 
 from __future__ import annotations
 
@@ -28,18 +28,18 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--workers", type=int, choices=(1, 2), default=2, help="threads that share a step's scenes")
     parser.add_argument("--from-shipped", action="store_true", help="start the transformer from the shipped weights")
     parser.add_argument("--compile", action="store_true", help="compile the transformer blocks (needs a C++ compiler)")
-    parser.add_argument("--model-dir", type=Path, help="pipeline folder; default: where the model ships")
+    parser.add_argument("--model-dir", type=Path, help="pipeline folder; default: shapes/models/MODEL")
     parser.add_argument("--count", type=int, default=64, help="images to evaluate")
     parser.add_argument("--grid", type=Path, help="PNG for the evaluated images")
     return parser
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Command line entry point."""
+    """Run one part of a model's making from the command line."""
     options = _parser().parse_args(arguments)
     recipe, run_dir = RECIPES[options.model], options.run_dir or Path("runs") / options.model
     model_dir = options.model_dir or MODELS / options.model
-    # A terminated training must unwind, since it saves its checkpoint on the way out.
+    # A terminated training must unwind: it saves its checkpoint on the way out.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
     if options.part == "vae":
         train_vae(recipe.vae, options.minutes, options.seed, run_dir)

@@ -1,4 +1,4 @@
-"""Training of a model's transformer, jointly with its text encoders, on the batches that its recipe makes."""
+"""Train a model's transformer jointly with its text encoders, on the batches that its recipe makes."""
 
 from __future__ import annotations
 
@@ -9,27 +9,27 @@ from pathlib import Path
 
 import torch
 from torch import nn
+from torch.optim.swa_utils import AveragedModel
 
 from . import training
 from .flow import DRAWS
-from .recipe import Recipe, Stream
+from .recipe import ModelRecipe, Stream
 
 CHECKPOINT = "transformer.pt"
-# One single-threaded worker per core on its share of the batch: on a busy machine this is much faster than parallel
-# kernels, whose every call waits for the slower core.
+# Each core has a single-threaded worker for its part of the batch. On a busy machine this is much faster than parallel
+# kernels, whose every call waits for the slowest core.
 _MOST_WORKERS = 2
 _MUON_RATE, _ADAMW_RATE = 1.5e-3, 1e-3
-_EMA_DECAY = 0.99
 
 
 def transformer_blocks(model: nn.Module) -> list[nn.Module]:
-    """All blocks of the module's transformer, whatever lists they are kept in."""
+    """List all blocks of the module's transformer, whatever lists it keeps them in."""
     transformer = model.get_submodule("transformer")
     return [block for part in transformer.children() if isinstance(part, nn.ModuleList) for block in part]
 
 
 def build_optimizers(model: nn.Module) -> list[torch.optim.Optimizer]:
-    """Muon for the matrices of attention and feed-forward in the transformer's blocks, AdamW for everything else."""
+    """Use Muon for the matrices of attention and feed-forward in the blocks, and AdamW for everything else."""
     named = [item for block in transformer_blocks(model) for item in block.named_parameters()]
     matrices = [p for n, p in named if n.endswith("weight") and p.ndim == 2 and "norm" not in n]
     chosen = {id(p) for p in matrices}
@@ -49,11 +49,11 @@ class TransformerOptions:
 
     Attributes:
         minutes: total budget of wall time over all resumed runs; the learning rate reaches zero at its end.
-        seed: seed of scenes and noise.
+        seed: of scenes and noise.
         scenes: scenes per step, each used with four draws of noise.
         workers: threads, 1 or 2, that share the scenes of a step.
-        compiled: compile the transformer blocks, which needs a C++ compiler and takes a minute.
-        start_from: pipeline folder whose trained parts to start from instead of random weights.
+        compiled: whether to compile the blocks, which takes a C++ compiler and a minute.
+        start_from: pipeline folder with the weights to start from, instead of random ones.
     """
 
     minutes: float
@@ -65,43 +65,49 @@ class TransformerOptions:
 
 
 @dataclass
-class Run:
-    """Everything that a checkpoint holds."""
+class TrainingRun:
+    """A training and everything that its checkpoint holds."""
 
     model: nn.Module
     rng: random.Random
     optimizers: list[torch.optim.Optimizer] = field(init=False)
-    average: training.MovingAverage = field(init=False)
+    average: AveragedModel = field(init=False)
     step: int = 0
     samples: int = 0
     spent: float = 0.0
 
     def __post_init__(self) -> None:
         self.optimizers = build_optimizers(self.model)
-        self.average = training.MovingAverage(list(self.model.parameters()), _EMA_DECAY)
+        self.average = training.moving_average(self.model)
 
     def state(self, spent: float) -> dict:
-        """What to save, after ``spent`` seconds of training."""
+        """Return what to save after `spent` seconds of training."""
         return {
             "model": self.model.state_dict(),
-            "average": self.average.shadow,
+            "average": [parameter.detach() for parameter in self.average.module.parameters()],
             "optimizers": [o.state_dict() for o in self.optimizers],
             "counters": (self.step, self.samples, spent),
             "random": (self.rng.getstate(), torch.get_rng_state()),
         }
 
     def restore(self, state: dict) -> None:
-        """Continue from a saved state."""
+        """Go on from a saved state."""
         self.model.load_state_dict(state["model"])
-        self.average.shadow = state["average"]
         for optimizer, saved in zip(self.optimizers, state["optimizers"], strict=True):
             optimizer.load_state_dict(saved)
         self.step, self.samples, self.spent = state["counters"]
+        self._restore_average(state["average"])
         self.rng.setstate(state["random"][0])
         torch.set_rng_state(state["random"][1])
 
+    @torch.no_grad()
+    def _restore_average(self, values: list[torch.Tensor]) -> None:
+        self.average = training.moving_average(self.model, self.step)
+        for parameter, value in zip(self.average.module.parameters(), values, strict=True):
+            parameter.copy_(value)
 
-def _gradients(run: Run, stream: Stream, scenes: int) -> tuple[float, list[torch.Tensor]]:
+
+def _gradients(run: TrainingRun, stream: Stream, scenes: int) -> tuple[float, list[torch.Tensor]]:
     batch = stream.next(scenes)
     with torch.autocast("cpu", torch.bfloat16):
         velocity = run.model(*batch.inputs)
@@ -120,24 +126,23 @@ def _set_gradients(parameters: list[nn.Parameter], parts: list[list[torch.Tensor
     nn.utils.clip_grad_norm_(parameters, 1.0)
 
 
-def _step(run: Run, streams: list[Stream], scenes: int, pool: ThreadPoolExecutor, progress: float) -> float:
+def _step(run: TrainingRun, streams: list[Stream], scenes: int, pool: ThreadPoolExecutor, progress: float) -> float:
     share = scenes // len(streams)
     losses, parts = zip(*pool.map(lambda stream: _gradients(run, stream, share), streams), strict=True)
-    parameters = list(run.model.parameters())
-    _set_gradients(parameters, list(parts))
+    _set_gradients(list(run.model.parameters()), list(parts))
     for optimizer in run.optimizers:
         training.set_learning_rate(optimizer, training.learning_rate_factor(run.step, progress))
     list(pool.map(lambda optimizer: optimizer.step(), run.optimizers))
-    run.average.update(parameters, run.step)
+    run.average.update_parameters(run.model)
     run.step += 1
     run.samples += share * len(streams) * DRAWS
     return sum(losses) / len(losses)
 
 
-def _steps(run: Run, streams: list[Stream], scenes: int, clock: training.Clock, run_dir: Path) -> None:
+def _steps(run: TrainingRun, streams: list[Stream], scenes: int, clock: training.TrainingClock, run_dir: Path) -> None:
     log, losses, saved = training.LossLog(run_dir / "transformer-loss.jsonl"), [], clock.spent
     pool = ThreadPoolExecutor(len(streams), initializer=torch.set_num_threads, initargs=(1,))
-    # Compiled blocks are built on first use: by one worker alone, so that the workers do not build them twice.
+    # Blocks are compiled on first use: let one worker do it, or both would.
     pool.submit(_gradients, run, streams[0], scenes // len(streams)).result()
     while clock.progress < 1:
         losses.append(_step(run, streams, scenes, pool, clock.progress))
@@ -149,23 +154,23 @@ def _steps(run: Run, streams: list[Stream], scenes: int, clock: training.Clock, 
             training.save_checkpoint(run_dir / CHECKPOINT, run.state(saved))
 
 
-def train_transformer(recipe: Recipe, options: TransformerOptions, run_dir: Path) -> None:
-    """Train all parts but the autoencoder; continues the checkpoint in ``run_dir`` where there is one.
+def train_transformer(recipe: ModelRecipe, options: TransformerOptions, run_dir: Path) -> None:
+    """Train all parts but the autoencoder, from the checkpoint in `run_dir` where there is one.
 
-    ``run_dir`` must hold the trained autoencoder in ``vae/``; the checkpoint and the loss log are written there.
+    `run_dir` must hold the trained autoencoder in `vae/`; the checkpoint and the loss log are written there.
     """
     training.use_plain_attention()
     rng = training.seed_everything(options.seed)
-    run = Run(recipe.parts(options.start_from).train(), rng)
+    run = TrainingRun(recipe.parts(options.start_from).train(), rng)
     state = training.load_checkpoint(run_dir / CHECKPOINT)
     if state is not None:
         run.restore(state)
     if options.compiled:
         training.compile_blocks(transformer_blocks(run.model))
     streams = [recipe.stream(run_dir / "vae", random.Random(rng.random())) for _ in range(options.workers)]
-    clock = training.Clock(options.minutes * 60, run.spent)
+    clock = training.TrainingClock(options.minutes * 60, run.spent)
     try:
         _steps(run, streams, options.scenes, clock, run_dir)
     finally:
-        # Also when the run is stopped, so that nothing is lost.
+        # also when the run is stopped
         training.save_checkpoint(run_dir / CHECKPOINT, run.state(clock.spent))

@@ -1,4 +1,4 @@
-"""Training of an autoencoder: L1 and L2 reconstruction with a slight KL pull towards unit variance.
+"""Train an autoencoder: L1 and L2 reconstruction, with a slight KL pull towards unit variance.
 
 The decoder can be trained further on its own, which leaves the latents, and so the transformer, as they are.
 """
@@ -16,7 +16,7 @@ from torch import nn
 from . import training
 from .recipe import VaeRecipe
 
-# Whole images cost four times as much as crops but are what normalisation must get used to in the end.
+# Whole images cost four times as much as crops, but in the end normalisation must get used to them.
 _CROPS_SHARE = 0.55
 _LEARNING_RATE, _KL_WEIGHT = 2e-3, 1e-4
 _DECODER_RATE = 1e-3
@@ -42,7 +42,7 @@ def _decoder_loss(recipe: VaeRecipe, vae: Any, images: torch.Tensor) -> torch.Te
     with torch.autocast("cpu", torch.bfloat16):
         with torch.no_grad():
             latents = vae.encode(images).latent_dist.mode().float()
-        # One spread for all channels is near enough to what each is scaled by later.
+        # one spread for all channels: near enough to the scale that each gets later
         noise = torch.randn_like(latents) * _DECODER_NOISE * latents.std()
         decoded = recipe.decode(vae, latents + noise)
     return _reconstruction_loss(decoded, images)
@@ -50,7 +50,7 @@ def _decoder_loss(recipe: VaeRecipe, vae: Any, images: torch.Tensor) -> torch.Te
 
 @torch.no_grad()
 def measure(recipe: VaeRecipe, vae: Any, seed: int = 1) -> tuple[torch.Tensor, float]:
-    """Latents of fresh scenes (N, C, ...), and the PSNR in dB over all pixels of their reconstructions."""
+    """Encode fresh scenes; return their latents [N, C, ...] and the PSNR of their reconstructions in dB."""
     rng = random.Random(seed)
     latents: list[torch.Tensor] = []
     errors: list[torch.Tensor] = []
@@ -70,10 +70,10 @@ def _fit(
     schedule: tuple[float, float],
     log: training.LossLog,
 ) -> None:
-    """Train ``parts`` of the VAE; ``schedule`` = (learning rate, seconds)."""
+    """Train `parts` of the autoencoder; `schedule` = (learning rate, seconds)."""
     parameters = [p for part in parts for p in part.parameters()]
     optimizer = torch.optim.AdamW(parameters, lr=schedule[0], betas=(0.9, 0.99), weight_decay=1e-4)
-    clock, step = training.Clock(schedule[1]), 0
+    clock, step = training.TrainingClock(schedule[1]), 0
     while clock.progress < 1:
         training.set_learning_rate(optimizer, training.learning_rate_factor(step, clock.progress))
         loss = loss_of(recipe, vae, recipe.batch(rng, clock.progress < _CROPS_SHARE))
@@ -87,9 +87,9 @@ def _fit(
 
 
 def train_vae(recipe: VaeRecipe, minutes: float, seed: int, run_dir: Path) -> None:
-    """Train ``run_dir``/vae for ``minutes`` of wall time, a new one where there is none.
+    """Train the autoencoder in `run_dir`/vae for `minutes` of wall time, a new one where there is none.
 
-    Optimiser and learning rate begin anew with every call; the scale of the latents is measured at its end.
+    Optimiser and learning rate start anew with every call; the scale of the latents is measured at its end.
     """
     rng, log = training.seed_everything(seed), training.LossLog(run_dir / "vae-loss.jsonl")
     vae = recipe.load(run_dir / "vae").train() if (run_dir / "vae").exists() else recipe.build()
@@ -100,7 +100,7 @@ def train_vae(recipe: VaeRecipe, minutes: float, seed: int, run_dir: Path) -> No
 
 
 def train_decoder(recipe: VaeRecipe, minutes: float, seed: int, run_dir: Path) -> None:
-    """Train only the decoder of ``run_dir``/vae further for ``minutes``; encoder and latents stay as they are."""
+    """Train the decoder in `run_dir`/vae alone for `minutes` more; encoder and latents stay as they are."""
     rng, log = training.seed_everything(seed), training.LossLog(run_dir / "decoder-loss.jsonl")
     vae = recipe.load(run_dir / "vae").train()
     _fit(recipe, vae, [vae.decoder, vae.post_quant_conv], _decoder_loss, rng, (_DECODER_RATE, minutes * 60), log)

@@ -1,4 +1,4 @@
-"""Finds the moving shape in a video and measures how far it shows what its prompt says."""
+"""Find the moving shape in a video, and measure how much of its prompt the video shows."""
 
 from __future__ import annotations
 
@@ -30,19 +30,19 @@ def _moves(motion: str, first: list[Shape], last: list[Shape]) -> bool:
 def check_clip(video: np.ndarray, prompt: str) -> Score:
     """Compare a video with its prompt: colour, kind and size of the object, number of objects, background and motion.
 
-    The largest object of a frame counts. All but the motion must be right in every frame but one; the motion is that of
-    the object's centre from the first frame to the last.
+    In each frame the largest object counts. One frame may be wrong in any attribute but the motion, which goes from the
+    object's centre in the first frame to that in the last.
 
     Args:
-        video: uint8 array of shape (F, H, W, 3).
-        prompt: a caption that :func:`videos.parse_clip` understands.
+        video: uint8 [F, H, W, 3].
+        prompt: a caption that `videos.parse_clip` understands.
 
     Raises:
         ValueError: the prompt or the video is not understood.
     """
     clip = parse_clip(prompt)
-    found = [find_shapes(frame) for frame in video]
-    frames = [_frame_attributes(clip, shapes, background) for shapes, background in found]
+    seen = [find_shapes(frame) for frame in video]
+    frames = [_frame_attributes(clip, shapes, background) for shapes, background in seen]
     wrong = {name: sum(not frame[name] for frame in frames) for name in frames[0]}
-    motion = _moves(clip.motion, found[0][0], found[-1][0])
+    motion = _moves(clip.motion, seen[0][0], seen[-1][0])
     return Score({**{name: count <= _MOST_WRONG_FRAMES for name, count in wrong.items()}, "motion": motion})

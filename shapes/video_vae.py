@@ -1,4 +1,4 @@
-"""The autoencoder of videos and what it is trained on."""
+"""The autoencoder of videos, and its training batches."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ _CROP_BATCH, _VIDEO_BATCH = 8, 2
 
 
 def build_vae() -> AutoencoderKLWan:
-    """Autoencoder from (3, 9, 128, 128) videos in [-1, 1] to (16, 3, 8, 8) latents, with random weights."""
+    """Build an autoencoder from videos [3, 9, 128, 128] in -1..1 to latents [16, 3, 8, 8], with random weights."""
     vae = AutoencoderKLWan(
         base_dim=24,
         z_dim=LATENT_CHANNELS,
         dim_mult=[1, 2, 2],
         num_res_blocks=1,
-        # Shortcuts around every stage: without them training takes far longer to find the first shape.
+        # shortcuts around every stage, without which training takes far longer to find the first shape
         is_residual=True,
         temperal_downsample=[True, True],
         latents_mean=[0.0] * LATENT_CHANNELS,
@@ -39,18 +39,18 @@ def build_vae() -> AutoencoderKLWan:
         scale_factor_temporal=4,
         scale_factor_spatial=4 * _PACKING,
     )
-    # Latents start almost free of noise, which at first would drown them.
+    # Noise would drown the latents at first, so they start almost free of it.
     nn.init.constant_(vae.quant_conv.bias[LATENT_CHANNELS:], -6.0)
     return _channels_last(vae)
 
 
 def load_vae(folder: Path) -> AutoencoderKLWan:
-    """The autoencoder of a folder, in float32."""
+    """Load an autoencoder in float32."""
     return _channels_last(AutoencoderKLWan.from_pretrained(folder, torch_dtype=torch.float32))
 
 
 def _channels_last(vae: nn.Module) -> nn.Module:
-    # Module.to cannot: it stumbles over the convolutions of single frames.
+    # not by Module.to, which fails on the convolutions of single frames
     for parameter in vae.parameters():
         if parameter.ndim == 5:
             parameter.data = parameter.data.contiguous(memory_format=torch.channels_last_3d)
@@ -58,7 +58,7 @@ def _channels_last(vae: nn.Module) -> nn.Module:
 
 
 def decode(vae: AutoencoderKLWan, latents: torch.Tensor) -> torch.Tensor:
-    """As the autoencoder decodes, without its final clamp, which has no gradient outside [-1, 1]."""
+    """Decode latents without the final clamp, which has no gradient outside -1..1."""
     chunks: list[torch.Tensor] = []
     hook = vae.decoder.register_forward_hook(lambda module, arguments, output: chunks.append(output))
     vae.decode(latents)

@@ -1,4 +1,4 @@
-"""Clips of one shape that moves over a still background: their description in words, its inverse, and their drawing."""
+"""Clips of one shape that moves over a still background: captions, clips from captions, and drawings."""
 
 from __future__ import annotations
 
@@ -18,16 +18,16 @@ FRAMES = 9
 # Unit vectors (x, y); y points down.
 MOTIONS = {"left": (-1, 0), "right": (1, 0), "up": (0, -1), "down": (0, 1)}
 _MOVING = re.compile(rf" moving ({'|'.join(MOTIONS)})(?= on a )", re.IGNORECASE)
-# Pixels from the first frame to the last, and how far the middle of the path may be from that of the picture.
+# In pixels: the way from the first frame to the last, and how far its middle may be from that of the picture.
 _TRAVEL, _JITTER = (40.0, 56.0), 8.0
 
 
 @dataclass(frozen=True)
 class Clip:
-    """One moving object over a background.
+    """One object that moves over a background.
 
-    ``shape`` is at its place in the middle of the clip; neither that nor ``travel`` (pixels from the first frame to the
-    last) takes part in comparisons, since captions do not mention them.
+    `shape` is where the object is in the middle of the clip, and `travel` its way from the first frame to the last, in
+    pixels. Neither takes part in comparisons, since captions do not mention them.
     """
 
     shape: Shape
@@ -37,16 +37,16 @@ class Clip:
 
 
 def clip_caption(clip: Clip) -> str:
-    """The clip in words, such as ``"a small red circle moving left on a dark background"``."""
+    """Describe the clip in words: `"a small red circle moving left on a dark background"`."""
     still = caption(Scene((clip.shape,), clip.background))
     return still.replace(" on a ", f" moving {clip.motion} on a ")
 
 
 def parse_clip(prompt: str) -> Clip:
-    """The clip that a caption describes, with the object at the default place.
+    """Read the clip that a caption describes, with the object at the default place.
 
     Raises:
-        ValueError: the prompt is not of the form that :func:`clip_caption` writes.
+        ValueError: the prompt is not of the form that `clip_caption` writes.
     """
     words = " ".join(prompt.split())
     moving = _MOVING.search(words)
@@ -60,7 +60,7 @@ def parse_clip(prompt: str) -> Clip:
 
 
 def frames(clip: Clip) -> list[Scene]:
-    """The clip's nine frames, evenly spaced along its path."""
+    """Return the clip's nine frames, evenly spaced along its path."""
     (dx, dy), (x, y) = MOTIONS[clip.motion], clip.shape.centre
     steps = [clip.travel * (i / (FRAMES - 1) - 0.5) for i in range(FRAMES)]
     kind = (clip.shape.colour, clip.shape.kind, clip.shape.size)
@@ -68,13 +68,13 @@ def frames(clip: Clip) -> list[Scene]:
 
 
 def draw_clips(clips: Sequence[Clip]) -> torch.Tensor:
-    """Draw clips, anti-aliased: float32 tensor of shape (len(clips), 3, 9, 128, 128) with values in [-1, 1]."""
+    """Draw N clips, anti-aliased: float32 [N, 3, 9, 128, 128] in -1..1."""
     images = draw_batch([frame for clip in clips for frame in frames(clip)])
     return images.unflatten(0, (len(clips), FRAMES)).transpose(1, 2)
 
 
 def place_clip(clip: Clip, rng: random.Random) -> Clip:
-    """The same clip with its object's path and radius drawn anew from ``rng``."""
+    """Return the same clip with its object's path and radius drawn anew."""
     centre = (IMAGE_SIZE / 2 + rng.uniform(-1, 1) * _JITTER, IMAGE_SIZE / 2 + rng.uniform(-1, 1) * _JITTER)
     still = clip.shape
     shape = Shape(still.colour, still.kind, still.size, centre, rng.uniform(*RADIUS[still.size]))
@@ -90,7 +90,7 @@ def _all_clips(held_out: bool) -> list[Clip]:
 
 
 def is_held_out_clip(clip: Clip) -> bool:
-    """Whether the clip's caption (one in sixteen, chosen by a checksum of its text) is kept out of training."""
+    """Tell whether the clip is kept out of training: one caption in sixteen, chosen by a checksum of its text."""
     return zlib.crc32(clip_caption(clip).encode()) % HELD_OUT_MODULUS == 0
 
 
@@ -98,19 +98,19 @@ _TRAINING, _HELD_OUT = _all_clips(False), _all_clips(True)
 
 
 def sample_any_clip(rng: random.Random) -> Clip:
-    """A random clip, held out or not."""
+    """Draw a clip, held out or not."""
     return place_clip(rng.choice(_TRAINING + _HELD_OUT), rng)
 
 
 def sample_clip(rng: random.Random) -> Clip:
-    """A random training clip."""
+    """Draw a clip for training."""
     return place_clip(rng.choice(_TRAINING), rng)
 
 
 def clip_prompts(n: int, seed: int) -> list[str]:
-    """``n`` captions that take no part in training, the same for the same ``seed``; all of them before any comes again.
+    """Draw `n` captions that take no part in training, the same for the same `seed`.
 
-    There are few, since a clip has one object only.
+    There are only 22, since a clip has one object: all of them come before any comes again.
     """
     rng = random.Random(seed)
     chosen: list[Clip] = []

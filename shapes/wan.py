@@ -12,7 +12,7 @@ from transformers import T5Tokenizer, UMT5Config, UMT5EncoderModel
 
 from .components import TEXT_WIDTH, WORDS, build_tokenizer
 from .flow import CAPTION_DROPOUT, CAPTION_TOKENS, DRAWS, TRAIN_TIMESTEPS, add_noise, tokenize
-from .recipe import Batch, Recipe
+from .recipe import ModelRecipe, TrainingBatch
 from .shapes import IMAGE_SIZE
 from .video_checker import check_clip
 from .video_vae import LATENT_CHANNELS, VIDEO_VAE, load_vae
@@ -20,12 +20,12 @@ from .videos import FRAMES, clip_caption, clip_prompts, draw_clips, sample_clip
 
 
 def tokenizer() -> T5Tokenizer:
-    """The tokenizer that ships with the model: that of the image models with the words of motion."""
+    """Build the model's tokenizer: that of the image models, with the words of motion."""
     return build_tokenizer(CAPTION_TOKENS, (*WORDS, "moving", "up", "down"))
 
 
 class TextToVideo(nn.Module):
-    """The two trained parts as one module: caption tokens and noisy latents in, velocity out."""
+    """The two trained parts as one module, from caption tokens and noisy latents to velocity."""
 
     def __init__(self, text_encoder: UMT5EncoderModel, transformer: WanTransformer3DModel) -> None:
         super().__init__()
@@ -34,14 +34,18 @@ class TextToVideo(nn.Module):
     def forward(
         self, ids: torch.Tensor, mask: torch.Tensor, latents: torch.Tensor, sigma: torch.Tensor
     ) -> torch.Tensor:
-        """Velocity for each row.
+        """Predict the velocity of each row.
 
         Args:
-            ids, mask: int64 of shape (S, 16), caption tokens of S clips; row r of ``latents`` belongs to clip r // K.
-            latents: float32 of shape (S * K, 16, 3, 8, 8), noisy.
-            sigma: float32 of shape (S * K,) in [0, 1].
+            ids: int64 [S, 16], captions of S clips; row r of `latents` belongs to clip r // K.
+            mask: int64 [S, 16], 0 where `ids` is padding.
+            latents: noisy, float32 [S K, 16, 3, 8, 8].
+            sigma: float32 [S K] in 0..1.
+
+        Returns:
+            float32 [S K, 16, 3, 8, 8].
         """
-        # The pipeline puts zeros where the text is padding, and gives its transformer no mask.
+        # As the pipeline does: zeros where the text is padding, and no mask for the transformer.
         text = self.text_encoder(ids, attention_mask=mask)[0] * mask[..., None]
         return self.transformer(
             latents,
@@ -52,7 +56,7 @@ class TextToVideo(nn.Module):
 
 
 def build_text_encoder(vocab_size: int) -> UMT5EncoderModel:
-    """Two-layer UMT5 encoder of width 128, with random weights."""
+    """Build a two-layer UMT5 encoder of width 128 with random weights."""
     config = UMT5Config(
         vocab_size=vocab_size,
         d_model=TEXT_WIDTH,
@@ -70,7 +74,7 @@ def build_text_encoder(vocab_size: int) -> UMT5EncoderModel:
 
 
 def build_transformer() -> WanTransformer3DModel:
-    """Eight blocks of width 192; starts as the zero function, as in DiT."""
+    """Build a Wan transformer of eight blocks of width 192, which starts as the zero function, as in DiT."""
     model = WanTransformer3DModel(
         # The autoencoder is coarse enough: every latent is a token.
         patch_size=(1, 1, 1),
@@ -92,7 +96,7 @@ def build_transformer() -> WanTransformer3DModel:
 
 
 def parts(start_from: Path | None) -> TextToVideo:
-    """Text encoder and transformer in float32, with random weights or those of a pipeline folder."""
+    """Load text encoder and transformer of a pipeline folder in float32, or build them with random weights."""
     if start_from is None:
         return TextToVideo(build_text_encoder(len(tokenizer())), build_transformer())
     text_encoder = UMT5EncoderModel.from_pretrained(start_from / "text_encoder", dtype=torch.float32)
@@ -106,25 +110,25 @@ def _normalised(vae: AutoencoderKLWan, latents: torch.Tensor) -> torch.Tensor:
 
 
 class ClipStream:
-    """Latents of fresh clips with noise, some without their caption, and their velocity."""
+    """Noisy latents of fresh clips, some without their caption, and their velocity."""
 
     def __init__(self, vae_folder: Path, rng: random.Random) -> None:
         self.vae, self.tokenizer, self.rng = load_vae(vae_folder), tokenizer(), rng
 
     @torch.no_grad()
-    def next(self, count: int) -> Batch:
-        """Inputs as :class:`TextToVideo` takes them, of ``count`` clips with four draws of noise each."""
+    def next(self, count: int) -> TrainingBatch:
+        """Make inputs for `TextToVideo` of `count` clips with four draws of noise each."""
         clips = [sample_clip(self.rng) for _ in range(count)]
         texts = ["" if self.rng.random() < CAPTION_DROPOUT else clip_caption(clip) for clip in clips]
         with torch.autocast("cpu", torch.bfloat16):
             latents = self.vae.encode(draw_clips(clips)).latent_dist.mode()
         latents = _normalised(self.vae, latents.float())
         noisy, sigma, velocity = add_noise(latents.repeat_interleave(DRAWS, 0))
-        return Batch((*tokenize(self.tokenizer, texts), noisy, sigma), velocity)
+        return TrainingBatch((*tokenize(self.tokenizer, texts), noisy, sigma), velocity)
 
 
 def build_pipeline(model: TextToVideo, vae_folder: Path) -> WanPipeline:
-    """The whole text-to-video pipeline, sampled by UniPC."""
+    """Build the text-to-video pipeline, sampled by UniPC."""
     scheduler = UniPCMultistepScheduler(
         num_train_timesteps=TRAIN_TIMESTEPS,
         prediction_type="flow_prediction",
@@ -134,7 +138,7 @@ def build_pipeline(model: TextToVideo, vae_folder: Path) -> WanPipeline:
     return WanPipeline(tokenizer(), model.text_encoder, load_vae(vae_folder), scheduler, model.transformer)
 
 
-RECIPE = Recipe(
+RECIPE = ModelRecipe(
     vae=VIDEO_VAE,
     parts=parts,
     stream=ClipStream,

@@ -78,12 +78,12 @@ def test_files_that_cannot_be_read_are_named(tmp_path):
 
 def test_costs_say_where_a_partial_step_pays():
     options = TokensConfig(keep_ratio=0.5, costs={0.25: 0.4, 0.5: 0.8, 0.75: 1.2})
-    assert [options.pays(share) for share in (0.1, 0.5, 0.62, 0.63, 0.9)] == [True, True, True, False, False]
+    assert [options.pays(fraction) for fraction in (0.1, 0.5, 0.62, 0.63, 0.9)] == [True, True, True, False, False]
     assert TokensConfig(keep_ratio=0.5).pays(0.9) and not TokensConfig(keep_ratio=0.5).pays(0.91)
     assert not TokensConfig(keep_ratio=0.5, min_static_ratio=0).pays(1)
 
 
 @pytest.mark.parametrize("costs", [{}, {0: 0.5}, {1.5: 0.5}, {0.5: 0}])
 def test_costs_are_shares_and_times(costs):
-    with pytest.raises(ValidationError, match="costs map shares of tokens, 0 to 1, to relative times"):
+    with pytest.raises(ValidationError, match="costs map fractions of tokens, 0 to 1, to relative times"):
         TokensConfig(keep_ratio=0.5, costs=costs)

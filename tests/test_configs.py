@@ -6,11 +6,12 @@ from pathlib import Path
 import pytest
 
 from fastcache_xdit.cli import generate, run
-from fastcache_xdit.cli.arguments import cache_config, parse, read_options
+from fastcache_xdit.cli.arguments import cache_config, read_options
 from fastcache_xdit.cli.pipeline import pipeline_options
-from fastcache_xdit.config import FastCacheConfig, read_yaml
+from fastcache_xdit.config import FastCacheConfig
 from fastcache_xdit.host.xdit import layout
 from fastcache_xdit.models.catalogue import known_models
+from fastcache_xdit.options import read_yaml
 from fastcache_xdit.plugin import register
 
 ROOT = Path(__file__).parents[1]
@@ -58,21 +59,17 @@ def test_every_file_is_tested():
 
 def ready_to_run(path):
     """Options of `run`, checked as far as a model's class goes; nothing is loaded."""
-    from xfuser import xFuserArgs
-    from xfuser.config import FlexibleArgumentParser
-    from xfuser.model_executor.models.runner_models.base_model import MODEL_REGISTRY
-
-    parser = xFuserArgs.add_runner_args(FlexibleArgumentParser())
-    options = vars(parse(parser, run.command_line(parser, ["--config", str(path), "--prompt", "x"])))
-    run._check(options)
-    MODEL_REGISTRY[options["model"]](xFuserArgs.from_runner_args(options))
+    parser = run.runner_parser()
+    argv = run.command_line(parser, ["--config", str(path), "--prompt", "x"])
+    options = run.run_options(parser, argv)
+    run.check(options)
     return options
 
 
 def ready_to_generate(path, output):
     """Options of `generate`, checked up to the pipeline, which xDiT must have a wrapper for; nothing is loaded."""
     argv = ["--config", str(path), "--prompt", "x", "--output", str(output)]
-    options = pipeline_options("generate", argv, generate.add_arguments)
+    options = pipeline_options(generate.GenerateOptions, "generate", argv, generate.add_arguments)
     generate._Job(options)
     return options
 
@@ -81,10 +78,10 @@ def ready_to_generate(path, output):
 def test_xdit_takes_every_layout(name, command, ranks, monkeypatch, tmp_path):
     monkeypatch.setenv("WORLD_SIZE", str(ranks))
     options = ready_to_run(path_of(name)) if command == "run" else ready_to_generate(path_of(name), tmp_path)
-    degrees, model = layout.degrees(options), MODELS[name]
+    degrees, model = options.layout.degrees, MODELS[name]
     assert not model.heads % (degrees["ulysses_degree"] * degrees["tensor_parallel_degree"])
     cached = model.transformer in known_models() and model.transformers == 1
-    assert (options["cache_method"] == "fastcache") == cached
+    assert (options.cache_method == "fastcache") == cached
 
 
 @pytest.mark.parametrize("name", MODELS)
@@ -95,8 +92,8 @@ def test_every_number_of_gpus_has_a_layout(name):
 def test_degrees_as_flags_take_the_place_of_the_table(monkeypatch, tmp_path):
     monkeypatch.setenv("WORLD_SIZE", "3")
     argv = ["--config", str(path_of("flux1-dev")), "--ring_degree=3", "--prompt", "x"]
-    options = pipeline_options("generate", argv, generate.add_arguments)
-    assert layout.degrees(options) == dict.fromkeys(layout.DEGREES, 1) | {"ring_degree": 3, "cfg_degree": 1}
+    options = pipeline_options(generate.GenerateOptions, "generate", argv, generate.add_arguments)
+    assert options.layout.degrees == dict.fromkeys(layout.DEGREES, 1) | {"ring_degree": 3, "cfg_degree": 1}
 
 
 @pytest.mark.parametrize("path", JOBS, ids=lambda path: path.name)

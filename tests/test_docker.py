@@ -16,6 +16,7 @@ from packaging.requirements import Requirement
 
 from fastcache_xdit.doctor.machine import GPU_EXTRA, requirements
 from tests.launchers import OWN_TOOLS, ROOT
+from tests.metadata import PROJECT
 
 IMAGES = sorted(ROOT.glob("docker/Dockerfile.*"))
 PINS = dict(line.split("==") for line in (ROOT / "docker/constraints.txt").read_text().splitlines() if "==" in line)
@@ -70,16 +71,10 @@ def test_torch_is_the_same_everywhere():
     assert {re.search(r"torch==([\d.]+)", path.read_text())[1] for path in files} == {TORCH}
 
 
-def test_constraints_pin_what_setup_py_asks_for():
-    for asked in map(Requirement, asked_for()):
+def test_constraints_pin_what_the_package_asks_for():
+    for asked in map(Requirement, PROJECT["dependencies"]):
         if asked.name not in ("torch", "triton"):
             assert asked.specifier.contains(PINS[asked.name]), f"{asked} in docker/constraints.txt"
-
-
-def asked_for():
-    """`install_requires` as setup.py has it now, installed or not."""
-    text = (ROOT / "setup.py").read_text()
-    return re.findall(r'"([^"]+)",', re.search(r"install_requires=\[(.*?)\n    \]", text, re.S)[1])
 
 
 def test_the_cuda_image_has_flash_attn():

@@ -11,7 +11,9 @@ import pytest
 ROOT = Path(__file__).parents[1] / "fastcache_xdit"
 LAYER = {
     "errors": 0,
+    "files": 1,
     "undo": 1,
+    "shipped": 1,
     "options": 1,
     "config": 2,
     "clock": 2,
@@ -90,6 +92,7 @@ def test_only_the_host_room_names_a_host(path):
     inside = path.relative_to(ROOT).parts[0]
     if inside != "host":
         assert not names & {"xfuser", "yunchang"} or inside == "cli", f"{path} imports xDiT"
+    assert "shapes" not in names, f"{path} imports the small models; take them from shipped.py"
     if inside == "decision":
         assert "torch" not in names, f"{path} imports torch"
 

@@ -7,7 +7,7 @@ import subprocess
 import pytest
 
 from fastcache_xdit.cli.main import COMMANDS
-from tests.launchers import JOBS, OPTIONS, OWN_TOOLS, ROOT, TOOLS, launch, printed, stand_ins
+from tests.launchers import JOBS, OPTIONS, OWN_TOOLS, ROOT, TOOLS, launch, printed, stand_ins, write_tool
 
 SCRIPTS = [*sorted(ROOT.glob("scripts/*.sh")), ROOT / ".ci" / "run"]
 
@@ -83,3 +83,36 @@ def test_a_dry_run_asked_for_late_sends_nothing(tools):
 def test_they_know_the_commands():
     listed = launch("torchrun").stderr.split("give one of: ")[1].split(" (")[0].split()
     assert set(listed) - set(COMMANDS) <= {"batch"}
+
+
+# Instead of an interpreter: "makes" an environment whose python writes down what it is asked to install.
+INTERPRETER = """#!/usr/bin/env bash
+mkdir -p .venv/bin && touch .venv/bin/activate
+printf '#!/usr/bin/env bash\\necho "${!#}" >> installed\\n' > .venv/bin/python && chmod +x .venv/bin/python
+"""
+
+
+def set_up(folder, extras):
+    """What scripts/setup.sh installs, torch aside."""
+    write_tool(folder / "interpreter", INTERPRETER)
+    (folder / "installed").write_text("")
+    command = ["bash", "-c", f'set -euo pipefail; . {ROOT}/scripts/setup.sh "{extras}"']
+    environment = {**os.environ, "FASTCACHE_PYTHON": "./interpreter"}
+    subprocess.run(command, check=True, cwd=folder, env=environment, capture_output=True)
+    return (folder / "installed").read_text().split()[1:]
+
+
+def test_each_set_of_packages_is_installed_once(tmp_path):
+    for name in ("setup.py", "pyproject.toml"):
+        (tmp_path / name).write_text("")
+    assert set_up(tmp_path, "") == ["."]
+    assert set_up(tmp_path, "dev") == [".[dev]"]
+    assert set_up(tmp_path, "") == set_up(tmp_path, "dev") == []
+    (tmp_path / "pyproject.toml").write_text("changed")
+    assert set_up(tmp_path, "dev") == [".[dev]"]
+    assert set_up(tmp_path, "") == []
+
+
+def test_the_quickstart_installs_no_tools_for_development():
+    assert '. scripts/setup.sh ""' in (ROOT / "scripts" / "quickstart.sh").read_text()
+    assert ". scripts/setup.sh dev" in (ROOT / "scripts" / "test.sh").read_text()

@@ -22,12 +22,22 @@ from fastcache_xdit.cli import (
     tune,
 )
 from fastcache_xdit.config import FastCacheConfig
-from fastcache_xdit.jobs.recipe import Line
+from fastcache_xdit.jobs.recipe import PromptLine
 from fastcache_xdit.models.catalogue import known_models
 from fastcache_xdit.options import TokensConfig
 from shapes.loading import SHIPPED
 
-PUBLIC = ["FastCacheConfig", "Handle", "enable", "fastcache", "register"]
+PUBLIC = [
+    "FastCacheConfig",
+    "FastCacheError",
+    "Handle",
+    "RankDivergenceError",
+    "Report",
+    "UsageError",
+    "enable",
+    "fastcache",
+    "register",
+]
 OPTIONS = [
     "affine_rank",
     "allow_adapters",
@@ -69,7 +79,7 @@ TOKENS = [
     "threshold",
     "when",
 ]
-HANDLE = ["branch", "disable", "driver", "focus", "report", "reset"]
+HANDLE = ["branch", "disable", "focus", "report", "reset"]
 FLAGS = {
     generate: ["--batch_size", "--compare", "--config", "--dtype", "--output", "--overwrite", "--prompts"],
     run: ["--config"],
@@ -197,7 +207,7 @@ def test_flags_of_a_batch(action):
 
 
 def test_fields_of_a_prompts_file():
-    assert sorted(Line.model_fields) == LINE
+    assert sorted(PromptLine.model_fields) == LINE
 
 
 def test_models():

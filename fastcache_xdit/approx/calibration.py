@@ -1,7 +1,7 @@
-"""A calibration: moments of every segment, how errors spread, and the model that they were measured on.
+"""Calibrations: the moments of every segment, the propagation of errors, and the model that they were measured on.
 
-It is kept in one file. A second kind of file holds what `tune` refitted for some masks, and names the calibration that
-it refines, which lies beside it.
+A calibration is saved as one file. A second kind of file holds the coefficients that `tune` refitted for some masks,
+and names the calibration beside it that they refine.
 """
 
 from __future__ import annotations
@@ -17,17 +17,11 @@ from typing import Any
 import numpy as np
 import torch
 
-from fastcache_xdit.approx.fitted import Coherence, Fitted, Refitted, Solved
-from fastcache_xdit.approx.keys_values import FORM, SEGMENT, STREAM, KeysValues, KeysValuesForecast
+from fastcache_xdit.approx import packing
+from fastcache_xdit.approx.coherence import Coherence
+from fastcache_xdit.approx.fitted import Fitted, Refitted, SolutionCache
+from fastcache_xdit.approx.keys_values import FORECAST_FORM, SEGMENT, STREAM, KeysValues, KeysValuesForecast
 from fastcache_xdit.approx.maps import Affine
-from fastcache_xdit.approx.packing import (
-    MapsBySegment,
-    MomentsBySegment,
-    pack_maps,
-    pack_moments,
-    unpack_maps,
-    unpack_moments,
-)
 from fastcache_xdit.approx.tensor_file import TensorFile, digest, read_tensors, write_tensors
 from fastcache_xdit.errors import UsageError
 
@@ -37,40 +31,42 @@ REFITS = "fastcache refits 1"
 
 @dataclass
 class Calibration:
-    """What was measured of one model.
+    """The measurements of one model.
 
     Attributes:
-        identity: what a running model must share (`approx.identity`).
+        identity: values that a running model must match (see `approx.identity`).
         facts: how it was measured: steps, guidance, size, prompts, dtype, versions, errors of the fits.
         sigmas: noise level of each calibrated step.
-        moments: per segment (see `Segment.key`) and stream, both halves of the requests.
-        gains: per segment and step, by how much a relative error there shows in the final latents, relative to them.
-        spread: per segment, the calibrated test (`decision.significance.Spread.to_dict`).
-        coherence: how errors of one request add up, by growing reach.
-        refits: coefficients [D, 2K+2] that take the place of solutions.
-        maps: per segment and stream, those of `affine` beyond the diagonal, where they were asked for.
-        keys_values: moments of the projections to keys and values, where the model's tokens can be computed in part.
+        moments: by segment (`Segment.key`) and stream, the moments of both halves of the requests.
+        gains: by segment and step, the relative error of the final latents per relative error of the segment's output.
+        spread: by segment, the calibrated test (`decision.significance.Spread.to_dict`).
+        coherence: how the errors of one request add up, by growing reach.
+        refits: coefficients [D, 2K+2] that replace solutions.
+        maps: by segment and stream, the matrices of `affine`, if the calibration was made with them.
+        keys_values: moments of the projections to keys and values, for models that support partial steps.
     """
 
     identity: dict[str, Any]
     facts: dict[str, Any]
     sigmas: tuple[float, ...]
-    moments: MomentsBySegment
+    moments: packing.MomentsBySegment
     gains: dict[str, list[float]] = field(default_factory=dict)
     spread: dict[str, dict[str, Any]] = field(default_factory=dict)
     coherence: tuple[Coherence, ...] = ()
     refits: dict[Refitted, torch.Tensor] = field(default_factory=dict)
-    maps: MapsBySegment = field(default_factory=dict)
+    maps: packing.MapsBySegment = field(default_factory=dict)
     keys_values: KeysValues | None = None
-    _solved: dict[tuple[str, str, bool], Solved] = field(default_factory=dict, init=False, repr=False, compare=False)
+    _solutions: dict[tuple[str, str, bool], SolutionCache] = field(
+        default_factory=dict, init=False, repr=False, compare=False
+    )
 
     def stand_in(self, segment: str, name: str, carry_errors: bool, follows: bool = False) -> Fitted:
         """Return the fitted stand-in `name` of a segment.
 
         Args:
-            segment: its key.
-            name: of the form, see `approx.forms`.
-            carry_errors: a skipped step makes good what those before it missed.
+            segment: key of the segment.
+            name: name of the form, see `approx.forms`.
+            carry_errors: whether a skipped step compensates the errors of the ones before it.
             follows: see `Fitted`.
         Raises:
             UsageError: the calibration has no such segment.
@@ -80,17 +76,18 @@ class Calibration:
                 f"the calibration has no segment {segment}; it has {', '.join(self.moments)}. Calibrate again with "
                 "this granularity, these lead_blocks, and for pp_decision=stage PipeFusion's degree among --stages"
             )
-        solved = self._solved.setdefault((segment, name, carry_errors), Solved())
+        solutions = self._solutions.setdefault((segment, name, carry_errors), SolutionCache())
         coherence = self.coherence if carry_errors else ()
-        return Fitted(name, self.moments[segment], solved, self.refits, segment, coherence, follows)
+        return Fitted(name, self.moments[segment], solutions, self.refits, segment, coherence, follows)
 
     def forecast(self) -> KeysValuesForecast:
-        """Return what makes keys and values of those of earlier steps; there must be `keys_values`."""
+        """Return the extrapolation of keys and values from earlier steps; there must be `keys_values`."""
         assert self.keys_values is not None
-        return KeysValuesForecast(self.keys_values, self._solved.setdefault((SEGMENT, FORM, False), Solved()))
+        solutions = self._solutions.setdefault((SEGMENT, FORECAST_FORM, False), SolutionCache())
+        return KeysValuesForecast(self.keys_values, solutions)
 
     def affine(self, segment: str, rank: int) -> Affine:
-        """Return `affine` of a segment with a diagonal and a part of this rank.
+        """Return `affine` of a segment, with a diagonal plus a matrix of this rank.
 
         Raises:
             UsageError: the calibration has no maps of this segment.
@@ -102,18 +99,18 @@ class Calibration:
         return Affine(self.maps[segment], rank)
 
     def gains_at(self, segment: str, sigmas: Sequence[float]) -> list[float]:
-        """Return the `gains` of a segment for another schedule: an error made in a longer step counts for more."""
+        """Return the `gains` of a segment for other noise levels; an error in a longer step counts for more."""
         logarithms = np.log(np.array(self.gains[segment]) / _widths(self.sigmas))
         interpolated = np.interp(sigmas, self.sigmas[::-1], logarithms[::-1])
         return (np.exp(interpolated) * _widths(sigmas)).tolist()
 
     def as_saved(self) -> Calibration:
-        """Return the calibration as it would be loaded again: what is tried before it is saved is what serves later."""
-        moments = unpack_moments(self.sigmas, pack_moments(self._all_moments()))
+        """Return the calibration as it would be loaded again, rounded to the precision of the file."""
+        moments = packing.unpack_moments(self.sigmas, packing.pack_moments(self._all_moments()))
         return replace(self, **_without_keys_values(moments, self.keys_values.layers if self.keys_values else ()))
 
     def save(self, path: str | Path) -> None:
-        """Write one file; an interrupted write leaves no half file under this name."""
+        """Write a calibration file; an interrupted write leaves no incomplete file under this name."""
         header = {
             "identity": self.identity,
             "facts": self.facts,
@@ -126,7 +123,7 @@ class Calibration:
         write_tensors(path, TensorFile(FORMAT, header, self._tensors()))
 
     def save_refits(self, path: str | Path, base: str | Path) -> None:
-        """Write `refits` alone, as a file that `load` takes: all the rest comes from the calibration file `base`."""
+        """Write `refits` alone to a file that `load` can read; the rest comes from the calibration file `base`."""
         header = {
             "base": os.path.relpath(base, Path(path).parent),
             "base_stamp": Calibration.cached(base).stamp,
@@ -137,10 +134,10 @@ class Calibration:
 
     @classmethod
     def load(cls, path: str | Path) -> Calibration:
-        """Read a file and check that it is whole.
+        """Read a file that `save` or `save_refits` wrote.
 
         Raises:
-            UsageError: missing, truncated, foreign or altered; the message names the file and what is wrong with it.
+            UsageError: the file is missing, truncated, altered or of another kind.
         """
         kind, header, tensors = read_tensors(path, FORMAT, REFITS)
         if kind == REFITS:
@@ -149,33 +146,33 @@ class Calibration:
         return cls(
             sigmas=sigmas,
             coherence=tuple(Coherence(*values) for values in header.pop("coherence")),
-            maps=unpack_maps(tensors),
-            **_without_keys_values(unpack_moments(sigmas, tensors), layers),
+            maps=packing.unpack_maps(tensors),
+            **_without_keys_values(packing.unpack_moments(sigmas, tensors), layers),
             **header,
         )
 
     @classmethod
     def cached(cls, path: str | Path) -> Calibration:
-        """Load a file once for each state of it: caches that come and go share what was solved from it."""
+        """Load a file, or return the same object again while the file is unchanged, so that solutions are shared."""
         file = Path(path)
         return _loaded(file, file.stat().st_mtime_ns if file.is_file() else 0)
 
     @cached_property
     def stamp(self) -> str:
-        """A digest of what decisions depend on, for ranks to compare."""
+        """A digest of all that decisions and estimates depend on, for ranks to compare."""
         refits = {str(refitted): coefficients for refitted, coefficients in self.refits.items()}
         return digest(json.dumps([self.sigmas, self.gains, self.spread, self.coherence]), self._tensors() | refits)
 
     def _tensors(self) -> dict[str, torch.Tensor]:
-        return pack_moments(self._all_moments()) | pack_maps(self.maps)
+        return packing.pack_moments(self._all_moments()) | packing.pack_maps(self.maps)
 
-    def _all_moments(self) -> MomentsBySegment:
-        projected: MomentsBySegment = {SEGMENT: {STREAM: self.keys_values.halves}} if self.keys_values else {}
-        return self.moments | projected
+    def _all_moments(self) -> packing.MomentsBySegment:
+        keys_values: packing.MomentsBySegment = {SEGMENT: {STREAM: self.keys_values.halves}} if self.keys_values else {}
+        return self.moments | keys_values
 
 
-def _without_keys_values(moments: MomentsBySegment, layers: tuple[str, ...]) -> dict[str, Any]:
-    """Fields of a calibration: in a file, moments of keys and values are one more segment."""
+def _without_keys_values(moments: packing.MomentsBySegment, layers: tuple[str, ...]) -> dict[str, Any]:
+    """Return the fields of a calibration; in a file, the moments of keys and values are one more segment."""
     keys_values = KeysValues(layers, moments.pop(SEGMENT)[STREAM]) if layers else None
     return {"moments": moments, "keys_values": keys_values}
 
@@ -199,5 +196,5 @@ def _loaded(path: Path, changed: int) -> Calibration:
 
 
 def _widths(sigmas: Sequence[float]) -> np.ndarray:
-    """How far each step goes down; the last one to no noise."""
+    """Return by how much each step lowers the noise level; the last one to 0."""
     return -np.diff(np.array([*sigmas, 0.0]))

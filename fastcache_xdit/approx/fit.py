@@ -1,4 +1,4 @@
-"""Closed-form fits from second moments: ridge towards a prior, its strength chosen on held-out requests."""
+"""Closed-form fits from second moments: ridge regression towards a prior, its strength chosen on held-out requests."""
 
 from __future__ import annotations
 
@@ -10,21 +10,26 @@ import torch
 from fastcache_xdit.approx.forms import Form
 from fastcache_xdit.approx.moments import Moments
 
-# Relative to each feature's own energy; infinity is the prior itself, which a fit has to beat to be taken.
+# Ridge strengths relative to the energy of each feature. Infinity is the prior itself, which a fit must improve on.
 STRENGTHS = (1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0, float("inf"))
 
-RAREST = 1e-3  # share of the largest energy that `directions` takes an axis to have at least
+RAREST = 1e-3  # least energy of an axis in `directions`, relative to the largest
 
 
 class Places(NamedTuple):
-    """Which steps a fit is for: `steps` [P] to be replaced, `references` [P, K] computed before, newest first."""
+    """The skipped steps that are fitted, and the computed steps that each of them uses.
+
+    Attributes:
+        steps: [P] int64, skipped steps.
+        references: [P, K] int64, computed steps before each, newest first.
+    """
 
     steps: torch.Tensor
     references: torch.Tensor
 
     @classmethod
     def one(cls, step: int, references: Sequence[int]) -> Places:
-        """A single place."""
+        """Return a single place."""
         return cls(torch.tensor([step]), torch.tensor([list(references)]))
 
 
@@ -32,9 +37,9 @@ class FitResult(NamedTuple):
     """Fitted stand-ins, one for each place.
 
     Attributes:
-        coefficients: [P, D, 2K+2] float64, per channel the weights of Z = [R1..RK, H, H1..HK, 1].
+        coefficients: [P, D, 2K+2] float64, for each channel the weights of Z = [R1..RK, H, H1..HK, 1].
         squared_error: [P] sum of squared errors over the held-out requests.
-        energy: [P] sum of squares of the segment's output there.
+        energy: [P] sum of squares of the segment's output over the held-out requests.
     """
 
     coefficients: torch.Tensor
@@ -43,7 +48,7 @@ class FitResult(NamedTuple):
 
     @property
     def relative_error(self) -> torch.Tensor:
-        """[P]: norm(error) / norm(output) on held-out requests."""
+        """norm(error) / norm(output) on held-out requests, [P]."""
         return (self.squared_error / self.energy).sqrt()
 
 
@@ -55,29 +60,37 @@ def fit(
     strengths: Sequence[float] = STRENGTHS,
     carried: torch.Tensor | None = None,
 ) -> FitResult:
-    """Least squares of R[t] on a form's features, for every place.
+    """Fit R[t] to the features of a form by ridge regression, for every place.
 
-    Minimises |R + carried - F c|^2 + strength |c - prior|^2 per channel (features scaled to unit energy). For each
-    place the strength is the one with the least error on `held_out`; the coefficients are then solved from both
-    together. `carried` [P, D, 2T+1] is an error of earlier steps, in the states that the moments are of, which this
-    step shall make good. Places closer together than the calibrated steps keep their prior: the moments do not tell
-    how states curve there.
+    Minimises |R + carried - F c|^2 + strength |c - prior|^2 for each channel, with features scaled to unit energy. Each
+    place uses the strength with the least error on `held_out`; its coefficients are then solved from both halves
+    together. Places whose steps lie closer together than the calibrated steps keep their prior, because the moments
+    hold no information about the curvature there.
+
+    Args:
+        form: the features.
+        training: moments that candidates are solved from.
+        held_out: moments that choose among them.
+        places: steps and references.
+        strengths: candidates for the strength of the ridge.
+        carried: [P, D, 2T+1] error of earlier steps as weights of the states, which this step shall compensate.
     """
-    mine, theirs, prior = _local(training, places), _local(held_out, places), _prior(form, places)
-    energy = _output_energy(theirs, places.references.shape[1])
+    solved, judged, prior = _local(training, places), _local(held_out, places), _prior(form, places)
+    energy = _output_energy(judged, places.references.shape[1])
     if carried is not None:
-        mine, theirs = _aimed(mine, training, places, carried), _aimed(theirs, held_out, places, carried)
-    tried = torch.tensor(strengths, dtype=torch.float64).expand(len(prior), -1)
-    errors = _squared_error(_solve(form, mine, prior, tried), theirs[:, None]).sum(-1)
+        solved = _with_carried(solved, training, places, carried)
+        judged = _with_carried(judged, held_out, places, carried)
+    candidates = torch.tensor(strengths, dtype=torch.float64).expand(len(prior), -1)
+    errors = _squared_error(_solve(form, solved, prior, candidates), judged[:, None]).sum(-1)
     if form.residuals:
-        errors = errors.masked_fill(_unresolved(training, places)[:, None] & tried.isfinite(), float("inf"))
-    best = tried.gather(1, errors.argmin(dim=1, keepdim=True))
-    coefficients = _solve(form, mine + theirs, prior, best)[:, 0]
+        errors = errors.masked_fill(_unresolved(training, places)[:, None] & candidates.isfinite(), float("inf"))
+    best = candidates.gather(1, errors.argmin(dim=1, keepdim=True))
+    coefficients = _solve(form, solved + judged, prior, best)[:, 0]
     return FitResult(coefficients, errors.amin(dim=1), energy)
 
 
 def error_made(coefficients: torch.Tensor, steps: int, place: Places) -> torch.Tensor:
-    """[D, 2T+1]: R[t] - z . Z of one place, in the states that moments of `steps` steps are of."""
+    """Return the error R[t] - z . Z of one place as weights [D, 2T+1] of the states in moments of `steps` steps."""
     index = _states(steps, place)[0]
     error = torch.zeros(coefficients.shape[0], 2 * steps + 1, dtype=torch.float64)
     error[:, index] = torch.cat([-coefficients, torch.ones_like(coefficients[:, :1])], dim=1)
@@ -85,10 +98,10 @@ def error_made(coefficients: torch.Tensor, steps: int, place: Places) -> torch.T
 
 
 def directions(form: Form, moments: Moments, place: Places, coefficients: torch.Tensor) -> torch.Tensor:
-    """[D, F, 2K+2]: independent ways to change one place's coefficients, each a change of R as large as its error.
+    """Return [D, F, 2K+2]: independent changes of one place's coefficients, each changing R by the norm of its error.
 
-    The principal axes of the form's features, so that features which are much alike do not hide each other; axes that
-    hardly occur are held short.
+    They are the principal axes of the form's features, so that correlated features can be trained. Axes with hardly any
+    energy are limited in length.
     """
     local = _local(moments, place)[0]
     features = form.features(place.references.shape[1])
@@ -99,7 +112,7 @@ def directions(form: Form, moments: Moments, place: Places, coefficients: torch.
 
 
 def _states(total: int, places: Places) -> torch.Tensor:
-    """[P, 2K+3]: where Z = [R1..RK, H, H1..HK, 1] and, last, the target R[t] are among the 2T+1 states of moments."""
+    """[P, 2K+3]: indices of Z = [R1..RK, H, H1..HK, 1] and, last, of the target R[t] among the 2T+1 states."""
     steps, references = places
     bias = torch.full((len(steps), 1), 2 * total)
     target = steps[:, None]
@@ -107,9 +120,9 @@ def _states(total: int, places: Places) -> torch.Tensor:
 
 
 def _unresolved(moments: Moments, places: Places) -> torch.Tensor:
-    """[P] bool: no calibrated step apart, the replaced step and the references of its prior."""
+    """[P] bool: whether the steps of a place and its prior lie closer together than calibrated steps."""
     used = places.references[:, :2]
-    return moments.ticks[places.steps] - moments.ticks[used[:, -1]] < used.shape[1] - 1e-6
+    return moments.positions[places.steps] - moments.positions[used[:, -1]] < used.shape[1] - 1e-6
 
 
 def _local(moments: Moments, places: Places) -> torch.Tensor:
@@ -118,26 +131,26 @@ def _local(moments: Moments, places: Places) -> torch.Tensor:
     return moments.gram[:, index[:, :, None], index[:, None, :]].transpose(0, 1)
 
 
-def _aimed(local: torch.Tensor, moments: Moments, places: Places, carried: torch.Tensor) -> torch.Tensor:
-    """`local` with R[t] + carried for its target."""
-    moved = (moments.gram @ carried[..., None])[..., 0]
-    index = _states(moments.steps, places)[:, None].expand(-1, moved.shape[1], -1)
-    shift = moved.gather(-1, index)
-    aimed = local.clone()
-    aimed[..., -1, :] += shift
-    aimed[..., :, -1] += shift
-    aimed[..., -1, -1] += (carried * moved).sum(-1)
-    return aimed
+def _with_carried(local: torch.Tensor, moments: Moments, places: Places, carried: torch.Tensor) -> torch.Tensor:
+    """Return `local` with the target R[t] + carried."""
+    cross = (moments.gram @ carried[..., None])[..., 0]
+    index = _states(moments.steps, places)[:, None].expand(-1, cross.shape[1], -1)
+    shift = cross.gather(-1, index)
+    shifted = local.clone()
+    shifted[..., -1, :] += shift
+    shifted[..., :, -1] += shift
+    shifted[..., -1, -1] += (carried * cross).sum(-1)
+    return shifted
 
 
 def _prior(form: Form, places: Places) -> torch.Tensor:
-    """[P, F]."""
-    steps, references = places.steps.tolist(), places.references.tolist()
-    return torch.stack([form.prior(known, step) for step, known in zip(steps, references, strict=True)])
+    """[P, F]: the prior of each place."""
+    pairs = zip(places.steps.tolist(), places.references.tolist(), strict=True)
+    return torch.stack([form.prior(references, step) for step, references in pairs])
 
 
 def _solve(form: Form, local: torch.Tensor, prior: torch.Tensor, strengths: torch.Tensor) -> torch.Tensor:
-    """Coefficients [P, C, D, 2K+2] for C strengths [P, C] of the pull to `prior` [P, F]."""
+    """Solve for coefficients [P, C, D, 2K+2], given C strengths [P, C] of the pull towards `prior` [P, F]."""
     count = (local.shape[-1] - 3) // 2
     features, offset = form.features(count), form.offset(count)
     gram = features @ local[..., :-1, :-1] @ features.T
@@ -145,21 +158,21 @@ def _solve(form: Form, local: torch.Tensor, prior: torch.Tensor, strengths: torc
     energy = gram.diagonal(dim1=-2, dim2=-1)
     pull = energy.clamp_min(energy.amax(-1, keepdim=True) * 1e-12).clamp_min(1e-30)
     finite = strengths.isfinite()
-    # Where the prior rules nothing is taken from the solution, which must exist all the same.
+    # With an infinite strength the solution is not used, but it must exist.
     ridge = (torch.where(finite, strengths, 1.0) + 1e-12)[:, :, None, None] * pull[:, None]
-    wanted = moment - (gram @ prior[:, None, :, None])[..., 0]
-    step = torch.linalg.solve(gram[:, None] + torch.diag_embed(ridge), wanted[:, None, ..., None])[..., 0]
+    remainder = moment - (gram @ prior[:, None, :, None])[..., 0]
+    step = torch.linalg.solve(gram[:, None] + torch.diag_embed(ridge), remainder[:, None, ..., None])[..., 0]
     fitted = prior[:, None, None] + torch.where(finite[:, :, None, None], step, 0.0)
     return fitted @ features + offset
 
 
 def _squared_error(coefficients: torch.Tensor, local: torch.Tensor) -> torch.Tensor:
-    """Per channel, |R - z . Z|^2 as a quadratic form in the moments."""
+    """Return |R - z . Z|^2 of each channel, as a quadratic form in the moments."""
     both = torch.cat([coefficients, -torch.ones_like(coefficients[..., :1])], dim=-1)
     return torch.einsum("...i,...ij,...j->...", both, local.expand(*both.shape, both.shape[-1]), both).clamp_min(0)
 
 
 def _output_energy(local: torch.Tensor, count: int) -> torch.Tensor:
-    """[P]: sum of squares of H + R."""
+    """[P]: sum of squares of the output H + R."""
     entry = local[..., count, count] + 2 * local[..., count, -1] + local[..., -1, -1]
     return entry.sum(-1)

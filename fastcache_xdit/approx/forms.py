@@ -1,7 +1,7 @@
-"""The fitted stand-ins as data: which combinations of cached states each may use, and what it falls back to.
+"""The fitted stand-ins as data: which cached states each combines, and the prior that it is pulled towards.
 
-A segment's states at a skipped step are laid out as Z = [R1..RK, H, H1..HK, 1]: residuals and entry states of the last
-K computed steps, newest first, with the current entry state H between them.
+The states of a segment at a skipped step are ordered as Z = [R1..RK, H, H1..HK, 1]: residuals and entry states of the
+last K computed steps, newest first, with the current entry state H between them.
 """
 
 from __future__ import annotations
@@ -19,11 +19,11 @@ class Form:
     """One family of linear approximations (method.md 2).
 
     Attributes:
-        residuals: how many past residuals R1.. may be weighed.
-        changes: how many differences of entry states, H - H1, H1 - H2, ...
-        entry: weigh H itself (the paper's W H + b).
-        bias: a constant per channel.
-        keeps_residual: R1 always counts whole, and only the rest is fitted (exact when nothing changed).
+        residuals: number of past residuals R1, R2, ... with a weight.
+        changes: number of differences of entry states H - H1, H1 - H2, ... with a weight.
+        entry: whether H itself has a weight (the paper's W H + b).
+        bias: whether there is a constant for each channel.
+        keeps_residual: whether R1 is added with weight 1 (exact if nothing changed) and only the rest is fitted.
     """
 
     residuals: int = 0
@@ -34,11 +34,11 @@ class Form:
 
     @property
     def references(self) -> int:
-        """Computed steps that it looks back to."""
+        """Number of computed steps that the form uses."""
         return max(self.residuals, self.changes, int(self.keeps_residual))
 
     def features(self, count: int) -> torch.Tensor:
-        """[F, 2 count + 2] float64: each row one fitted combination of Z, for `count` references."""
+        """Return the features [F, 2 count + 2] float64 as combinations of Z, for `count` references."""
         rows = [_unit(count, k) for k in range(min(self.residuals, count))]
         rows += [_unit(count, count + k) - _unit(count, count + 1 + k) for k in range(min(self.changes, count))]
         if self.entry:
@@ -48,11 +48,16 @@ class Form:
         return torch.stack(rows)
 
     def offset(self, count: int) -> torch.Tensor:
-        """[2 count + 2]: the part of Z that is not fitted."""
+        """Return the part of the estimate that is not fitted, as a combination [2 count + 2] of Z."""
         return _unit(count, 0) if self.keeps_residual else torch.zeros(2 * count + 2, dtype=torch.float64)
 
     def prior(self, steps: Sequence[float], step: float) -> torch.Tensor:
-        """[F]: what a fit is pulled towards: Taylor 1 where residuals are weighed (from one, reuse), else zero."""
+        """Return the prior [F] of a fit: Taylor 1 (with one reference, reuse) for forms with residuals, else zero.
+
+        Args:
+            steps: the references, newest first.
+            step: the skipped step.
+        """
         prior = torch.zeros(len(self.features(len(steps))), dtype=torch.float64)
         used = steps[: min(2, self.residuals)]
         prior[: len(used)] = torch.tensor(polynomial_weights(used, step), dtype=torch.float64)
@@ -66,7 +71,7 @@ FORMS = {
     "delta+history": Form(residuals=3, changes=2, bias=True),
 }
 
-FORM = "delta+history"  # the one that calibrations are measured for, and masks planned and tuned
+FORM = "delta+history"  # the form that calibrations are measured for, and that masks are planned and tuned with
 
 
 def _unit(count: int, index: int) -> torch.Tensor:

@@ -1,4 +1,4 @@
-"""What tells one model from another, so that a calibration is used only where it was made."""
+"""The identity of a model, so that a calibration is only used with the model that it was made for."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ def check_identity(calibrated: Mapping[str, Any], running: Mapping[str, Any], al
     """Compare the identity in a calibration with that of the running model.
 
     Args:
-        calibrated: values of `IDENTITY`: names, digests of configs, a fingerprint of weights, adapters.
-        running: the same of the running model, or as much as is known of it.
-        allow_adapters: compare only what no adapter changes.
+        calibrated: values of `IDENTITY`: class names, digests of configs, a fingerprint of the weights, adapters.
+        running: the same values of the running model, as far as they are known.
+        allow_adapters: compare only what adapters do not change.
     Raises:
-        UsageError: names the first field that differs, with both values.
+        UsageError: a value differs; names the first one that does.
     """
     for name in BASE_IDENTITY if allow_adapters else IDENTITY:
         if not _same(calibrated.get(name), running.get(name)):
@@ -31,12 +31,12 @@ def check_identity(calibrated: Mapping[str, Any], running: Mapping[str, Any], al
             )
 
 
-def _same(mine: Any, theirs: Any) -> bool:
-    """Equal; fingerprints (name -> norm) where the names that both hold differ by rounding only."""
-    if not isinstance(mine, dict) or not isinstance(theirs, dict):
-        return mine == theirs
-    shared = mine.keys() & theirs.keys()
-    return all(abs(mine[name] - theirs[name]) <= 1e-3 * abs(mine[name]) for name in shared)
+def _same(calibrated: Any, running: Any) -> bool:
+    """Return whether two values are equal; fingerprints (norm by name) up to rounding, in the names of both."""
+    if not isinstance(calibrated, dict) or not isinstance(running, dict):
+        return calibrated == running
+    names = calibrated.keys() & running.keys()
+    return all(abs(calibrated[name] - running[name]) <= 1e-3 * abs(calibrated[name]) for name in names)
 
 
 def _short(value: Any) -> str:

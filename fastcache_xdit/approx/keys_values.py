@@ -1,4 +1,4 @@
-"""Keys and values of static tokens, fitted as weighted sums of those of earlier whole steps."""
+"""Extrapolated keys and values: weighted sums of those of earlier full steps."""
 
 from __future__ import annotations
 
@@ -7,18 +7,22 @@ from typing import NamedTuple
 
 import torch
 
-from fastcache_xdit.approx.fitted import Fitted, Halves, Solved
-from fastcache_xdit.approx.moments import Moments
+from fastcache_xdit.approx.fitted import Fitted, SolutionCache
+from fastcache_xdit.approx.moments import Halves, Moments
 
-FORM = "history"
-SEGMENT, STREAM = "attention", "keys_values"  # names of the moments in a calibration
+FORECAST_FORM = "history"
+SEGMENT, STREAM = "attention", "keys_values"  # names of their moments in a calibration
 
 
 class KeysValues(NamedTuple):
-    """Moments of every projection to keys or values; its output, all channels alike, counts as one channel of `halves`.
+    """Moments of all projections to keys and values.
 
-    One weight for each earlier step and projection: weights per channel give 0.3 to 1.5 dB more, for moments that are
-    hundreds of times as large.
+    Each projection is one channel of `halves`, over all channels of its output, and so has one weight for each earlier
+    step. Weights for each channel would gain 0.3 to 1.5 dB, but need moments hundreds of times as large.
+
+    Attributes:
+        layers: names of the projections.
+        halves: their moments [L, 2T+1, 2T+1]; entry states and bias are empty.
     """
 
     layers: tuple[str, ...]
@@ -26,16 +30,16 @@ class KeysValues(NamedTuple):
 
 
 class KeysValuesForecast:
-    """Weights of earlier rows, solved once for each pattern of steps.
+    """Extrapolates keys and values, with weights that are solved once for each pattern of steps.
 
     Args:
-        known: names of the projections, and their moments [L, 2T+1, 2T+1], entry states and bias left empty.
-        solved: what other caches have solved already.
+        calibrated: names and moments of the projections.
+        solutions: solutions of earlier caches.
     """
 
-    def __init__(self, known: KeysValues, solved: Solved | None = None) -> None:
-        self._number = {layer: number for number, layer in enumerate(known.layers)}
-        self._fitted = Fitted(FORM, {STREAM: known.halves}, solved)
+    def __init__(self, calibrated: KeysValues, solutions: SolutionCache | None = None) -> None:
+        self._number = {layer: number for number, layer in enumerate(calibrated.layers)}
+        self._fitted = Fitted(FORECAST_FORM, {STREAM: calibrated.halves}, solutions)
         self._weights: dict[tuple[tuple[float, ...], int, tuple[int, ...]], list[list[float]]] = {}
         self.references = self._fitted.references
 
@@ -44,28 +48,36 @@ class KeysValuesForecast:
         self._fitted.begin(sigmas)
 
     def knows(self, layer: str) -> bool:
-        """Return whether there are moments of a projection."""
+        """Return whether the calibration has moments of this projection."""
         return layer in self._number
 
-    def rows(self, layer: str, step: int, known: Sequence[tuple[int, torch.Tensor]]) -> torch.Tensor:
-        """Return the rows [B, N, D] of a projection at a step, from (step, rows) of whole steps, newest first."""
-        weights = self.weights(layer, step, tuple(each for each, _ in known))
-        total = weights[0] * known[0][1].float()
-        for weight, (_, rows) in zip(weights[1:], known[1:], strict=True):
+    def rows(self, layer: str, step: int, stored: Sequence[tuple[int, torch.Tensor]]) -> torch.Tensor:
+        """Estimate the rows [B, N, D] of a projection at a step from (step, rows) of full steps, newest first."""
+        weights = self.weights(layer, step, tuple(computed for computed, _ in stored))
+        total = weights[0] * stored[0][1].float()
+        for weight, (_, rows) in zip(weights[1:], stored[1:], strict=True):
             total.add_(rows, alpha=weight)
-        return total.to(known[0][1].dtype)
+        return total.to(stored[0][1].dtype)
 
-    def weights(self, layer: str, step: int, known: tuple[int, ...]) -> list[float]:
-        """Return the weights of a projection's rows at the `known` steps, newest first, for a step."""
-        key = (self._fitted.sigmas, step, known)
+    def weights(self, layer: str, step: int, computed: tuple[int, ...]) -> list[float]:
+        """Return the weights for a step of a projection's rows at the `computed` steps, newest first."""
+        key = (self._fitted.sigmas, step, computed)
         if key not in self._weights:
-            self._weights[key] = self._fitted.coefficients(STREAM, step, known)[:, : len(known)].tolist()
+            self._weights[key] = self._fitted.coefficients(STREAM, step, computed)[:, : len(computed)].tolist()
         return self._weights[key][self._number[layer]]
 
 
-def add_to(known: dict[str, Moments], seen: Mapping[str, Sequence[torch.Tensor]], sigmas: Sequence[float]) -> None:
-    """Add rows [n, D] by step of each projection, in the order of `seen`, to the moments of all."""
-    moments = known.setdefault(STREAM, Moments.empty(sigmas, len(seen)))
-    for number, rows in enumerate(seen.values()):
-        flat = torch.stack([each.flatten() for each in rows]).double()
+def add_to(
+    by_stream: dict[str, Moments], recorded: Mapping[str, Sequence[torch.Tensor]], sigmas: Sequence[float]
+) -> None:
+    """Add recorded rows to the moments of all projections.
+
+    Args:
+        by_stream: the moments, under `STREAM`; created if they are not there.
+        recorded: for each projection, its rows [n, D] by step.
+        sigmas: noise level of each step.
+    """
+    moments = by_stream.setdefault(STREAM, Moments.empty(sigmas, len(recorded)))
+    for number, rows in enumerate(recorded.values()):
+        flat = torch.stack([step_rows.flatten() for step_rows in rows]).double()
         moments.gram[number, : len(rows), : len(rows)] += flat @ flat.T

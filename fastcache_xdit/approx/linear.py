@@ -1,4 +1,4 @@
-"""Stand-ins for skipped blocks: linear in what computed steps left behind, applied in the model's dtype."""
+"""Stand-ins for skipped blocks, linear in the states of computed steps; this module holds those without a fit."""
 
 from __future__ import annotations
 
@@ -11,9 +11,12 @@ from fastcache_xdit.errors import UsageError
 
 
 class Reference(NamedTuple):
-    """One computed step: what entered a segment (None where nobody asks for it) and what the segment added.
+    """One stream of a segment at a computed step.
 
-    Both are [B, N, D]; residual R = H[out] - H[in].
+    Attributes:
+        step: the computed step.
+        entered: the input H [B, N, D] of the segment; None if it is not needed.
+        residual: R = output - input, [B, N, D].
     """
 
     step: int
@@ -22,11 +25,11 @@ class Reference(NamedTuple):
 
 
 class Past(NamedTuple):
-    """What a stand-in for one step looks back to.
+    """A skipped step and the computed steps before it.
 
     Attributes:
         step: the skipped step.
-        references: the last computed steps of one stream, newest first, as many as the stand-in asks for.
+        references: the last computed steps of one stream, newest first, as many as the stand-in uses.
         computed: all computed steps of the request so far, newest first.
     """
 
@@ -36,11 +39,11 @@ class Past(NamedTuple):
 
 
 class StandIn(Protocol):
-    """What replaces the blocks of one segment at a skipped step.
+    """Estimates the residual of one segment at a skipped step.
 
     Attributes:
-        references: computed steps that it looks back to.
-        entered_kept: how many of these must keep what entered the segment.
+        references: number of computed steps that it uses.
+        entered_kept: number of these, the newest ones, whose input states it uses.
     """
 
     references: int
@@ -50,14 +53,17 @@ class StandIn(Protocol):
         """Begin a request whose steps have these noise levels; none in a user's own loop."""
 
     def residual(self, stream: str, entered: torch.Tensor, past: Past) -> torch.Tensor:
-        """Return R[t] of one stream, given what enters now [B, N, D]."""
+        """Return the estimated residual [B, N, D] of one stream, given the states [B, N, D] that enter."""
 
 
 class Polynomial:
-    """R[t] continued from computed steps by the polynomial through them; nothing is fitted.
+    """Extrapolates the residual by the polynomial through computed steps; nothing is fitted.
 
-    Order 0 is `reuse` (FBCache, TeaCache), order 1 finite differences (Taylor 1), order 2 Taylor 2. Near the start of
-    a request the order is what the computed steps allow.
+    Order 0 is `reuse` (as in FBCache and TeaCache), order 1 finite differences (Taylor 1), order 2 Taylor 2. At the
+    start of a request the order is lower, while there are fewer computed steps.
+
+    Args:
+        order: order of the polynomial.
     """
 
     entered_kept = 0
@@ -66,7 +72,7 @@ class Polynomial:
         self.references = order + 1
 
     def begin(self, sigmas: Sequence[float]) -> None:
-        """Do nothing: the polynomial runs in the index of the step."""
+        """Do nothing; the polynomial depends on the number of the step alone."""
 
     def residual(self, stream: str, entered: torch.Tensor, past: Past) -> torch.Tensor:
         """Return the polynomial's value at the skipped step."""
@@ -79,25 +85,26 @@ class Polynomial:
 
 
 def polynomial_weights(steps: Sequence[float], step: float) -> list[float]:
-    """Return the Lagrange weights w with sum_k w_k R[steps_k] = the polynomial through all references, at `step`."""
+    """Return Lagrange weights w: sum_k w_k R[steps_k] is the polynomial through all R[steps_k], at `step`."""
     weights = []
-    for own in steps:
+    for reference in steps:
         weight = 1.0
         for other in steps:
-            if other != own:
-                weight *= (step - other) / (own - other)
+            if other != reference:
+                weight *= (step - other) / (reference - other)
         weights.append(weight)
     return weights
 
 
+# The order of the polynomial that each stand-in is without a calibration.
 UNFITTED = {"reuse": 0, "history": 1, "taylor2": 2, "delta": 0, "delta+history": 1}
 
 
 def unfitted(name: str) -> Polynomial:
-    """Return what a stand-in is before anything was calibrated: `delta` has A = I, `history` is Taylor 1.
+    """Return the stand-in `name` without a calibration: `delta` has A = I, `history` is Taylor 1.
 
     Raises:
-        UsageError: `affine`, which is nothing without a fit.
+        UsageError: `affine`, which needs a fit.
     """
     if name not in UNFITTED:
         raise UsageError(

@@ -1,4 +1,4 @@
-"""How moments and maps are named and packed in a calibration file."""
+"""Names and layout of moments and maps in a calibration file."""
 
 from __future__ import annotations
 
@@ -6,18 +6,23 @@ from collections.abc import Mapping, Sequence
 
 import torch
 
-from fastcache_xdit.approx.fitted import Halves
 from fastcache_xdit.approx.maps import Maps
-from fastcache_xdit.approx.moments import Moments
+from fastcache_xdit.approx.moments import Halves, Moments
 
-MomentsBySegment = dict[str, dict[str, Halves]]  # by segment and stream
+MomentsBySegment = dict[str, dict[str, Halves]]  # by key of the segment, and stream
 MapsBySegment = dict[str, dict[str, Maps]]
 # Names of tensors in a file, by field of `Maps`.
-MAP_NAMES = {"diagonal": "diagonal", "matrix": "matrix", "entered": "entered", "residual": "left", "spread": "spread"}
+MAP_NAMES = {
+    "diagonal": "diagonal",
+    "matrix": "matrix",
+    "entered": "entered",
+    "residual": "left",
+    "deviation": "spread",
+}
 
 
 def pack_moments(moments: Mapping[str, Mapping[str, Halves]]) -> dict[str, torch.Tensor]:
-    """Return float32 tensors by name, `segment/stream/half`."""
+    """Return moments as float32 tensors named `segment/stream/half`."""
     return {
         f"{segment}/{stream}/{half}": half_moments.packed()
         for segment, streams in moments.items()
@@ -27,18 +32,20 @@ def pack_moments(moments: Mapping[str, Mapping[str, Halves]]) -> dict[str, torch
 
 
 def unpack_moments(sigmas: Sequence[float], tensors: Mapping[str, torch.Tensor]) -> MomentsBySegment:
-    """Undo `pack_moments`; other tensors are left out."""
+    """Return the moments that `pack_moments` packed; other tensors are ignored."""
     moments: MomentsBySegment = {}
     for name in tensors:
         segment, stream, half = name.split("/")
         if half == "training":
             packed = (tensors[f"{segment}/{stream}/{half}"] for half in Halves._fields)
-            moments.setdefault(segment, {})[stream] = Halves(*(Moments.unpacked(sigmas, each) for each in packed))
+            moments.setdefault(segment, {})[stream] = Halves(
+                *(Moments.unpacked(sigmas, triangles) for triangles in packed)
+            )
     return moments
 
 
 def pack_maps(maps: Mapping[str, Mapping[str, Maps]]) -> dict[str, torch.Tensor]:
-    """Return float32 tensors by name, `segment/stream/maps.name`; matrices, which are large, in float16."""
+    """Return maps as float32 tensors named `segment/stream/maps.name`; the large matrices as float16."""
     return {
         f"{segment}/{stream}/maps.{name}": _narrow(field, getattr(stream_maps, field))
         for segment, streams in maps.items()
@@ -48,7 +55,7 @@ def pack_maps(maps: Mapping[str, Mapping[str, Maps]]) -> dict[str, torch.Tensor]
 
 
 def unpack_maps(tensors: Mapping[str, torch.Tensor]) -> MapsBySegment:
-    """Undo `pack_maps`; other tensors are left out."""
+    """Return the maps that `pack_maps` packed; other tensors are ignored."""
     maps: MapsBySegment = {}
     for name in tensors:
         segment, stream, kind = name.split("/")

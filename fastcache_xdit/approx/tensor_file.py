@@ -1,4 +1,4 @@
-"""Safetensors files with a JSON header and a digest over both; nothing in them is executed."""
+"""Safetensors files with a JSON header and a digest over both; loading one executes nothing."""
 
 from __future__ import annotations
 
@@ -14,7 +14,13 @@ from fastcache_xdit.errors import UsageError
 
 
 class TensorFile(NamedTuple):
-    """What a file holds: its kind (a format's name with its version), a JSON header, and tensors by name."""
+    """The contents of a file.
+
+    Attributes:
+        kind: name and version of the format.
+        header: values for JSON.
+        tensors: tensors by name.
+    """
 
     kind: str
     header: dict[str, Any]
@@ -22,21 +28,21 @@ class TensorFile(NamedTuple):
 
 
 def write_tensors(path: str | Path, file: TensorFile) -> None:
-    """Write a file; an interrupted write leaves no half file under this name."""
+    """Write a file; an interrupted write leaves no incomplete file under this name."""
     from safetensors.torch import save_file
 
     text, partial = json.dumps(file.header), Path(f"{path}.partial")
     partial.parent.mkdir(parents=True, exist_ok=True)
     save_file(file.tensors, partial, {"format": file.kind, "header": text, "digest": digest(text, file.tensors)})
-    partial.chmod(0o644)  # safetensors leaves it to its owner alone, and ranks of other users read it too
+    partial.chmod(0o644)  # safetensors makes it readable for its owner alone
     partial.replace(path)
 
 
 def read_tensors(path: str | Path, *kinds: str) -> TensorFile:
-    """Read a file of one of these kinds and check that it is whole.
+    """Read a file of one of these kinds and check its digest.
 
     Raises:
-        UsageError: missing, truncated, of another kind, or altered.
+        UsageError: the file is missing, truncated, altered or of another kind.
     """
     from safetensors import SafetensorError, safe_open
 
@@ -57,7 +63,7 @@ def read_tensors(path: str | Path, *kinds: str) -> TensorFile:
 
 
 def digest(header: str, tensors: Mapping[str, torch.Tensor]) -> str:
-    """Return the SHA-256 digest over a header's text and all tensors by name."""
+    """Return the SHA-256 digest of a header's text and of all tensors with their names."""
     sha = hashlib.sha256(header.encode())
     for name in sorted(tensors):
         sha.update(name.encode())

@@ -1,1 +1,1 @@
-"""Everything that measures FastCache, alone and beside other caches."""
+"""Measure FastCache, alone and beside other caches."""

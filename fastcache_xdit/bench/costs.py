@@ -1,11 +1,10 @@
-"""What partial steps cost on this machine, so that none is slower than the whole step that it replaces."""
+"""Measure what partial steps cost on this machine, so that none is slower than the whole step that it replaces."""
 
 from __future__ import annotations
 
 import statistics
 
 from fastcache_xdit.bench.timed import Timed
-from fastcache_xdit.config import SCHEDULE_DECIDES as SCHEDULED
 from fastcache_xdit.config import FastCacheConfig
 from fastcache_xdit.host.xdit import world
 from fastcache_xdit.host.xdit.engine import Batch
@@ -16,26 +15,22 @@ SHARES = (1 / 16, 1 / 8, 1 / 4, 1 / 2, 3 / 4, 9 / 10)
 
 
 def costs(runner: Runner, batch: Batch) -> dict[float, float]:
-    """For each share of computed tokens the time of a partial step over that of a whole one, medians of one request.
+    """Measure, for each share of computed tokens, a partial step's time over a whole one's (medians of one request).
 
-    Gathering, scattering, scores, their exchange, and attention of few queries to all keys are in it; of several ranks
-    the one that gains least counts.
+    The time holds all that a partial step does: scores and their exchange, taking tokens out and putting them back, and
+    attention of few queries to all keys. Of several ranks the one that gains least counts.
     """
-    return {each: max(world.all_gather_objects(_cost(runner, batch, each))) for each in SHARES}
+    return {share: max(world.all_gather_objects(_cost(runner, batch, share))) for share in SHARES}
 
 
-def _cost(runner: Runner, batch: Batch, kept: float) -> float:
+def _cost(runner: Runner, batch: Batch, share: float) -> float:
     steps = runner.call["num_inference_steps"]
     mask = "".join("p1"[step % 2 or step < 2] for step in range(steps))
-    config = FastCacheConfig(
-        **SCHEDULED,
-        lead_blocks=0,
-        schedule={steps: mask},
-        tokens={"keep_ratio": kept, "bucket": 1, "min_static_ratio": 0},
-    )
-    with runner.enabled(config) as watched, Undo() as undo:
+    tokens = {"keep_ratio": share, "bucket": 1, "min_static_ratio": 0}
+    config = FastCacheConfig.scheduled(mask, lead_blocks=0, tokens=tokens)
+    with runner.enabled(config) as cached, Undo() as undo:
         calls = Timed(undo, [runner.host.transformer], "forward")
-        watched.generate(batch)
+        cached.generate(batch)
     per_step = len(calls.seconds) // steps
     whole, partial = (
         [sum(calls.seconds[step * per_step :][:per_step]) for step in range(2, steps) if mask[step] == mark]

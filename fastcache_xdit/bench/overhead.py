@@ -1,36 +1,39 @@
-"""What the cache itself takes of the time of a cached request."""
+"""Measure what the cache itself takes of a cached request's time."""
 
 from __future__ import annotations
 
-from fastcache_xdit.bench.timed import Timed
+from fastcache_xdit.bench.timed import Shown, Timed
 from fastcache_xdit.config import FastCacheConfig
 from fastcache_xdit.host.xdit import world
 from fastcache_xdit.host.xdit.engine import Batch
+from fastcache_xdit.runtime.record import Record
 from fastcache_xdit.segments.state import SegmentState
 from fastcache_xdit.tuning.runner import Runner
 from fastcache_xdit.undo import Undo
 
 
 def overhead(runner: Runner, batch: Batch, config: FastCacheConfig) -> dict[str, float]:
-    """Shares of the time that a cached request spends in the transformer; of several ranks the largest.
+    """Measure the cache's parts as shares of the transformer's time; of several ranks the largest share.
 
     Returns:
-        `deciding` (measuring the change and agreeing with the other ranks, their being late included), `standing in`
-        (giving skipped blocks' output), `learning` (remembering what computed blocks gave), and `all` of them.
+        `deciding` (measuring the change and agreeing with the other ranks, waiting for late ones included),
+        `standing in` (making the output of skipped blocks), `learning` (keeping what computed blocks gave), and `all`
+        three.
     """
-    with runner.enabled(config) as watched:
-        watched.generate(batch)  # solves the fits, which a request does once
+    shown = Shown()
+    with runner.enabled(config, observer=shown) as cached:
+        cached.generate(batch)  # solves the fits, which a request does once
         with Undo() as undo:
-            whole = Timed(undo, [runner.host.transformer], "forward")
-            deciding = Timed(undo, [watched.handle.driver.judge], "decide")
+            transformer = Timed(undo, [runner.host.transformer], "forward")
+            deciding = [Timed(undo, [shown.watched.judge], "decide"), Timed(undo, [Record], "decided")]
             standing = Timed(undo, [SegmentState], "stand_in")
             learning = [Timed(undo, [SegmentState], name) for name in ("learn", "keep")]
-            watched.generate(batch)
+            cached.generate(batch)
     spent = {
-        "deciding": sum(deciding.seconds),
+        "deciding": sum(sum(method.seconds) for method in deciding),
         "standing in": sum(standing.seconds),
-        "learning": sum(sum(each.seconds) for each in learning),
+        "learning": sum(sum(method.seconds) for method in learning),
     }
-    shares = {name: seconds / sum(whole.seconds) for name, seconds in spent.items()}
-    everyone = world.all_gather_objects(shares | {"all": sum(shares.values())})
-    return {name: max(each[name] for each in everyone) for name in everyone[0]}
+    shares = {name: seconds / sum(transformer.seconds) for name, seconds in spent.items()}
+    ranks = world.all_gather_objects(shares | {"all": sum(shares.values())})
+    return {name: max(rank[name] for rank in ranks) for name in ranks[0]}

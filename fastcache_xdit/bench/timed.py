@@ -1,4 +1,4 @@
-"""Times calls of methods."""
+"""Time the calls of a method."""
 
 from __future__ import annotations
 
@@ -8,11 +8,26 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from fastcache_xdit.host.xdit import world
+from fastcache_xdit.runtime.observer import Observer, Watched
 from fastcache_xdit.undo import Undo
 
 
+class Shown(Observer):
+    """Keep what an observer is shown when the cache is enabled."""
+
+    watched: Watched
+
+    def attach(self, watched: Watched, undo: Undo) -> None:
+        """Keep it."""
+        self.watched = watched
+
+
 class Timed:
-    """Seconds of every call of a method of some objects."""
+    """Time every call of one method of some objects, until `undo` is closed.
+
+    Attributes:
+        seconds: wall time of each call, in order, the device's work included.
+    """
 
     def __init__(self, undo: Undo, targets: Sequence[Any], method: str) -> None:
         self.seconds: list[float] = []

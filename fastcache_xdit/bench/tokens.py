@@ -1,4 +1,4 @@
-"""Benchmark of partial steps: where they beat skipping alone at the same block FLOPs, and where they do not."""
+"""Compare partial steps with skipping alone at the same block FLOPs: where they pay, and where they do not."""
 
 from __future__ import annotations
 
@@ -12,7 +12,6 @@ import torch
 
 from fastcache_xdit.approx.forms import FORM
 from fastcache_xdit.bench.editing import LocalEdit, box, box_mask
-from fastcache_xdit.config import SCHEDULE_DECIDES as SCHEDULED
 from fastcache_xdit.config import FastCacheConfig
 from fastcache_xdit.decision.schedule import uniform_mask
 from fastcache_xdit.evaluate.flops import counted
@@ -24,8 +23,8 @@ from fastcache_xdit.tuning.runner import Runner
 
 SETTINGS = ("text", "edit")
 BUDGETS = (1 / 1.5, 1 / 2, 1 / 2.5)
-KEPT = 0.25  # share of tokens that a partial step computes of a whole picture
-EDITED = 0.25  # side of the edited box; its tokens are what a partial step computes of an edit
+KEPT = 0.25  # share of a whole picture's tokens that a partial step computes
+EDITED = 0.25  # side of the edited box over the picture's; a partial step of an edit computes the box
 SOME, REGION = {"keep_ratio": KEPT}, {"score": "region", "bucket": 1}
 KINDS: dict[str, dict[str, dict[str, Any] | None]] = {
     "text": {
@@ -46,9 +45,15 @@ KINDS: dict[str, dict[str, dict[str, Any] | None]] = {
 
 
 @dataclass(frozen=True)
-class Row:
-    """One config: block FLOPs executed / all, wall time uncached / cached (median, least and most of the repetitions),
-    and PSNR in dB.
+class TokensRow:
+    """One config.
+
+    Attributes:
+        setting, kind: of `KINDS`.
+        mask: 1 for each whole step, p for each partial one, 0 for each skipped one.
+        flops: block FLOPs executed over those of uncached generation.
+        speedup, speedup_least, speedup_most, repeats: wall time uncached over cached: median, range, repetitions.
+        psnr_mean, psnr_min: in dB, over all prompts.
     """
 
     setting: str
@@ -64,7 +69,7 @@ class Row:
 
 
 def partial_mask(steps: int, budget: float, kept: float) -> str:
-    """Half of a budget goes to evenly spaced whole steps, the other half to evenly spaced partial ones between them."""
+    """Return a mask that spends half of a budget on even whole steps, and half on even partial ones between them."""
     whole = uniform_mask(steps, max(1, round(budget * steps / 2)))
     places = [step for step, mark in enumerate(whole) if mark == "0"]
     count = min(len(places), round((budget * steps - whole.count("1")) / kept))
@@ -73,16 +78,16 @@ def partial_mask(steps: int, budget: float, kept: float) -> str:
 
 
 def region_mask(steps: int, budget: float, cost: float) -> str:
-    """Every step is partial, at `cost` of a whole one, but for as many even whole ones as the budget has room for."""
+    """Return a mask of partial steps, at `cost` of a whole one, with as many even whole ones as the budget allows."""
     whole = int((budget - cost) * steps / (1 - cost) + 1e-9)
     return uniform_mask(steps, max(1, whole)).replace("0", "p")
 
 
 class PartialBench:
-    """One setting; truth and FLOPs of uncached generation are measured once.
+    """Measure one setting, `text` (whole pictures) or `edit` (local edits), against uncached generation.
 
-    In `edit` each prompt's picture is changed, inside a box, towards the next prompt; only the box is judged. The first
-    batch's FLOPs are counted, and its wall time is taken `repeats` times, cached beside uncached.
+    An edit changes each prompt's picture, inside a box, towards the next prompt; only the box is judged. FLOPs are
+    those of the first batch, and its wall time is taken `repeats` times, cached beside uncached.
     """
 
     def __init__(
@@ -92,35 +97,32 @@ class PartialBench:
         self.calibration = calibration
         self.repeats = repeats
         self.steps = runner.call["num_inference_steps"]
-        self.jobs = [self._job(runner, batch) for batch in batches]
+        self.tasks = [self._task(runner, batch) for batch in batches]
         self.truth, self.flops = self._judged(None)
 
-    def rows(self, budgets: Sequence[float]) -> Iterator[Row]:
-        """Every kind at every budget."""
+    def rows(self, budgets: Sequence[float]) -> Iterator[TokensRow]:
+        """Measure every kind at every budget."""
         for budget in budgets:
             for kind, tokens in KINDS[self.setting].items():
                 yield self._row(kind, self._config(budget, tokens))
 
-    def _job(self, runner: Runner, batch: Batch) -> tuple[Runner, Batch]:
+    def _task(self, runner: Runner, batch: Batch) -> tuple[Runner, Batch]:
         if self.setting == "text":
             return runner, batch
-        known = runner.uncached(batch)
-        noise = torch.randn(known.shape, generator=torch.Generator().manual_seed(batch[0].seed))
-        edit = LocalEdit(runner.engine.pipe.scheduler, known, noise, EDITED)
+        pictures = runner.uncached(batch)
+        noise = torch.randn(pictures.shape, generator=torch.Generator().manual_seed(batch[0].seed))
+        edit = LocalEdit(runner.engine.pipe.scheduler, pictures, noise, EDITED)
         call = {**runner.call, "callback": edit, "callback_steps": 1}
-        turned = batch[1:] + batch[:1]
-        edited = Runner(runner.engine, call, box_mask(known, EDITED))
-        return edited, tuple(
-            Request(request.index, other.prompt, request.seed + 1000)
-            for request, other in zip(batch, turned, strict=True)
-        )
+        edited = Runner(runner.engine, call, box_mask(pictures, EDITED))
+        pairs = zip(batch, batch[1:] + batch[:1], strict=True)
+        return edited, tuple(Request(own.index, following.prompt, own.seed + 1000) for own, following in pairs)
 
     def _config(self, budget: float, tokens: dict[str, Any] | None) -> FastCacheConfig:
         return self._scheduled(self._mask(budget, tokens), tokens)
 
     def _scheduled(self, mask: str, tokens: dict[str, Any] | None) -> FastCacheConfig:
         fitted = {"stand_in": FORM, "calibration": self.calibration}
-        return FastCacheConfig(**SCHEDULED, **fitted, lead_blocks=0, schedule={self.steps: mask}, tokens=tokens)
+        return FastCacheConfig.scheduled(mask, **fitted, lead_blocks=0, tokens=tokens)
 
     def _mask(self, budget: float, tokens: dict[str, Any] | None) -> str:
         if tokens is None:
@@ -130,46 +132,48 @@ class PartialBench:
         return partial_mask(self.steps, budget, KEPT)
 
     def _cost(self, tokens: dict[str, Any]) -> float:
-        """FLOPs of a partial step over those of a whole one; text, for one, is computed whole."""
+        """Measure a partial step's FLOPs over a whole one's; text, for one, is computed whole."""
         partial = self.steps - 1
         spent = self._counted(self._scheduled("1" + partial * "p", tokens))[1] / self.flops
         return (spent * self.steps - 1) / partial
 
-    def _row(self, kind: str, config: FastCacheConfig) -> Row:
+    def _row(self, kind: str, config: FastCacheConfig) -> TokensRow:
         images, flops = self._judged(config)
-        each = psnr_db(images, self.truth)
+        psnr = psnr_db(images, self.truth)
         ratios = sorted(self._seconds(None) / self._seconds(config) for _ in range(self.repeats))
         times = statistics.median(ratios), ratios[0], ratios[-1], self.repeats
         mask = (config.schedule or {})[self.steps]
-        return Row(self.setting, kind, mask, flops / self.flops, *times, sum(each) / len(each), min(each))
+        return TokensRow(self.setting, kind, mask, flops / self.flops, *times, sum(psnr) / len(psnr), min(psnr))
 
     def _judged(self, config: FastCacheConfig | None) -> tuple[torch.Tensor, int]:
-        """What is judged of all images, [N, 3, h, w], and the first batch's block FLOPs."""
+        """Return the judged part of all images, [N, 3, h, w], and the first batch's block FLOPs."""
         first, flops = self._counted(config)
-        images = to_tensor(first + [image for job, batch in self.jobs[1:] for image in job.images(batch, config)])
+        images = to_tensor(
+            first + [image for runner, batch in self.tasks[1:] for image in runner.images(batch, config)]
+        )
         if self.setting == "text":
             return images, flops
         rows, columns = box(images, EDITED)
         return images[..., rows, columns], flops
 
     def _counted(self, config: FastCacheConfig | None) -> tuple[list[Any], int]:
-        runner, batch = self.jobs[0]
+        runner, batch = self.tasks[0]
         with counted(runner.engine.pipe) as flops:
             images = runner.images(batch, config)
         return images, flops.total()
 
     def changes(self) -> tuple[Any, list[TokenMap]]:
-        """The first uncached image, and how far its tokens move at partial steps of half a budget."""
-        runner, batch = self.jobs[0]
+        """Return the first uncached image, and how far its tokens move at partial steps of half a budget."""
+        runner, batch = self.tasks[0]
         maps = TokenMaps()
-        with runner.enabled(self._scheduled(partial_mask(self.steps, 1 / 2, KEPT), SOME)) as watched:
-            watched.handle.driver.partial.watch = maps
-            watched.generate(batch)
+        config = self._scheduled(partial_mask(self.steps, 1 / 2, KEPT), SOME)
+        with runner.enabled(config, observer=maps) as cached:
+            cached.generate(batch)
         image = runner.images(batch, None)[0]
         return image, assembled([maps], image.height, image.width)
 
     def _seconds(self, config: FastCacheConfig | None) -> float:
-        runner, batch = self.jobs[0]
+        runner, batch = self.tasks[0]
         world.barrier()
         start = time.perf_counter()
         runner.images(batch, config)

@@ -1,1 +1,1 @@
-"""Command line: each command is `add_arguments(parser)` and `main(args) -> int`."""
+"""Command line: each command has `add_arguments(group)`, frozen options, and `main(argv) -> exit code`."""

@@ -1,42 +1,50 @@
-"""What the commands share: parsing that speaks on one rank only, and options from a YAML file."""
+"""What all commands share: parsing that speaks on one rank only, typed options, and options from a YAML file."""
 
 from __future__ import annotations
 
 import argparse
 import contextlib
+import dataclasses
 import json
 import os
 from collections.abc import Mapping, Sequence
-from typing import Any, NoReturn
+from typing import Any, NoReturn, TypeVar
 
 from fastcache_xdit.approx.calibration import Calibration
-from fastcache_xdit.config import FastCacheConfig, read_yaml
+from fastcache_xdit.config import FastCacheConfig
 from fastcache_xdit.errors import UsageError
 from fastcache_xdit.host.xdit import layout, world
-from fastcache_xdit.options import unknown_option
+from fastcache_xdit.options import read_yaml, unknown_option
 
-
-def is_first_rank() -> bool:
-    """Whether this process speaks for all; true without torchrun."""
-    return os.environ.get("RANK", "0") == "0"
+Kind = TypeVar("Kind")
 
 
 def parse(parser: argparse.ArgumentParser, argv: list[str]) -> argparse.Namespace:
     """Parse on every rank; `--help` is printed by the first one only. Raises UsageError for bad arguments."""
     parser.error = _raise  # type: ignore[method-assign]  # xDiT's usage has a page of flags: the sentence is enough
     with contextlib.ExitStack() as stack:
-        if not is_first_rank():
+        if not world.is_first_rank():
             silence = stack.enter_context(open(os.devnull, "w"))
             stack.enter_context(contextlib.redirect_stdout(silence))
         return parser.parse_args(argv)
 
 
+def fill(kind: type[Kind], parsed: argparse.Namespace, **made: Any) -> Kind:
+    """Build a command's options, a dataclass: each field is the parsed option of its name, or one of `made`.
+
+    Lists become tuples, because options are frozen.
+    """
+    names = {field.name for field in dataclasses.fields(kind)} - made.keys()  # type: ignore[arg-type]
+    values = {name: getattr(parsed, name) for name in names}
+    return kind(**{name: tuple(value) if isinstance(value, list) else value for name, value in values.items()}, **made)
+
+
 def _raise(message: str) -> NoReturn:
-    raise UsageError(f"{message}", "--help lists the options")
+    raise UsageError(message, "--help lists the options")
 
 
 def look_ahead(argv: Sequence[str], *names: str) -> tuple[argparse.Namespace, list[str]]:
-    """Options that decide how the others are read, and the rest of the command line."""
+    """Read the options that decide how the others are read; return them and the rest of the command line."""
     ahead = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     for name in names:
         ahead.add_argument(f"--{name}", nargs="?")
@@ -44,7 +52,7 @@ def look_ahead(argv: Sequence[str], *names: str) -> tuple[argparse.Namespace, li
 
 
 def read_options(parser: argparse.ArgumentParser, path: str, argv: Sequence[str]) -> dict[str, Any]:
-    """The options in a YAML mapping, as defaults for `parser`: flags on the command line `argv` still win.
+    """Read the options in a YAML mapping, as defaults for `parser`: flags on the command line `argv` still win.
 
     Of its `layouts`, a table {number of ranks: degrees}, the one for the ranks that were started is taken; none where
     the command line gives degrees of its own.
@@ -59,12 +67,12 @@ def read_options(parser: argparse.ArgumentParser, path: str, argv: Sequence[str]
     actions = {flag.removeprefix("--"): action for flag, action in parser._option_string_actions.items()}
     for name in values:
         if name not in actions:
-            raise UsageError(f"{path}: {unknown_option(name, actions)}")
+            raise unknown_option(name, actions).of(path)
     return {actions[name].dest: _as_default(path, name, actions[name], value) for name, value in values.items()}
 
 
 def as_flags(options: Mapping[str, Any]) -> list[str]:
-    """Options as the words of a command line, for a program that reads no file."""
+    """Write options as the words of a command line, for a program that reads no file."""
     words: list[str] = []
     for name, value in options.items():
         if isinstance(value, list):
@@ -76,22 +84,21 @@ def as_flags(options: Mapping[str, Any]) -> list[str]:
     return words
 
 
-def check_least(least: int, options: Mapping[str, Any], *names: str) -> None:
+def check_least(least: int, **numbers: float | Sequence[float] | None) -> None:
     """Raise UsageError for a number, or one of several, that is below `least`; None counts as not given."""
-    for name in names:
-        given = options[name] if isinstance(options[name], list) else [options[name]]
-        for number in given:
+    for name, given in numbers.items():
+        for number in given if isinstance(given, Sequence) else [given]:
             if number is not None and number < least:
                 raise UsageError(f"{name}={number} is not possible", f"set {least} or more")
 
 
-def cache_config(text: str | dict[str, Any] | None) -> FastCacheConfig:
-    """The config that `--cache_config` names: a JSON object, a YAML or JSON file, or the defaults.
+def cache_config(text: str | None) -> FastCacheConfig:
+    """Build the config that `--cache_config` names: a JSON object, a YAML or JSON file, or the defaults.
 
     Raises:
         UsageError: as `FastCacheConfig.from_json` and `from_file`; or its calibration is missing, broken or altered.
     """
-    config = FastCacheConfig.from_text(json.dumps(text) if isinstance(text, dict) else text)
+    config = FastCacheConfig.from_text(text)
     if config.calibration:
         Calibration.cached(config.calibration)  # what is wrong with the file is said before a model loads
     return config

@@ -5,11 +5,17 @@ from __future__ import annotations
 import argparse
 import json
 import os
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
-from fastcache_xdit.cli.arguments import parse
+from fastcache_xdit.cli.arguments import fill, parse
 from fastcache_xdit.cli.batch_arguments import (
+    BatchRunOptions,
+    ExportOptions,
+    RetryOptions,
+    StatusOptions,
+    SubmitOptions,
     add_export,
     add_job,
     add_run,
@@ -20,11 +26,12 @@ from fastcache_xdit.cli.batch_arguments import (
     recipe_of,
     refuse_settled,
 )
+from fastcache_xdit.cli.commands import Command, Group
 from fastcache_xdit.cli.pipeline import engine_parser, pipeline_options
 from fastcache_xdit.errors import UsageError
-from fastcache_xdit.host.xdit import layout, world
+from fastcache_xdit.host.xdit import checkpoint, layout, world
+from fastcache_xdit.host.xdit.loading import xdit_options
 from fastcache_xdit.host.xdit.replica import check_machines
-from fastcache_xdit.jobs.cluster import ranks_per_replica
 from fastcache_xdit.jobs.export import damaged, export
 from fastcache_xdit.jobs.progress import describe
 from fastcache_xdit.jobs.prompts import read_prompts
@@ -37,30 +44,29 @@ from fastcache_xdit.jobs.submit import items_of
 from fastcache_xdit.plugin import register
 
 SHOWN = 20  # failed items that `status` names
+Kind = TypeVar("Kind")
 
 
 def main(argv: list[str]) -> int:
     """Carry out one of the actions and return its exit code."""
-    if not argv or argv[0] not in ACTIONS:
-        raise UsageError(f"which action? give one of {', '.join(ACTIONS)}", "batch ACTION --help lists its options")
-    return ACTIONS[argv[0]](argv[1:])
+    return Group("fastcache_xdit batch", "ACTION", ACTIONS, _no_action).main(argv)
 
 
 def submit(argv: list[str]) -> int:
     """Check everything that can be checked without a model, and write the job."""
     register()
-    options = pipeline_options("batch submit", argv, add_submit)
-    if options["prompt"]:
+    options = pipeline_options(SubmitOptions, "batch submit", argv, add_submit)
+    if options.prompt:
         raise UsageError("batch takes prompts from a file: give --prompts FILE instead of --prompt")
-    if not options["prompts"]:
+    if not options.prompts:
         raise UsageError("no prompts: give --prompts FILE (.txt, .jsonl, .csv or .parquet)")
     recipe = recipe_of(options)
-    lines, folder = read_prompts(options["prompts"]), Path(recipe.model)
-    pixels = layout.pixels_per_token(folder) if folder.is_dir() else 1
-    store = Store.create(options["job"], recipe, items_of(lines, recipe, pixels))
-    bad = store.counts()["failed"]
-    told = f", {bad} of them failed already: fastcache-xdit batch status {options['job']}" if bad else ""
-    print(f"fastcache: {len(lines)} items{told}; next: fastcache-xdit batch run {options['job']}")
+    lines, folder = read_prompts(options.prompts), Path(recipe.model)
+    pixels = checkpoint.pixels_per_token(folder) if folder.is_dir() else 1
+    store = Store.create(options.job, recipe, items_of(lines, recipe, pixels))
+    failed = store.counts()["failed"]
+    told = f", {failed} of them failed already: fastcache-xdit batch status {options.job}" if failed else ""
+    print(f"fastcache: {len(lines)} items{told}; next: fastcache-xdit batch run {options.job}")
     return 0
 
 
@@ -68,27 +74,33 @@ def run(argv: list[str]) -> int:
     """Check the layout, then work on the job on every rank."""
     register()
     refuse_settled(argv)
-    parser = engine_parser("batch run", add_run)
-    folder = Path(vars(parse(parser, argv))["job"])
-    recipe = Recipe.load(folder)
-    parser.set_defaults(**recipe.engine)
-    options = vars(parse(parser, argv))
+    options, recipe = _run_options(argv)
     check_replicas(options)
-    check_layout(recipe, options)
-    if options["ray"] is not None:
-        layout.check_degrees(options, ranks_per_replica(options))
-        return run_on_ray(folder, options, options["max_attempts"], options["ray"] or None, options["replicas"] or 1)
-    layout.check_degrees(options, world.size())
-    check_machines(options["data_parallel_degree"] or 1, os.environ)
-    return run_job(folder, options, options["max_attempts"])
+    check_layout(recipe, options.layout)
+    if options.ray is not None:
+        layout.check_degrees(options.layout, options.layout.ranks)
+        replicas = options.replicas or 1
+        return run_on_ray(options.job, options.xdit, options.max_attempts, options.ray or None, replicas)
+    layout.check_degrees(options.layout, world.size())
+    check_machines(options.layout.data_parallel_degree, os.environ)
+    return run_job(options.job, options.xdit, options.max_attempts)
+
+
+def _run_options(argv: list[str]) -> tuple[BatchRunOptions, Recipe]:
+    """Read the options of `run`, whose defaults are those of the job, and the job's recipe."""
+    parser = engine_parser("batch run", add_run)
+    recipe = Recipe.load(parse(parser, argv).job)
+    parser.set_defaults(**recipe.engine)
+    parsed = parse(parser, argv)
+    return fill(BatchRunOptions, parsed, xdit=xdit_options(vars(parsed)), layout=layout.Layout.of(parsed)), recipe
 
 
 def status(argv: list[str]) -> int:
     """Print how far a job is, and why items failed; the exit code says it as that of `run` does."""
-    options = _options("status", argv, add_status)
-    store = Store(options["job"])
+    options = _options(StatusOptions, "status", argv, add_status)
+    store = Store(options.job)
     counts, totals = store.counts(), store.totals()
-    if options["json"]:
+    if options.json:
         print(json.dumps({**counts, **totals}))
         return exit_code(store)
     print(f"fastcache: {describe(counts, totals)}")
@@ -96,36 +108,46 @@ def status(argv: list[str]) -> int:
     for item in failed[:SHOWN]:
         print(f"  item {item.id} ({item.prompt[:40]!r}): {item.error}")
     if len(failed) > SHOWN:
-        more = f"fastcache-xdit batch export {options['job']} --output items.jsonl"
+        more = f"fastcache-xdit batch export {options.job} --output items.jsonl"
         print(f"  ... and {len(failed) - SHOWN} more: {more}")
     return exit_code(store)
 
 
 def retry(argv: list[str]) -> int:
     """Let failed items wait again, and done ones whose image is gone or altered."""
-    store = Store(_options("retry", argv, add_job)["job"])
+    store = Store(_options(RetryOptions, "retry", argv, add_job).job)
     again = store.retry(damaged(store))
-    left = store.counts()["failed"]
-    told = f"; {left} were bad lines of the prompts file: correct them and submit them as another job" if left else ""
-    print(f"fastcache: {again} items wait again{told}")
+    failed = store.counts()["failed"]
+    told = f"; {failed} were bad lines of the prompts file: correct them and submit them as another job"
+    print(f"fastcache: {again} items wait again{told if failed else ''}")
     return 0
 
 
 def export_items(argv: list[str]) -> int:
     """Write the job's items to a table; the exit code tells whether all images are what was made."""
-    options = _options("export", argv, add_export)
-    store = Store(options["job"])
-    export(store, Path(options["output"]))
-    print(f"fastcache: {describe(store.counts(), store.totals())} -> {options['output']}")
+    options = _options(ExportOptions, "export", argv, add_export)
+    store = Store(options.job)
+    export(store, options.output)
+    print(f"fastcache: {describe(store.counts(), store.totals())} -> {options.output}")
     if broken := damaged(store):
         print(f"fastcache: {len(broken)} images are gone or altered; make them anew: batch retry, then run")
     return SOME_FAILED if broken else 0
 
 
-ACTIONS = {"submit": submit, "run": run, "status": status, "retry": retry, "export": export_items}
+ACTIONS = {
+    "submit": Command("check prompts and options, and write them into a new job; no model is loaded", submit),
+    "run": Command("work on a job, or go on with one, on the ranks of torchrun or on a Ray cluster", run),
+    "status": Command("how far a job is, and why items failed", status),
+    "retry": Command("let failed items wait again, and those whose image is gone", retry),
+    "export": Command("write a job's items, with what became of each, to a table", export_items),
+}
 
 
-def _options(action: str, argv: list[str], add_arguments: Any) -> dict[str, Any]:
+def _no_action(argv: list[str]) -> UsageError:
+    return UsageError(f"which action? give one of {', '.join(ACTIONS)}", "batch ACTION --help lists its options")
+
+
+def _options(kind: type[Kind], action: str, argv: list[str], add_arguments: Callable[[Any], None]) -> Kind:
     parser = argparse.ArgumentParser(prog=f"fastcache_xdit batch {action}")
     add_arguments(parser)
-    return vars(parse(parser, argv))
+    return fill(kind, parse(parser, argv))

@@ -2,24 +2,27 @@
 
 from __future__ import annotations
 
-import argparse
-from collections.abc import Callable
-from dataclasses import replace
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from tqdm import tqdm
 
+from fastcache_xdit.bench.peers.backends import Backend, PlainBackend, XditBackend
 from fastcache_xdit.bench.peers.catalogue import catalogue
+from fastcache_xdit.bench.peers.curves import draw_study
 from fastcache_xdit.bench.peers.environment import circumstances, digest, package_version
-from fastcache_xdit.bench.peers.frontier import draw
-from fastcache_xdit.bench.peers.measure import RAN, Bench, Outcome, Plan
+from fastcache_xdit.bench.peers.measure import BenchPlan, PeerBench
+from fastcache_xdit.bench.peers.measurement import RAN, Measurement
 from fastcache_xdit.bench.peers.peer import Peer, Setting
-from fastcache_xdit.bench.peers.results import UNCACHED, Results, studies, write_csv
+from fastcache_xdit.bench.peers.results import Results, write_csv
 from fastcache_xdit.bench.peers.score import score
-from fastcache_xdit.bench.peers.site import Parallel, Place, Plain
-from fastcache_xdit.cli.arguments import check_least, is_first_rank
+from fastcache_xdit.bench.peers.study import RESULTS, UNCACHED, studies
+from fastcache_xdit.cli.arguments import check_least
 from fastcache_xdit.cli.pipeline import (
+    PipelineOptions,
     add_pipeline_arguments,
     call_arguments,
     model_folder,
@@ -27,91 +30,101 @@ from fastcache_xdit.cli.pipeline import (
     prompts_of,
 )
 from fastcache_xdit.errors import UsageError
-from fastcache_xdit.host.xdit import engine, layout, loading, world
+from fastcache_xdit.host.xdit import engine, layout, world
 from fastcache_xdit.plugin import register
+from fastcache_xdit.shipped import SHIPPED, calibration_prompts, held_out_prompts, presets
 from fastcache_xdit.tuning.versions import versions
-from shapes.loading import PRESETS, SHIPPED, calibration_prompts, tuned_configs
-from shapes.recipes import RECIPES
 
 TIMED = 2  # prompts of the requests whose time is taken
 QUICK_COUNT, QUICK_EVERY = 8, 3
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The command's own options, beside xDiT's engine flags."""
-    own = parser.add_argument_group("fastcache_xdit bench peers")
-    add_pipeline_arguments(own, batch_size=8)
-    own.add_argument("--count", type=int, default=32, help="prompts, held out from calibration; default: %(default)s")
-    own.add_argument("--repetitions", type=int, default=3, help="of each timing; default: %(default)s")
-    own.add_argument("--configs", nargs="+", default=[], metavar="FILE.yaml", help="FastCache configs of this model")
-    own.add_argument("--only", nargs="+", metavar="NAME", help="caches whose name has one of these in it")
-    own.add_argument("--quick", action="store_true", help="8 prompts, and every third setting of each other cache")
-    own.add_argument("--output", metavar="FOLDER", default="results/peers", help="default: %(default)s")
+@dataclass(frozen=True, kw_only=True)
+class PeersOptions(PipelineOptions):
+    """Options of `bench peers`."""
+
+    count: int
+    repetitions: int
+    configs: tuple[str, ...]
+    only: tuple[str, ...] | None
+    quick: bool
+    output: str
+
+
+def add_arguments(group: Any) -> None:
+    """Add the command's own options, beside xDiT's engine flags."""
+    add_pipeline_arguments(group, batch_size=8)
+    group.add_argument("--count", type=int, default=32, help="prompts, held out from calibration; default: %(default)s")
+    group.add_argument("--repetitions", type=int, default=3, help="of each timing; default: %(default)s")
+    group.add_argument("--configs", nargs="+", default=[], metavar="FILE.yaml", help="FastCache configs of this model")
+    group.add_argument("--only", nargs="+", metavar="NAME", help="caches whose name has one of these in it")
+    group.add_argument("--quick", action="store_true", help="8 prompts, and every third setting of each other cache")
+    group.add_argument("--output", metavar="FOLDER", default="results/peers", help="default: %(default)s")
 
 
 def main(argv: list[str]) -> int:
     """Run what is not in the results folder yet; the first rank writes."""
     register()
-    options = pipeline_options("bench peers", argv, add_arguments)
-    folder, call = model_folder(options["model"]), call_arguments(options)
-    check_least(1, options, "count", "repetitions")
-    layout.check_degrees(options, world.size())
-    dtype = options["dtype"] or loading.default_dtype()
-    peers = _chosen(options)
-    conditions = _conditions(options, call, dtype)
-    output = Path(options["output"]) / f"{Path(options['model']).name}-{conditions['steps']}" / conditions["layout"]
-    results = Results(output, conditions) if is_first_rank() else None
-    load = _loader(folder, options, dtype)
-    known = world.all_gather_objects(results.known() if results else None)[0]
-    todo = [(peer, setting) for peer in peers for setting in peer.settings if (peer.name, setting.label) not in known]
+    options = pipeline_options(PeersOptions, "bench peers", argv, add_arguments)
+    folder, call = model_folder(options.model), call_arguments(options)
+    check_least(1, count=options.count, repetitions=options.repetitions)
+    layout.check_degrees(options.layout, world.size())
+    configs = _configs(options)
+    peers, plan = _chosen(options, configs), _plan(options, call)
+    conditions = _conditions(options, plan, configs)
+    results = Results(_output(options, conditions), conditions) if world.is_first_rank() else None
+    load = _loader(folder, options)
+    done = world.all_gather_objects(results.measured() if results else None)[0]
+    todo = [(peer, setting) for peer in peers for setting in peer.settings if (peer.name, setting.label) not in done]
     if todo:
-        _run(Bench(load, _plan(options, call)), todo, results, (UNCACHED, "") not in known)
+        _run(PeerBench(load, plan), todo, results, (UNCACHED, "") not in done)
     if results:
-        study = studies(output)[0]
-        print(f"fastcache: -> {output / 'results.jsonl'}, {write_csv(study)}, {draw(study)}")
+        study = studies(results.folder)[0]
+        print(f"fastcache: -> {results.folder / RESULTS}, {write_csv(study)}, {draw_study(study)}")
     world.finish()
     return 0
 
 
-def _run(bench: Bench, todo: list[tuple[Peer, Setting]], results: Results | None, first: bool) -> None:
+def _output(options: PeersOptions, conditions: Mapping[str, Any]) -> Path:
+    model = Path(conditions["model"]).name
+    return Path(options.output) / f"{model}-{conditions['steps']}" / conditions["layout"]
+
+
+def _run(bench: PeerBench, todo: list[tuple[Peer, Setting]], results: Results | None, first: bool) -> None:
     if results and first:
-        itself = score(bench.place.pipe, bench.plan.batches, bench.truth, bench.truth)
-        results.add(Outcome(UNCACHED, "", RAN, compute=1.0, scores=itself, pictures=bench.truth.pictures))
-    bar = tqdm(todo, disable=not is_first_rank(), unit="setting", dynamic_ncols=True)
+        scores = score(bench.backend.pipe, bench.plan.batches, bench.truth, bench.truth)
+        results.add(Measurement(UNCACHED, "", RAN, compute=1.0, scores=scores, pictures=bench.truth.pictures))
+    bar = tqdm(todo, disable=not world.is_first_rank(), unit="setting", dynamic_ncols=True)
     for peer, setting in bar:
         bar.set_description(peer.name)
-        outcome = bench.measure(peer, setting)
+        measurement = bench.measure(peer, setting)
         if results:
-            results.add(outcome, peer)
-            bar.write(_line(outcome))
+            results.add(measurement, peer)
+            bar.write(_line(measurement))
 
 
-def _line(outcome: Outcome) -> str:
-    name = f"{outcome.peer:<32} {outcome.setting:<34} {outcome.status:<11}"
-    if not (outcome.scores and outcome.speedup and outcome.compute):
-        return f"{name} {outcome.error.splitlines()[0][:120]}"
-    pace = outcome.speedup
-    times = f"{pace['median']:.2f}x ({pace['least']:.2f} to {pace['most']:.2f}, {pace['repetitions']} runs)"
-    left = "" if outcome.restored else "  LEFT SOMETHING BEHIND"
-    return f"{name} {outcome.compute:>6.1%} {outcome.scores.psnr_db:>6.2f} dB  {times}{left}"
+def _line(row: Measurement) -> str:
+    name = f"{row.peer:<32} {row.setting:<34} {row.status:<11}"
+    if not (row.scores and row.speedup and row.compute):
+        return f"{name} {row.error.splitlines()[0][:120]}"
+    times = "{median:.2f}x ({least:.2f} to {most:.2f}, {repetitions} runs)".format(**row.speedup)
+    left = "" if row.restored else "  LEFT SOMETHING BEHIND"
+    return f"{name} {row.compute:>6.1%} {row.scores.psnr_db:>6.2f} dB  {times}{left}"
 
 
-def _configs(options: dict[str, Any]) -> dict[str, Path]:
-    """FastCache's config files by label: those that ship with the model, and those of the command line."""
-    given = {Path(path).stem: Path(path) for path in options["configs"]}
-    if options["model"] not in SHIPPED:
-        return given
-    labels = dict(zip(PRESETS.values(), PRESETS, strict=True))
-    return {labels[share]: path for share, path in tuned_configs(options["model"]).items() if path.is_file()} | given
+def _configs(options: PeersOptions) -> dict[str, Path]:
+    """Return FastCache's config files by label: those that come with the model, and those of the command line."""
+    given = {Path(path).stem: Path(path) for path in options.configs}
+    return (presets(options.model) if options.model in SHIPPED else {}) | given
 
 
-def _chosen(options: dict[str, Any]) -> list[Peer]:
-    peers = chosen(catalogue(_configs(options)), options["only"])
-    return [peer if peer.ours else thinned(peer) for peer in peers] if options["quick"] else peers
+def _chosen(options: PeersOptions, configs: Mapping[str, Path]) -> list[Peer]:
+    peers = chosen(catalogue(configs), options.only)
+    return [peer if peer.ours else thinned(peer) for peer in peers] if options.quick else peers
 
 
-def chosen(everybody: list[Peer], words: list[str] | None) -> list[Peer]:
-    """Those whose name has one of these words in it. Raises UsageError where there are none."""
+def chosen(everybody: Sequence[Peer], words: Sequence[str] | None) -> list[Peer]:
+    """Return the caches whose name has one of these words in it. Raises UsageError where there are none."""
     peers = [peer for peer in everybody if any(word in peer.name for word in words or [""])]
     if not peers:
         names = ", ".join(peer.name for peer in everybody)
@@ -120,58 +133,57 @@ def chosen(everybody: list[Peer], words: list[str] | None) -> list[Peer]:
 
 
 def thinned(peer: Peer) -> Peer:
-    """With every third setting."""
+    """Keep every third setting."""
     return replace(peer, settings=peer.settings[1::QUICK_EVERY])
 
 
-def _plan(options: dict[str, Any], call: dict[str, Any]) -> Plan:
-    quick = options["quick"]
-    texts = _prompts(options, QUICK_COUNT if quick else options["count"])
-    batches = engine.batches(texts, options["batch_size"], options["seed"])
-    timed = engine.batches(texts, TIMED, options["seed"])[0]
+def _plan(options: PeersOptions, call: dict[str, Any]) -> BenchPlan:
+    texts = _prompts(options, QUICK_COUNT if options.quick else options.count)
+    batches = engine.batches(texts, options.batch_size, options.seed)
+    timed = engine.batches(texts, TIMED, options.seed)[0]
     rehearsal = engine.batches(_rehearsal(options, texts), 1, 0)[0]
-    return Plan(batches, timed, rehearsal, options["repetitions"], call)
+    return BenchPlan(batches, timed, rehearsal, options.repetitions, call)
 
 
-def _prompts(options: dict[str, Any], count: int) -> list[str]:
-    """Of the command line, or those of the shapes language that neither training nor calibration have seen."""
-    if options["prompts"] or options["prompt"] or options["model"] not in SHIPPED:
+def _prompts(options: PeersOptions, count: int) -> list[str]:
+    """Return the command line's prompts, or those of the shapes that neither training nor calibration have seen."""
+    if options.prompts or options.prompt or options.model not in SHIPPED:
         return prompts_of(options)[:count]
-    seen = set(calibration_prompts(options["model"]))
-    held_out = RECIPES[options["model"]].prompts(count + len(seen), options["seed"])
+    seen = set(calibration_prompts(options.model))
+    held_out = held_out_prompts(options.model, count + len(seen), options.seed)
     return [text for text in held_out if text not in seen][:count]
 
 
-def _rehearsal(options: dict[str, Any], texts: list[str]) -> list[str]:
-    return calibration_prompts(options["model"])[:1] if options["model"] in SHIPPED else texts[-1:]
+def _rehearsal(options: PeersOptions, texts: list[str]) -> list[str]:
+    return calibration_prompts(options.model)[:1] if options.model in SHIPPED else texts[-1:]
 
 
-def _loader(folder: str, options: dict[str, Any], dtype: str) -> Callable[[], Place]:
-    """A plain pipeline anew for each call; or on several ranks the one that xDiT has, its groups being set up once."""
+def _loader(folder: str, options: PeersOptions) -> Callable[[], Backend]:
+    """Load a plain pipeline anew for each call; on several ranks always xDiT's one, whose groups are set up once."""
     if world.size() == 1:
-        return lambda: Plain(folder, dtype)
-    running = Parallel(engine.Engine(folder, options, dtype), world.size())
+        return lambda: PlainBackend(folder, options.dtype)
+    running = XditBackend(engine.Engine(folder, options.xdit, options.dtype), world.size())
     return lambda: running
 
 
-def _conditions(options: dict[str, Any], call: dict[str, Any], dtype: str) -> dict[str, Any]:
-    texts, folder = _plan(options, call).batches, Path(model_folder(options["model"]))
-    degrees = [f"{name.split('_')[0]}{degree}" for name, degree in layout.degrees(options).items() if degree > 1]
+def _conditions(options: PeersOptions, plan: BenchPlan, configs: Mapping[str, Path]) -> dict[str, Any]:
+    requests, folder = [request for batch in plan.batches for request in batch], Path(model_folder(options.model))
+    degrees = [f"{name.split('_')[0]}{degree}" for name, degree in options.layout.degrees.items() if degree > 1]
     return {
-        "model": options["model"],
-        "steps": call["num_inference_steps"],
+        "model": options.model,
+        "steps": plan.steps,
         "layout": "-".join(degrees) or "1",
         "ranks": world.size(),
-        "dtype": dtype,
-        "batch_size": options["batch_size"],
-        "seed": options["seed"],
-        "count": sum(len(batch) for batch in texts),
-        "prompts": digest(repr(texts).encode()),
+        "dtype": options.dtype,
+        "batch_size": options.batch_size,
+        "seed": options.seed,
+        "count": len(requests),
+        "prompts": digest(json.dumps([(request.prompt, request.seed) for request in requests]).encode()),
         "weights": digest(*(path.read_bytes() for path in sorted(folder.glob("transformer/*.safetensors")))),
-        "configs": {label: digest(path.read_bytes()) for label, path in _configs(options).items()},
-        "call": call,
+        "configs": {label: digest(path.read_bytes()) for label, path in configs.items()},
+        "call": plan.call,
         "versions": versions() | {"cache-dit": package_version("cache-dit")},
-        "peers": [peer.name for peer in catalogue(_configs(options))],
-        "sweep": f"every {QUICK_EVERY}rd setting of each other cache" if options["quick"] else "whole",
+        "peers": [peer.name for peer in catalogue(configs)],
+        "sweep": f"every {QUICK_EVERY}rd setting of each other cache" if options.quick else "whole",
         **circumstances(world.size()),
     }

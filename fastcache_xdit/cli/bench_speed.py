@@ -1,23 +1,24 @@
-"""`bench speed`: how much of the compute that caches save is time saved, at the size of published models."""
+"""`bench speed`: how much time the saved compute saves, at published models' size."""
 
 from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from tqdm import tqdm
 
 from fastcache_xdit.bench.peers.catalogue import unscored
-from fastcache_xdit.bench.peers.chart import pace
 from fastcache_xdit.bench.peers.environment import circumstances, package_version
 from fastcache_xdit.bench.peers.full_size import ARCHITECTURES, FullSize
-from fastcache_xdit.bench.peers.measure import Bench, Plan
+from fastcache_xdit.bench.peers.measure import BenchPlan, PeerBench
 from fastcache_xdit.bench.peers.peer import Peer
-from fastcache_xdit.bench.peers.results import Row, plain
-from fastcache_xdit.cli.arguments import check_least, parse
+from fastcache_xdit.bench.peers.results import plain
+from fastcache_xdit.bench.peers.study import ResultRow, pace
+from fastcache_xdit.cli.arguments import check_least, fill, parse
 from fastcache_xdit.cli.bench_peers import chosen, thinned
 from fastcache_xdit.errors import UsageError
 from fastcache_xdit.host import cpu
@@ -25,22 +26,33 @@ from fastcache_xdit.host.xdit import engine, loading, world
 from fastcache_xdit.plugin import register
 from fastcache_xdit.tuning.versions import versions
 
-SIZE = ("height", "width", "num_frames")
+
+@dataclass(frozen=True, kw_only=True)
+class SpeedOptions:
+    """Options of `bench speed`; a size that is None is the model's own."""
+
+    architecture: str
+    num_inference_steps: int
+    height: int | None
+    width: int | None
+    num_frames: int | None
+    dtype: str | None
+    repetitions: int
+    only: tuple[str, ...] | None
+    output: str
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The command's options."""
+def add_arguments(group: Any) -> None:
+    """Add the command's options."""
     names = sorted(ARCHITECTURES)
-    parser.add_argument("--architecture", choices=names, default="flux.1-dev", help="default: %(default)s")
-    parser.add_argument("--num_inference_steps", type=int, default=20, help="default: %(default)s")
-    for name in SIZE:
-        parser.add_argument(f"--{name}", type=int, help="default: the model's own")
-    parser.add_argument(
-        "--dtype", choices=sorted(loading.DTYPES), help="default: bfloat16, float32 without accelerator"
-    )
-    parser.add_argument("--repetitions", type=int, default=3, help="of each timing; default: %(default)s")
-    parser.add_argument("--only", nargs="+", metavar="NAME", help="caches whose name has one of these in it")
-    parser.add_argument("--output", metavar="FOLDER", default="results/speed", help="default: %(default)s")
+    group.add_argument("--architecture", choices=names, default="flux.1-dev", help="default: %(default)s")
+    group.add_argument("--num_inference_steps", type=int, default=20, help="default: %(default)s")
+    for name in ("height", "width", "num_frames"):
+        group.add_argument(f"--{name}", type=int, help="default: the model's own")
+    group.add_argument("--dtype", choices=sorted(loading.DTYPES), help="default: bfloat16, float32 without accelerator")
+    group.add_argument("--repetitions", type=int, default=3, help="of each timing; default: %(default)s")
+    group.add_argument("--only", nargs="+", metavar="NAME", help="caches whose name has one of these in it")
+    group.add_argument("--output", metavar="FOLDER", default="results/speed", help="default: %(default)s")
 
 
 def main(argv: list[str]) -> int:
@@ -48,31 +60,46 @@ def main(argv: list[str]) -> int:
     register()
     parser = argparse.ArgumentParser(prog="fastcache_xdit bench speed")
     add_arguments(parser)
-    options = vars(parse(parser, argv))
-    check_least(1, options, "num_inference_steps", "repetitions", *SIZE)
+    options = fill(SpeedOptions, parse(parser, argv))
+    sizes = _sizes(options)
+    check_least(1, **sizes, repetitions=options.repetitions)
     if world.size() > 1:
         raise UsageError("bench speed runs in one process", "start it without torchrun")
-    peers = [thinned(peer) for peer in chosen(unscored(), options["only"])]
-    dtype, plan = options["dtype"] or loading.default_dtype(), _plan(options)
-    path = Path(options["output"]) / f"speed-{options['architecture']}.json"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    known: dict[str, Any] = {"conditions": _conditions(options["architecture"], dtype, plan), "rows": []}
+    peers = [thinned(peer) for peer in chosen(unscored(), options.only)]
+    architecture, dtype = ARCHITECTURES[options.architecture], options.dtype or loading.default_dtype()
+    plan = _plan(architecture.call | {name: size for name, size in sizes.items() if size}, options.repetitions)
     device = "cuda" if cpu.has_accelerator() else "cpu"
-    for row in _rows(Bench(lambda: FullSize(ARCHITECTURES[options["architecture"]], dtype, device), plan), peers):
-        known["rows"].append(row)
-        path.write_text(json.dumps(known, indent=1) + "\n")
+    bench = PeerBench(lambda: FullSize(architecture, dtype, device), plan)
+    path = Path(options.output) / f"speed-{options.architecture}.json"
+    _write_rows(path, _conditions(options.architecture, dtype, plan), _rows(bench, peers))
     print(f"fastcache: -> {path}")
     return 0
 
 
-def _plan(options: dict[str, Any]) -> Plan:
-    given = {name: options[name] for name in ("num_inference_steps", *SIZE) if options[name]}
-    call = {**ARCHITECTURES[options["architecture"]].call, **given}
+def _sizes(options: SpeedOptions) -> dict[str, int | None]:
+    """Return the arguments of the pipeline's call that say how much it computes."""
+    return {
+        "num_inference_steps": options.num_inference_steps,
+        "height": options.height,
+        "width": options.width,
+        "num_frames": options.num_frames,
+    }
+
+
+def _plan(call: dict[str, Any], repetitions: int) -> BenchPlan:
     measured, rehearsal = engine.batches(["", ""], 1, 0)
-    return Plan([measured], measured, rehearsal, options["repetitions"], call, scored=False)
+    return BenchPlan([measured], measured, rehearsal, repetitions, call, scored=False)
 
 
-def _conditions(architecture: str, dtype: str, plan: Plan) -> dict[str, Any]:
+def _write_rows(path: Path, conditions: dict[str, Any], rows: Iterable[ResultRow]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    written: list[ResultRow] = []
+    for row in rows:
+        written.append(row)
+        path.write_text(json.dumps({"conditions": conditions, "rows": written}, indent=1) + "\n")
+
+
+def _conditions(architecture: str, dtype: str, plan: BenchPlan) -> dict[str, Any]:
     return {
         "architecture": architecture,
         "dtype": dtype,
@@ -82,7 +109,7 @@ def _conditions(architecture: str, dtype: str, plan: Plan) -> dict[str, Any]:
     }
 
 
-def _rows(bench: Bench, peers: list[Peer]) -> Iterator[Row]:
+def _rows(bench: PeerBench, peers: list[Peer]) -> Iterator[ResultRow]:
     for peer in tqdm(peers, unit="cache", dynamic_ncols=True):
         for setting in peer.settings:
             row = plain(bench.measure(peer, setting)) | {"ours": peer.ours}
@@ -90,6 +117,6 @@ def _rows(bench: Bench, peers: list[Peer]) -> Iterator[Row]:
             yield row
 
 
-def _line(row: dict[str, Any]) -> str:
+def _line(row: ResultRow) -> str:
     name = f"{row['peer']:<32} {row['setting']:<34} {row['status']:<11}"
     return f"{name} {row['transformer']:>6.1%}  {pace(row)}" if row["speedup"] else f"{name} {row['error'][:120]}"

@@ -5,26 +5,38 @@ from __future__ import annotations
 import argparse
 import json
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from fastcache_xdit.cli.arguments import is_first_rank, parse
+from fastcache_xdit.cli.arguments import fill, parse
 from fastcache_xdit.cli.pipeline import model_folder
 from fastcache_xdit.doctor import checkpoint, machine
 from fastcache_xdit.doctor.finding import Finding
 from fastcache_xdit.host.xdit import world
-from shapes.loading import SHIPPED, shipped_calibrations
+from fastcache_xdit.shipped import SHIPPED, in_clone, shipped_calibrations
 
 STYLES = {"fine": "green", "hint": "yellow", "problem": "bold red"}
 MARKS, PLAIN_MARKS = dict(zip(STYLES, "✓!✗", strict=True)), dict(zip(STYLES, "+!x", strict=True))
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The command's options."""
-    parser.add_argument("--model", default=SHIPPED[0], help="folder, hub id or shipped model; default: %(default)s")
+@dataclass(frozen=True)
+class DoctorOptions:
+    """Options of `doctor`."""
+
+    model: str | None
+    calibration: tuple[Path, ...] | None
+    json: bool
+
+
+def add_arguments(parser: Any) -> None:
+    """Add the command's options."""
+    usual = SHIPPED[0] if in_clone() else None
+    parser.add_argument("--model", default=usual, help="folder, hub id or shipped model; default: %(default)s")
     parser.add_argument(
         "--calibration", type=Path, nargs="*", metavar="FILE", help="of this model; default: those shipped with it"
     )
@@ -32,22 +44,24 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def main(argv: list[str]) -> int:
-    """Look at everything; the first rank prints, and its exit code is 1 where there is a problem."""
+    """Examine everything; the first rank prints, and its exit code is 1 where there is a problem."""
     parser = argparse.ArgumentParser(prog="fastcache_xdit doctor", description=__doc__)
     add_arguments(parser)
-    options = parse(parser, argv)
+    options = fill(DoctorOptions, parse(parser, argv))
     findings = _findings(options.model, options.calibration)
-    if not is_first_rank():
+    if not world.is_first_rank():
         return 0
-    fine = not any(each.problem for each in findings)
+    fine = not any(finding.problem for finding in findings)
     if options.json:
-        print(json.dumps({"fine": fine, "findings": [each.to_dict() for each in findings]}, indent=1))
+        print(json.dumps({"fine": fine, "findings": [finding.to_dict() for finding in findings]}, indent=1))
     else:
         _show(findings)
     return 0 if fine else 1
 
 
-def _findings(model: str, calibrations: list[Path] | None) -> list[Finding]:
+def _findings(model: str | None, calibrations: Sequence[Path] | None) -> list[Finding]:
+    if model is None:
+        return list(machine.examine())
     folder = checkpoint.on_disk(model_folder(model))
     files = (shipped_calibrations(model) if model in SHIPPED else []) if calibrations is None else calibrations
     ranks = world.size() if world.size() > 1 else machine.places()
@@ -57,16 +71,16 @@ def _findings(model: str, calibrations: list[Path] | None) -> list[Finding]:
 def _show(findings: Sequence[Finding]) -> None:
     console, table = Console(highlight=False), Table.grid(padding=(0, 2))
     marks = MARKS if console.encoding == "utf-8" else PLAIN_MARKS
-    for each in findings:
-        style = STYLES[each.state]
-        text = Text(each.found)
-        if each.advice:
-            text.append(f"\n{each.advice}", style)
-        table.add_row(Text(marks[each.state], style), Text(each.topic, "bold"), text)
+    for finding in findings:
+        style = STYLES[finding.state]
+        text = Text(finding.found)
+        if finding.advice:
+            text.append(f"\n{finding.advice}", style)
+        table.add_row(Text(marks[finding.state], style), Text(finding.topic, "bold"), text)
     console.print(table, _summary(findings), sep="\n")
 
 
 def _summary(findings: Sequence[Finding]) -> str:
-    numbers = {state: sum(each.state == state for each in findings) for state in ("problem", "hint")}
+    numbers = {state: sum(finding.state == state for finding in findings) for state in ("problem", "hint")}
     counts = [f"{number} {state}{'s' * (number > 1)}" for state, number in numbers.items() if number]
     return f"\n{' and '.join(counts) or 'All fine'}."

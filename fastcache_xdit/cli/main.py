@@ -1,13 +1,16 @@
-"""Entry point: picks the command, and turns a user's mistake into one line on one rank with exit code 2."""
+"""Entry point: runs the command, and tells a user's mistake, in one line, from a bug, with its traceback."""
 
 from __future__ import annotations
 
 import importlib
 import sys
+import traceback
+from importlib.metadata import PackageNotFoundError, metadata, version
 
-from fastcache_xdit.cli.arguments import is_first_rank
+from fastcache_xdit.cli.commands import Command, Group, Main
 from fastcache_xdit.errors import UsageError
 from fastcache_xdit.host.xdit import loading
+from fastcache_xdit.host.xdit.world import is_first_rank
 
 COMMANDS = {
     "run": "xDiT's own runner, all its flags and models, with --cache fastcache",
@@ -19,32 +22,66 @@ COMMANDS = {
     "report": "one page on the results of bench peers, and Markdown tables",
     "doctor": "what is installed, what this machine can run, and what to do about what does not fit",
 }
-USAGE = "usage: [torchrun --nproc_per_node N] -m fastcache_xdit COMMAND [options]; COMMAND --help lists its options"
+PROG = "[torchrun --nproc_per_node N] -m fastcache_xdit"
+USAGE = f"usage: {PROG} COMMAND [options]; COMMAND --help lists its options"
+MISTAKE, BUG = 2, 1  # exit codes
+REQUEST = "this should not happen; please report it with the traceback above"
+REPORTED = ("fastcache_xdit", "torch", "xfuser", "diffusers")  # packages whose versions a report of a bug needs
 
 
 def entry() -> None:
-    """Console entry; exits with the command's code, 2 for bad input."""
+    """Run this process's command line and exit with its code."""
     sys.exit(main(sys.argv[1:]))
 
 
 def main(argv: list[str]) -> int:
-    """Run one command line and return its exit code."""
-    if argv[:1] in (["-h"], ["--help"]):
-        print("\n".join([USAGE, *(f"  {name:<10} {about}" for name, about in COMMANDS.items())]))
-        return 0
-    if not argv:
-        return _fail(USAGE)
-    if argv[0] not in COMMANDS:
-        return _fail(f"unknown command {argv[0]!r}; commands: {', '.join(COMMANDS)}")
-    if argv[0] != "doctor":  # it tells what stands in the way of preparing
-        loading.prepare()  # before libraries that a command imports read their settings
+    """Run one command line and return its exit code: 2 for a user's mistake, 1 for a bug."""
+    commands = {name: Command(about, _imported(name)) for name, about in COMMANDS.items()}
     try:
-        return importlib.import_module(f"fastcache_xdit.cli.{argv[0]}").main(argv[1:])
+        return Group(PROG, "COMMAND", commands, _no_command).main(argv)
     except UsageError as error:
-        return _fail(str(error))
+        if is_first_rank():
+            print(f"fastcache_xdit: error: {error}", file=sys.stderr)
+        return MISTAKE
+    except Exception:
+        traceback.print_exc()
+        print(f"fastcache_xdit: {REQUEST}{_where()}", file=sys.stderr)
+        return BUG
 
 
-def _fail(message: str) -> int:
-    if is_first_rank():
-        print(f"fastcache_xdit: error: {message}", file=sys.stderr)
-    return 2
+def _imported(name: str) -> Main:
+    """Return the main function of a command; its module is imported when it is called."""
+
+    def command(argv: list[str]) -> int:
+        if name != "doctor":  # it tells what stands in the way of preparing
+            loading.prepare()  # before libraries that a command imports read their settings
+        return importlib.import_module(f"fastcache_xdit.cli.{name}").main(argv)
+
+    return command
+
+
+def _no_command(argv: list[str]) -> UsageError:
+    return UsageError(f"unknown command {argv[0]!r}", f"commands: {', '.join(COMMANDS)}") if argv else UsageError(USAGE)
+
+
+def _where() -> str:
+    """Say where to report a bug, as the package's metadata has it, with the versions to name."""
+    versions = ", ".join(f"{name} {_version(name)}" for name in REPORTED)
+    return f"{_address()} ({versions}, Python {sys.version.split()[0]})"
+
+
+def _address() -> str:
+    try:
+        lines = metadata("fastcache_xdit").get_all("Project-URL") or []
+    except PackageNotFoundError:
+        return ""
+    urls = {label: url for label, _, url in (line.partition(", ") for line in lines)}
+    url = urls.get("Issues") or urls.get("Repository")
+    return f" at {url}" if url else ""
+
+
+def _version(name: str) -> str:
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return "(not installed)"

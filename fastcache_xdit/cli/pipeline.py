@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
-from fastcache_xdit.cli.arguments import cache_config, check_least, look_ahead, parse, read_options
+from fastcache_xdit.cli.arguments import cache_config, check_least, fill, look_ahead, parse, read_options
 from fastcache_xdit.config import FastCacheConfig
 from fastcache_xdit.errors import UsageError
-from fastcache_xdit.host.xdit import layout, registration
-from fastcache_xdit.host.xdit.loading import DTYPES
-from shapes.loading import SHIPPED, generation_defaults, model_path
+from fastcache_xdit.host.xdit import registration
+from fastcache_xdit.host.xdit.layout import Layout, check_cache
+from fastcache_xdit.host.xdit.loading import DTYPES, XditOptions, default_dtype, xdit_options
+from fastcache_xdit.shipped import SHIPPED, generation_defaults, model_path
 
 CALL = (
     "num_inference_steps",
@@ -23,34 +25,99 @@ CALL = (
     "max_sequence_length",
     "negative_prompt",
 )
+# Flags of xDiT's that make the image: they belong to a job from submit on.
+MAKES_THE_IMAGE = (
+    "model", "dtype", "seed", "batch_size", "prompt", "prompts", "negative_prompt", "num_inference_steps",
+    "guidance_scale", "height", "width", "max_sequence_length", "cache", "cache_method", "cache_config", "config",
+)  # fmt: skip
 
 
-def pipeline_options(command: str, argv: list[str], add_arguments: Callable[[argparse.ArgumentParser], None]) -> dict:
-    """Command line over config file over the shipped model's own defaults over xDiT's."""
+@dataclass(frozen=True, kw_only=True)
+class PipelineOptions:
+    """Options of every command that loads a pipeline; a command's own are added in a subclass.
+
+    Attributes:
+        model: a folder, a hub id or a shipped model, as given; see `model_folder`.
+        prompt: prompts of the command line.
+        prompts: file of prompts.
+        seed: of the first prompt's start noise.
+        batch_size: prompts per call.
+        dtype: of weights and activations, a key of `DTYPES`.
+        cache_method: `fastcache`, a method of xDiT's own, or None.
+        cache_config: JSON object or file, for `chosen_cache`.
+        call: arguments of every pipeline call, unchecked; see `call_arguments`.
+        xdit: all of xDiT's options.
+        layout: those of them that say how the work is divided.
+        engine: those of them that differ from xDiT's defaults and do not make the image, as a job keeps them.
+    """
+
+    model: str | None
+    prompt: tuple[str, ...] | None
+    prompts: str | None
+    seed: int
+    batch_size: int
+    dtype: str
+    cache_method: str | None
+    cache_config: str | None
+    call: Mapping[str, Any]
+    xdit: XditOptions
+    layout: Layout
+    engine: Mapping[str, Any]
+
+
+Options = TypeVar("Options", bound=PipelineOptions)
+AddArguments = Callable[[Any], None]  # adds a command's own options to a group of its parser
+
+
+def pipeline_options(kind: type[Options], command: str, argv: list[str], add_arguments: AddArguments) -> Options:
+    """Read a command's options: command line over config file over the shipped model's own defaults over xDiT's.
+
+    Args:
+        kind: a subclass of `PipelineOptions`, which has a field for each option that `add_arguments` adds.
+        command: its name, such as `batch submit`.
+        argv: the words behind the command's name.
+        add_arguments: adds the command's own options, `add_pipeline_arguments` among them.
+    Raises:
+        UsageError: an option that is not known, or a value that is not possible.
+    """
     parser = engine_parser(command, add_arguments)
     ahead, _ = look_ahead(argv, "config", "model")
     values = read_options(parser, ahead.config, argv) if ahead.config else {}
     model = ahead.model or values.get("model")
     defaults = generation_defaults(model) if model in SHIPPED else {}
     parser.set_defaults(**{name: value for name, value in defaults.items() if name in CALL} | values)
-    return vars(parse(parser, argv)) | {"defaults": defaults}
+    parsed = parse(parser, argv)
+    parsed.dtype = parsed.dtype or default_dtype()
+    call = defaults | {name: given for name in CALL if (given := getattr(parsed, name)) not in (None, "", [])}
+    xdit, layout = xdit_options(vars(parsed)), Layout.of(parsed)
+    return fill(kind, parsed, call=call, xdit=xdit, layout=layout, engine=_engine_options(parsed))
 
 
-def engine_parser(command: str, add_arguments: Callable[[argparse.ArgumentParser], None]) -> argparse.ArgumentParser:
-    """A parser of xDiT's engine flags and a command's own."""
+def _engine_options(parsed: argparse.Namespace) -> dict[str, Any]:
+    plain = engine_parser("plain", lambda _: None)
+    names = {action.dest for action in plain._actions} - {*MAKES_THE_IMAGE, "help"}
+    return {name: given for name in sorted(names) if (given := getattr(parsed, name)) != plain.get_default(name)}
+
+
+def engine_parser(command: str, add_arguments: AddArguments) -> argparse.ArgumentParser:
+    """Make a parser of a command's own options, which `--help` shows first, and xDiT's engine flags."""
     from xfuser import xFuserArgs
     from xfuser.config import FlexibleArgumentParser
 
     parser = FlexibleArgumentParser(prog=f"fastcache_xdit {command}")
     xFuserArgs.add_cli_args(parser)
-    add_arguments(parser)
+    own = parser.add_argument_group(f"options of {command}")
+    add_arguments(own)
+    places = [f"{action.metavar} " for action in own._group_actions if not action.option_strings]
+    parser.usage = f"{parser.prog} {''.join(places)}[options]"  # without xDiT's page of flags
+    parser._action_groups.sort(key=lambda group: group is not own)
     parser._option_string_actions["--model"].required = False
     parser.set_defaults(model=None)
     return parser
 
 
 def add_pipeline_arguments(group: Any, batch_size: int) -> None:
-    """Options of every command that loads a pipeline, beside xDiT's engine flags."""
+    """Add the options of every command that loads a pipeline, beside xDiT's engine flags."""
     group.add_argument("--config", metavar="FILE.yaml", help="options by name; flags win over it")
     group.add_argument("--prompts", metavar="FILE.txt", help="one prompt per line; # begins a comment line")
     group.add_argument("--batch_size", type=int, default=batch_size, help="prompts per call; default: %(default)s")
@@ -58,7 +125,7 @@ def add_pipeline_arguments(group: Any, batch_size: int) -> None:
 
 
 def model_folder(name: str | None) -> str:
-    """A folder or a hub id.
+    """Find the folder, or the hub id, that `--model` names.
 
     Raises:
         UsageError: nothing given, or no such folder and no id.
@@ -73,53 +140,52 @@ def model_folder(name: str | None) -> str:
     return name
 
 
-def call_arguments(options: dict[str, Any]) -> dict[str, Any]:
-    """Arguments of every pipeline call; those that only the shipped model knows come along.
+def call_arguments(options: PipelineOptions) -> dict[str, Any]:
+    """Return the arguments of every pipeline call; those that only the shipped model knows come along.
 
     Raises:
         UsageError: a number below 1.
     """
-    call = options["defaults"] | {name: options[name] for name in CALL if options[name] not in (None, "", [])}
-    check_least(1, call, "num_inference_steps", "height", "width")
-    check_least(1, options, "batch_size")
-    return call
+    sizes = ("num_inference_steps", "height", "width")
+    check_least(1, **{name: options.call.get(name) for name in sizes}, batch_size=options.batch_size)
+    return dict(options.call)
 
 
-def chosen_cache(command: str, options: dict[str, Any]) -> FastCacheConfig | None:
-    """The cache that is asked for, None for none.
+def chosen_cache(command: str, options: PipelineOptions) -> FastCacheConfig | None:
+    """Build the config of the cache that is asked for; None for no cache.
 
     Raises:
         UsageError: a method of xDiT's own, an option that is not possible, or a layout that FastCache does not support.
     """
-    method = options["cache_method"]
-    if method is None:
+    if options.cache_method is None:
         return None
-    if method != registration.METHOD:
-        raise UsageError(f"{command} knows --cache fastcache only, not {method}", "xDiT's own methods work with run")
-    config = cache_config(options["cache_config"])
-    check_cached_layout(config, options)
+    if options.cache_method != registration.METHOD:
+        raise UsageError(
+            f"{command} knows --cache fastcache only, not {options.cache_method}", "xDiT's own methods work with run"
+        )
+    config = cache_config(options.cache_config)
+    check_cache(options.layout, config)
     return config
 
 
-def check_cached_layout(config: FastCacheConfig, options: dict[str, Any]) -> None:
-    """Raise UsageError for a layout that FastCache does not support with this config."""
-    layout.check_cache(options)
-    layout.check_decision(config, options["pipefusion_parallel_degree"])
-
-
-def prompts_of(options: dict[str, Any]) -> list[str]:
-    """Prompts of the command line, then of the file.
+def prompts_of(options: PipelineOptions) -> list[str]:
+    """List the prompts of the command line, then those of the file.
 
     Raises:
         UsageError: no such file, or no prompt at all.
     """
-    prompts = list(options["prompt"] or [])
-    if options["prompts"]:
-        path = Path(options["prompts"])
-        if not path.is_file():
-            raise UsageError(f"no such prompts file: {path}")
-        lines = [line.strip() for line in path.read_text().splitlines()]
-        prompts += [line for line in lines if line and not line.startswith("#")]
+    prompts = [*(options.prompt or ()), *(prompts_in(options.prompts) if options.prompts else ())]
     if not prompts:
         raise UsageError("no prompts: give --prompt TEXT or --prompts FILE with one prompt per line")
     return prompts
+
+
+def prompts_in(file: str) -> list[str]:
+    """List the prompts in a text file, one per line; # begins a comment line. Raises UsageError for no such file."""
+    if not Path(file).is_file():
+        raise UsageError(f"no such prompts file: {file}")
+    try:
+        lines = [line.strip() for line in Path(file).read_text().splitlines()]
+    except UnicodeDecodeError as error:
+        raise UsageError(f"{file} is not UTF-8 text: {error}") from None
+    return [line for line in lines if line and not line.startswith("#")]

@@ -3,24 +3,37 @@
 from __future__ import annotations
 
 import argparse
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from fastcache_xdit.bench.peers.views import write_markdown, write_report
-from fastcache_xdit.cli.arguments import parse
+from fastcache_xdit.cli.arguments import fill, parse
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The command's options."""
-    parser.add_argument("folder", type=Path, help="results of bench peers, of one model or of many")
-    parser.add_argument("--output", type=Path, metavar="FILE.html", help="default: report.html in the folder")
-    parser.add_argument("--markdown", type=Path, metavar="FILE.md", help="write tables as well")
+@dataclass(frozen=True, kw_only=True)
+class ReportOptions:
+    """Options of `report`."""
+
+    folder: Path
+    output: Path | None
+    markdown: Path | None
+
+
+def add_arguments(group: Any) -> None:
+    """Add the command's options."""
+    group.add_argument("folder", type=Path, help="results of bench peers, of one model or of many")
+    group.add_argument("--output", type=Path, metavar="FILE.html", help="default: report.html in the folder")
+    group.add_argument(
+        "--markdown", type=Path, metavar="FILE.md", help="write tables as well, and a figure beside them"
+    )
 
 
 def main(argv: list[str]) -> int:
-    """Write the page; UsageError where there is nothing to write of."""
+    """Write the page. Raises UsageError where the folder holds no results."""
     parser = argparse.ArgumentParser(prog="fastcache_xdit report")
     add_arguments(parser)
-    options = parse(parser, argv)
+    options = fill(ReportOptions, parse(parser, argv))
     page = options.output or options.folder / "report.html"
     write_report(options.folder, page)
     print(f"fastcache: -> {page}")

@@ -6,64 +6,97 @@ import argparse
 import runpy
 import sys
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from fastcache_xdit.cli.arguments import as_flags, cache_config, is_first_rank, look_ahead, parse, read_options
+from fastcache_xdit.cli.arguments import as_flags, cache_config, fill, look_ahead, parse, read_options
 from fastcache_xdit.host import cpu
-from fastcache_xdit.host.xdit import layout, registration, world
-from fastcache_xdit.host.xdit.runner import add_local_model, check_registered
-from fastcache_xdit.models.catalogue import known_models
+from fastcache_xdit.host.xdit import checkpoint, registration, world
+from fastcache_xdit.host.xdit.layout import Layout, check_cache, check_degrees
+from fastcache_xdit.host.xdit.loading import XditOptions, xdit_options
+from fastcache_xdit.host.xdit.runner import add_local_model, check_accepted, check_registered
 from fastcache_xdit.plugin import applied, register
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunOptions:
+    """Options of `run`: what it reads itself of xDiT's runner flags, and all of them, which xDiT's runner takes."""
+
+    model: str
+    cache_method: str | None
+    cache_config: str | None
+    attention_backend: str | None
+    output_directory: str | None
+    layout: Layout
+    xdit: XditOptions
+    flags: Mapping[str, Any]
 
 
 def main(argv: list[str]) -> int:
     """Check the command line, then hand it to xDiT's runner. Raises UsageError for bad input, before a model loads."""
     register()
-    from xfuser import xFuserArgs
-    from xfuser.config import FlexibleArgumentParser
-
-    parser = xFuserArgs.add_runner_args(FlexibleArgumentParser(prog="fastcache_xdit run", description=__doc__))
+    parser = runner_parser()
     argv = command_line(parser, argv)
-    options = vars(parse(parser, argv))
-    _check(options)
-    if options.get("output_directory"):
-        Path(options["output_directory"]).mkdir(parents=True, exist_ok=True)  # xDiT fails there, after all the work
+    options = run_options(parser, argv)
+    check(options)
+    if options.output_directory:
+        Path(options.output_directory).mkdir(parents=True, exist_ok=True)  # xDiT fails there, after all the work
     sys.argv = ["fastcache_xdit run", *argv, *_needed_here(options)]
     runpy.run_module("xfuser.runner", run_name="__main__", alter_sys=True)
-    if is_first_rank():
+    if world.is_first_rank():
         for handle in applied():
             print(f"fastcache: {handle.report()}")
     return 0
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """What `run` takes beside xDiT's runner flags."""
+def add_arguments(parser: Any) -> None:
+    """Add what `run` takes beside xDiT's runner flags."""
     parser.add_argument("--config", metavar="FILE.yaml", help="options by name; flags win over it")
 
 
+def runner_parser() -> argparse.ArgumentParser:
+    """Make a parser of the command's own options, which `--help` shows first, and xDiT's runner flags."""
+    from xfuser import xFuserArgs
+    from xfuser.config import FlexibleArgumentParser
+
+    parser = FlexibleArgumentParser(
+        prog="fastcache_xdit run", usage="fastcache_xdit run [options]", description=__doc__
+    )
+    own = parser.add_argument_group("options of run")
+    add_arguments(own)
+    xFuserArgs.add_runner_args(parser)
+    parser._action_groups.sort(key=lambda group: group is not own)
+    return parser
+
+
 def command_line(parser: argparse.ArgumentParser, argv: list[str]) -> list[str]:
-    """The command line for xDiT's runner, which reads no file: `--config` is written out as flags in front."""
-    add_arguments(parser)
+    """Write out `--config` as flags in front, because xDiT's runner reads no file."""
     ahead, rest = look_ahead(argv, "config")
     return [*as_flags(read_options(parser, ahead.config, rest)), *rest] if ahead.config else argv
 
 
-def _check(options: Mapping[str, Any]) -> None:
-    caches = options["cache_method"] == registration.METHOD
-    layout.check_degrees(options, world.size())
-    if caches:
-        config = cache_config(options["cache_config"])
-        layout.check_cache(options)
-        layout.check_decision(config, options["pipefusion_parallel_degree"])
-    folder = Path(options["model"])
+def run_options(parser: argparse.ArgumentParser, argv: list[str]) -> RunOptions:
+    """Parse a command line for xDiT's runner."""
+    parsed = parse(parser, argv)
+    return fill(RunOptions, parsed, layout=Layout.of(parsed), xdit=xdit_options(vars(parsed)), flags=vars(parsed))
+
+
+def check(options: RunOptions) -> None:
+    """Raise UsageError for what cannot run here; a folder becomes a model of xDiT's runner."""
+    cached = options.cache_method == registration.METHOD
+    check_degrees(options.layout, world.size())
+    if cached:
+        check_cache(options.layout, cache_config(options.cache_config))
+    folder = Path(options.model)
     if folder.is_dir():
-        layout.check_model(folder, options, known_models() if caches else [])
-        add_local_model(options["model"])
-    check_registered(options["model"])
+        checkpoint.check_model(folder, options.layout, cached)
+        add_local_model(options.model)
+    check_registered(options.model)
+    check_accepted(options.model, options.xdit, options.flags)
 
 
-def _needed_here(options: Mapping[str, Any]) -> list[str]:
+def _needed_here(options: RunOptions) -> list[str]:
     """Flags that this machine needs and the user left to xDiT."""
-    backend = cpu.attention_backend(options["ring_degree"])
-    return ["--attention_backend", backend] if backend and not options["attention_backend"] else []
+    backend = cpu.attention_backend(options.layout.ring_degree)
+    return ["--attention_backend", backend] if backend and not options.attention_backend else []

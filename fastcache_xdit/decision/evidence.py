@@ -1,4 +1,4 @@
-"""What a decision is made from, what it says, and what later ones remember of it; plain numbers, no torch."""
+"""Decisions, the evidence that they are made from, and their memory; plain numbers, no torch."""
 
 from __future__ import annotations
 
@@ -9,7 +9,15 @@ from typing import NamedTuple
 
 
 class Decision(NamedTuple):
-    """What to do with one segment at one tick, and why: skip it, compute a part of its tokens, or compute it whole."""
+    """What to do with one segment at one tick: skip it, compute some of its tokens, or compute it fully.
+
+    Attributes:
+        skip: replace the segment by its stand-in.
+        reason: why, as in the ledger.
+        change: relative change of the hidden states that the decision saw.
+        predicted_error: relative error that a skip is predicted to cause.
+        partial: compute some of the tokens.
+    """
 
     skip: bool
     reason: str
@@ -20,12 +28,12 @@ class Decision(NamedTuple):
 
 @dataclass
 class Track:
-    """What the decisions of one segment remember from step to step, equal on all agreeing ranks.
+    """The memory of one segment's decisions from step to step; equal on all agreeing ranks.
 
     Attributes:
-        observed: pairs (relative change, relative error that the stand-in would have made) of computed steps: the
-            online estimate of how much error a change stands for.
-        skipped: steps skipped in a row so far.
+        observed: for recent computed steps, the relative change and the relative error that the stand-in would have
+            made; they predict the error that belongs to a change.
+        skipped: number of steps skipped in a row so far.
         accumulated: decayed sum of predicted errors since the last computed step.
         last_change: relative change that the last decision saw.
     """
@@ -37,30 +45,30 @@ class Track:
 
     @classmethod
     def empty(cls, window: int) -> Track:
-        """Return a track that has seen nothing and keeps `window` observations."""
+        """Return an empty track that keeps `window` observations."""
         return cls(deque(maxlen=window))
 
     def copy(self) -> Track:
-        """Return an independent copy, for the hand-over from the full sequence to its patches."""
+        """Return an independent copy, for a patch that takes over from the full sequence."""
         return replace(self, observed=deque(self.observed, maxlen=self.observed.maxlen))
 
     def observe(self, error: float) -> None:
-        """Add the relative error of the last computed step, beside the change that was seen then."""
+        """Add the relative error of the last computed step, with the change that its decision saw."""
         if 0 < self.last_change < math.inf and math.isfinite(error):
             self.observed.append((self.last_change, error))
 
     def note(self, decision: Decision, decay: float) -> None:
-        """Remember a decision: a computed step clears the run of skips and the error bound e <- decay e + error.
+        """Remember a decision: a skip adds to the run and to the error bound, e <- decay e + error; others reset both.
 
-        A partial step counts as a skipped one: most of its tokens are.
+        A partial step counts as a skip, because most of its tokens are skipped.
         """
-        spared = decision.skip or decision.partial
+        skips = decision.skip or decision.partial
         self.last_change = decision.change
-        self.skipped = self.skipped + 1 if spared else 0
-        self.accumulated = decay * self.accumulated + decision.predicted_error if spared else 0.0
+        self.skipped = self.skipped + 1 if skips else 0
+        self.accumulated = decay * self.accumulated + decision.predicted_error if skips else 0.0
 
     def correct(self, decision: Decision) -> None:
-        """Note again a step that was noted as partial, where `decision` says that it was computed whole after all."""
+        """Replace the memory of a partial step that turned out to be computed fully, as `decision` says."""
         if not decision.partial:
             self.note(decision, 0.0)
 
@@ -70,13 +78,13 @@ class Evidence:
     """What is known when a segment is entered.
 
     Attributes:
-        change: norm of the change of the hidden states since the reference over the norm of the reference.
-        order: references that the stand-in has.
-        track: what earlier decisions left.
+        change: norm of the change of the hidden states since the reference, over the norm of the reference.
+        order: number of references that the stand-in has.
+        track: memory of earlier decisions.
         motion: relative variance of the tokens' saliencies.
-        values: numbers that the change was measured on, N D.
-        scheduled: the schedule wants this step computed.
-        scheduled_part: it wants a part of the tokens computed.
+        values: number of values that the change was measured on, N D.
+        scheduled: whether the schedule marks this step as computed.
+        scheduled_part: whether the schedule marks this step as partial.
     """
 
     change: float

@@ -1,4 +1,4 @@
-"""When a block may be skipped: plain numbers in, a decision out (no torch here)."""
+"""The rule for when a segment may be skipped: plain numbers in, a decision out; no torch."""
 
 from __future__ import annotations
 
@@ -8,31 +8,32 @@ from collections.abc import Iterator
 from fastcache_xdit.clock import FUSED, Tick
 from fastcache_xdit.config import FastCacheConfig
 from fastcache_xdit.decision.evidence import Decision, Evidence, Track
-from fastcache_xdit.decision.significance import Insignificant, SignificanceTest, Verdict
+from fastcache_xdit.decision.significance import NoTest, SignificanceTest, Verdict
 
 
 def decide(evidence: Evidence, tick: Tick, config: FastCacheConfig, test: SignificanceTest) -> Decision:
     """Skip if and only if the schedule, every hard limit, the test and the remaining error budget allow it.
 
-    Where only a scheduled part or, with `tokens.when: significant`, the test objects, some tokens are computed.
+    If the only objection is the mark of a partial step or, with `tokens.when: significant`, the test, the step is
+    partial.
     """
     change = evidence.change
     if not math.isfinite(change):
         return Decision(False, "no reference" if math.isinf(change) else "not finite", change)
-    result = test.ask(evidence, tick)
-    objections = list(_objections(evidence, result, tick, config))
+    verdict = test.ask(evidence, tick)
+    objections = list(_objections(evidence, verdict, tick, config))
     partial = bool(objections) and set(objections) <= _met_by_a_part(config)
     reason = objections[0] if objections else "insignificant"
-    return Decision(not objections, reason, change, result.predicted_error, partial)
+    return Decision(not objections, reason, change, verdict.predicted_error, partial)
 
 
-def foreseen(marks: str, config: FastCacheConfig) -> list[bool]:
-    """Tell in advance which steps are skipped, where marks and hard limits decide alone (`test: none`)."""
+def planned_skips(marks: str, config: FastCacheConfig) -> list[bool]:
+    """Return which steps will be skipped where marks and hard limits alone decide (`test: none`)."""
     track, skipped, references = Track.empty(config.window), [], 0
     for step, mark in enumerate(marks):
         change = 0.0 if references else math.inf
         evidence = Evidence(change, references, track, scheduled=mark == "1", scheduled_part=mark == "p")
-        decision = decide(evidence, Tick(FUSED, None, step, len(marks)), config, Insignificant())
+        decision = decide(evidence, Tick(FUSED, None, step, len(marks)), config, NoTest())
         track.note(decision, config.error_decay)
         references += not decision.skip
         skipped.append(decision.skip)
@@ -40,13 +41,13 @@ def foreseen(marks: str, config: FastCacheConfig) -> list[bool]:
 
 
 def _met_by_a_part(config: FastCacheConfig) -> set[str]:
-    """The objections that computing some of the tokens meets."""
+    """Return the objections that a partial step satisfies."""
     if config.tokens is None:
         return set()
     return {"schedule, part", "significant"} if config.tokens.when == "significant" else {"schedule, part"}
 
 
-def _objections(evidence: Evidence, result: Verdict, tick: Tick, config: FastCacheConfig) -> Iterator[str]:
+def _objections(evidence: Evidence, verdict: Verdict, tick: Tick, config: FastCacheConfig) -> Iterator[str]:
     track = evidence.track
     if tick.step < config.warmup_steps:
         yield "warm-up"
@@ -58,7 +59,7 @@ def _objections(evidence: Evidence, result: Verdict, tick: Tick, config: FastCac
         yield "schedule, part"
     if track.skipped >= config.max_consecutive_skips:
         yield "longest run"
-    if result.significant:
+    if verdict.significant:
         yield "significant"
-    if config.error_decay * track.accumulated + result.predicted_error > config.error_budget:
+    if config.error_decay * track.accumulated + verdict.predicted_error > config.error_budget:
         yield "budget"

@@ -1,16 +1,16 @@
-"""Masks of computed steps: a decision rule that needs no communication."""
+"""Schedules: masks that say in advance which steps are computed, so that ranks need no communication."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
 
-def marks_for(schedule: Mapping[int, str], num_steps: int) -> str:
-    """The mark of each of `num_steps` steps: the mask of that length, or the nearest one stretched.
+def marks_at(schedule: Mapping[int, str], num_steps: int) -> str:
+    """Return the mark of each of `num_steps` steps: the mask of that length, or the nearest one stretched.
 
-    1 is a computed step, p a partial one, 0 none. Stretching keeps each mark's place in the request, and the share of
-    computed and partial steps as far as they stay apart; where they meet, the step is computed. The first step always
-    is.
+    1 marks a computed step, p a partial one, 0 one that may be skipped. A stretched mask keeps the relative position of
+    every 1 and p, and so about their fractions; where a 1 and a p fall on the same step, it is computed. The first step
+    is always computed.
     """
     if num_steps in schedule:
         return schedule[num_steps]
@@ -19,28 +19,28 @@ def marks_for(schedule: Mapping[int, str], num_steps: int) -> str:
     return "".join(next((mark for mark in "1p" if (mark, step) in places), "0") for step in range(num_steps))
 
 
-def mask_for(schedule: Mapping[int, str], num_steps: int) -> list[bool]:
-    """Which of `num_steps` steps are computed whole, and so are references of stand-ins; see `marks_for`."""
-    return [mark == "1" for mark in marks_for(schedule, num_steps)]
+def computed_steps(schedule: Mapping[int, str], num_steps: int) -> list[bool]:
+    """Return which of `num_steps` steps are computed fully and so become references; as in `marks_at`."""
+    return [mark == "1" for mark in marks_at(schedule, num_steps)]
 
 
 def uniform_mask(num_steps: int, computed: int) -> str:
-    """`computed` of `num_steps` steps as far apart as they can be, from the first one on."""
+    """Return the mask of `computed` evenly spaced steps out of `num_steps`, beginning with the first."""
     chosen = {round(index * num_steps / computed) for index in range(computed)}
     return "".join("1" if step in chosen else "0" for step in range(num_steps))
 
 
-def skips(mask: Sequence[bool]) -> list[tuple[int, tuple[int, ...]]]:
-    """Each skipped step with all computed ones before it, newest first.
+def skipped_steps(mask: Sequence[bool]) -> list[tuple[int, tuple[int, ...]]]:
+    """Return each skipped step of a mask with all computed steps before it, newest first.
 
-    >>> skips([True, False, True, False])
+    >>> skipped_steps([True, False, True, False])
     [(1, (0,)), (3, (2, 0))]
     """
     computed: tuple[int, ...] = ()
-    found = []
+    skipped = []
     for step, compute in enumerate(mask):
         if compute:
             computed = (step, *computed)
         else:
-            found.append((step, computed))
-    return found
+            skipped.append((step, computed))
+    return skipped

@@ -1,4 +1,4 @@
-"""Is a change insignificant? The tests that a schedule or nothing can be combined with; plain numbers, no torch."""
+"""The tests of whether a change is significant; plain numbers, no torch."""
 
 from __future__ import annotations
 
@@ -16,68 +16,71 @@ from fastcache_xdit.decision.evidence import Evidence
 
 
 class Verdict(NamedTuple):
-    """A test's answer: the error that a skip is predicted to cause, and whether that is too much."""
+    """The answer of a test: the relative error that a skip is predicted to cause, and whether that is significant."""
 
     predicted_error: float
     significant: bool
 
 
 class SignificanceTest(Protocol):
-    """A rule on the change of the hidden states that enter a segment."""
+    """A test of the change of the hidden states that enter a segment."""
 
     def ask(self, evidence: Evidence, tick: Tick) -> Verdict:
-        """Return the answer for one segment at one step."""
+        """Return the verdict for one segment at one step."""
 
 
 class Online:
-    """Uncalibrated: the null variance is tracked over a window of computed steps; works on any model at once."""
+    """The uncalibrated test: it tracks the null variance over a window of computed steps, and works on any model.
+
+    Args:
+        threshold: relative error that a skip may be predicted to cause.
+    """
 
     def __init__(self, threshold: float) -> None:
         self.threshold = threshold
 
     def ask(self, evidence: Evidence, tick: Tick) -> Verdict:
-        """Predict the error from the errors of this request's computed steps.
+        """Predict the error of a skip from the errors at this request's computed steps.
 
-        A stand-in of order k (reuse: 1, extrapolation: 2) errs like the k-th power of the distance to its references;
-        the median over the window keeps one odd step from deciding. Before anything was observed the error is taken to
-        be as large as the change itself.
+        The error of a stand-in with k references (reuse: 1, extrapolation: 2) grows like the k-th power of the change.
+        The median over the window ignores outliers. Before the first observation, the prediction is the change itself.
         """
         change, order = evidence.change, evidence.order
-        scaled = [error * (change / seen) ** order for seen, error in evidence.track.observed]
+        scaled = [error * (change / earlier) ** order for earlier, error in evidence.track.observed]
         predicted = statistics.median(scaled) if scaled else change
         return Verdict(predicted, not predicted < self.threshold)
 
 
 class Paper:
-    """The literal rule of arXiv 2505.20353: skip while change^2 <= chi2.ppf(1 - alpha, n) / n with n = N D.
+    """The literal rule of arXiv 2505.20353: skip if change^2 <= chi2.ppf(1 - alpha, n) / n with n = N D.
 
-    For the n of any real model the right side is 1.00 and every change below 100 % passes: for comparison only.
+    For comparison only: with the n of any real model the right side is 1.00, and every change below 100 % passes.
     """
 
     def __init__(self, alpha: float) -> None:
         self.alpha = alpha
 
     def ask(self, evidence: Evidence, tick: Tick) -> Verdict:
-        """Compare the squared change with the quantile over its degrees of freedom."""
+        """Compare the squared change with the quantile divided by its degrees of freedom."""
         limit = quantile(self.alpha, evidence.values)
         return Verdict(evidence.change, not evidence.change**2 <= limit)
 
 
 @dataclass(frozen=True)
 class Spread:
-    """How the error that a skip causes in the final latents follows the change that is seen, for one segment.
+    """The calibrated error model of one segment: from the change on entry to the error of the final latents.
 
-    expected error^2 = null[step] * runs[skipped] * tau * change^2, tau = b0 + b1 motion + b2 t + b3 t^2 (the paper's
-    adaptive threshold; t from 0 to 1 along the request). Actual over expected error^2 is taken to be chi-squared with
-    `dof` effective degrees of freedom over `dof` (Satterthwaite: 2 / variance of that ratio).
+    expected error^2 = null[step] * runs[skipped] * tau * change^2, with tau = b0 + b1 motion + b2 t + b3 t^2 (the
+    paper's adaptive threshold; t runs from 0 to 1 over the request). Actual over expected error^2 is modelled as
+    chi-squared with `dof` effective degrees of freedom, divided by `dof` (Satterthwaite: 2 / variance of the ratio).
 
     Attributes:
         sigmas: noise level of each calibrated step.
-        null: per calibrated step, expected error^2 over change^2: tolerance^2 / null is the paper's null variance.
-        runs: factor after 0, 1, 2, ... steps skipped in a row; longer runs take the last one.
+        null: for each calibrated step, expected error^2 / change^2; tolerance^2 / null is the paper's null variance.
+        runs: factor after 0, 1, 2, ... steps skipped in a row; longer runs use the last one.
         trajectory: b0 to b3.
         dof: effective degrees of freedom.
-        noise: relative difference of final latents that rounding alone makes; no tolerance is taken to be below it.
+        noise: relative difference of final latents caused by rounding alone; a smaller tolerance is raised to it.
     """
 
     sigmas: tuple[float, ...]
@@ -88,41 +91,49 @@ class Spread:
     noise: float = 0.0
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values, for a calibration file, where `sigmas` are called `levels`."""
+        """Return plain values for a calibration file, where `sigmas` are called `levels`."""
         values = asdict(self)
         return {"levels": values.pop("sigmas"), **values}
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> Spread:
-        """The inverse of `to_dict`."""
-        fixed: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
-        return cls(sigmas=fixed.pop("levels"), **fixed)
+        """Build from the values of `to_dict`."""
+        fields: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
+        return cls(sigmas=fields.pop("levels"), **fields)
 
     def at(self, sigmas: Sequence[float]) -> Spread:
-        """The same for another schedule, by the noise level; logarithms are interpolated."""
+        """Return the error model for other noise levels; `null` is interpolated in logarithms."""
         null = np.interp(sigmas, self.sigmas[::-1], np.log(self.null[::-1]))
         return replace(self, sigmas=tuple(sigmas), null=tuple(np.exp(null).tolist()))
 
     def expected(self, step: int, change: float, motion: float, skipped: int) -> float:
-        """Expected error^2 of the final latents, relative to them."""
+        """Return the expected relative error^2 of the final latents if this step is skipped."""
         run = self.runs[min(skipped, len(self.runs) - 1)]
         return self.null[step] * run * self.tau(step, motion) * change**2
 
     def tau(self, step: int, motion: float) -> float:
-        """b0 + b1 motion + b2 t + b3 t^2, kept positive."""
+        """Return tau = b0 + b1 motion + b2 t + b3 t^2, at least 0.05."""
         b0, b1, b2, b3 = self.trajectory
         t = step / max(len(self.sigmas) - 1, 1)
         return max(b0 + b1 * motion + b2 * t + b3 * t * t, 0.05)
 
     def exceeds(self, expected: float, tolerance: float) -> float:
-        """Return the probability that the true error is above the tolerance, given what is expected."""
+        """Return the probability that the actual error exceeds the tolerance, given the expected error^2."""
         from scipy.stats import chi2
 
         return float(chi2.sf(self.dof * tolerance**2 / expected, self.dof)) if expected else 0.0
 
 
 class Calibrated:
-    """The paper's test made exact (method.md 1): skip iff T = dof expected / tolerance^2 <= chi2.ppf(1-alpha, dof)."""
+    """The paper's test with calibrated statistics (method.md 1).
+
+    Skip if and only if T = dof expected / tolerance^2 <= chi2.ppf(1 - alpha, dof).
+
+    Args:
+        alpha: significance level.
+        tolerance: relative error of the final latents.
+        spread: the error model, at the noise levels of the request.
+    """
 
     def __init__(self, alpha: float, tolerance: float, spread: Spread) -> None:
         self.tolerance = max(tolerance, spread.noise)
@@ -135,17 +146,17 @@ class Calibrated:
         return Verdict(math.sqrt(expected), not expected / self.tolerance**2 <= self.limit)
 
 
-class Insignificant:
-    """`test: none`: no change is significant; a schedule decides."""
+class NoTest:
+    """The rule of `test: none`: no change is significant, so that the schedule decides."""
 
     def ask(self, evidence: Evidence, tick: Tick) -> Verdict:
-        """Find every change insignificant."""
+        """Return that the change is insignificant."""
         return Verdict(0.0, False)
 
 
 @lru_cache
 def quantile(alpha: float, dof: float) -> float:
     """Return chi2.ppf(1 - alpha, dof) / dof."""
-    from scipy.stats import chi2  # takes longer to import than all the rest, and few configs need it
+    from scipy.stats import chi2  # imported here, because it takes long and few configs need it
 
     return float(chi2.ppf(1 - alpha, dof) / dof)

@@ -1,1 +1,1 @@
-"""What is installed here, what this machine can run, and what to do about what does not fit."""
+"""Examine what is installed here and what this machine can run, and advise on what does not fit."""

@@ -1,4 +1,4 @@
-"""One thing that was looked at."""
+"""What an examination finds on one topic."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ class Finding:
     """What was found on one topic.
 
     Attributes:
-        topic: what was looked at, in one word.
+        topic: what was examined, in one word.
         found: what is there.
         advice: one line on what to do; empty where all is fine.
         problem: whether the advice must be followed before FastCache works here.
@@ -25,21 +25,21 @@ class Finding:
 
     @property
     def state(self) -> str:
-        """`fine`, `hint` (works, could be better) or `problem`."""
+        """Return `fine`, `hint` (works, could be better) or `problem`."""
         return "problem" if self.problem else "hint" if self.advice else "fine"
 
     def to_dict(self) -> dict[str, Any]:
-        """All of it as plain values."""
+        """Return all of it, the state included, as plain values."""
         return {**asdict(self), "state": self.state}
 
 
 def problem(topic: str, found: str, advice: str) -> Finding:
-    """A finding that must be acted on."""
+    """Make a finding that must be acted on."""
     return Finding(topic, found, advice, problem=True)
 
 
 def tried(topic: str, look: Callable[[], Finding], advice: str) -> Finding:
-    """What `look` finds; whatever stops it is the finding: a doctor does not fall ill with the patient."""
+    """Return what `look` finds; where it raises, whatever it raises is the finding, with this advice."""
     try:
         return look()
     except Exception as error:

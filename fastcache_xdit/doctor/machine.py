@@ -1,4 +1,4 @@
-"""Looks at this machine: packages, devices, messages between ranks, attention, kernels."""
+"""Examine this machine: packages, devices, messages between ranks, attention, kernels."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ PATIENCE = timedelta(seconds=60)
 
 
 def examine() -> Iterator[Finding]:
-    """All that can be said without a model."""
+    """Examine all that needs no model."""
     yield packages()
     yield devices()
     yield tried("xdit", xdit, "install what it names, or reinstall: pip install --force-reinstall 'xfuser>=0.7,<0.8'")
@@ -40,33 +40,37 @@ def examine() -> Iterator[Finding]:
 
 
 def places() -> int:
-    """How many ranks fit: one for each accelerator, or for each core that this process may use."""
+    """Count the ranks that fit: one for each accelerator, or for each core that this process may use."""
     return torch.accelerator.device_count() if cpu.has_accelerator() else _cores()
 
 
 def packages() -> Finding:
-    """Whether what is installed is what setup.py asks for."""
+    """Tell whether the packages that this one needs are installed, in versions that fit."""
     try:
         asked = requirements()
     except PackageNotFoundError:
         return problem("packages", f"{PACKAGE} itself is not installed", "run pip install . in the project's folder")
-    wrong = [each for each in asked if not _fits(each)]
+    wrong = [requirement for requirement in asked if not _fits(requirement)]
     if wrong:
-        found = ", ".join(f"{each.name} {_version(each.name)}" for each in wrong)
-        return problem("packages", found, f"pip install {' '.join(_quoted(each) for each in wrong)}")
+        found = ", ".join(f"{requirement.name} {_version(requirement.name)}" for requirement in wrong)
+        return problem("packages", found, f"pip install {' '.join(map(_quoted, wrong))}")
     named = ", ".join(f"{name} {_version(name)}" for name in NAMED)
     return Finding("packages", f"Python {platform.python_version()}, {named}; all {len(asked)} in range")
 
 
 def requirements(extra: str = "") -> list[Requirement]:
-    """What setup.py asks for, or what an extra adds to it. Raises PackageNotFoundError where it is not installed."""
+    """List what this package needs, or what one of its extras adds.
+
+    Raises:
+        PackageNotFoundError: this package is not installed.
+    """
     marker = f'extra == "{extra}"' if extra else None
     asked = [Requirement(line) for line in requires(PACKAGE) or ()]
-    return [each for each in asked if (each.marker and str(each.marker)) == marker]
+    return [requirement for requirement in asked if (requirement.marker and str(requirement.marker)) == marker]
 
 
 def devices() -> Finding:
-    """The accelerators, or that there are none."""
+    """Name the accelerators, or tell that there are none."""
     if torch.cuda.is_available():
         memory = torch.cuda.get_device_properties(0).total_memory / 2**30
         return Finding("devices", f"{places()} x {torch.cuda.get_device_name(0)}, {memory:.0f} GiB each")
@@ -78,14 +82,14 @@ def devices() -> Finding:
 
 
 def xdit() -> Finding:
-    """Whether xDiT can be imported, and takes FastCache."""
+    """Tell whether xDiT can be imported, and takes FastCache."""
     loading.prepare()
     register()
     return Finding("xdit", "imports, and knows --cache fastcache")
 
 
 def messages() -> Finding:
-    """Whether ranks can send: one message among all that were started, or to itself."""
+    """Send one message among all ranks that were started, or from this one to itself."""
     backend, ranks = "nccl" if torch.cuda.is_available() else "gloo", world.size()
     if not torch.distributed.is_backend_available(backend):
         return problem("messages", f"torch was built without {backend}", "install a build from pytorch.org")
@@ -95,18 +99,18 @@ def messages() -> Finding:
 
 
 def attention() -> Finding:
-    """Whether flash-attn is there and fits torch; only accelerators use it."""
+    """Tell whether flash-attn is installed and fits torch; only accelerators use it."""
     if not cpu.has_accelerator():
         return Finding("attention", "PyTorch's own; flash-attn is for GPUs")
-    asked = " ".join(_quoted(each) for each in requirements(GPU_EXTRA))
+    asked = " ".join(map(_quoted, requirements(GPU_EXTRA)))
     install = f"pip install --no-build-isolation {asked}"
-    if not all(_fits(each) for each in requirements(GPU_EXTRA)):
+    if not all(map(_fits, requirements(GPU_EXTRA))):
         return Finding("attention", f"flash-attn {_version('flash-attn')}", f"attention is faster with it: {install}")
     return tried("attention", _flash, f"built for another torch: {install} --force-reinstall --no-cache-dir")
 
 
 def kernels() -> Finding:
-    """Whether Triton is there, and on GPUs the compiler that it calls."""
+    """Tell whether Triton is installed and, for GPUs, the compiler that it calls."""
     if not cpu.has_accelerator():
         return tried("triton", _triton, "pip install triton; xDiT imports it on every machine")
     if not any(shutil.which(name) for name in (os.environ.get("CC", "cc"), "gcc", "clang")):
@@ -124,9 +128,9 @@ def _triton() -> Finding:
     return Finding("triton", _version("triton") + ("" if cpu.has_accelerator() else "; its kernels are for GPUs"))
 
 
-def _sum_over_ranks(backend: str, world: int) -> float:
+def _sum_over_ranks(backend: str, ranks: int) -> float:
     alone: dict[str, Any] = {"store": torch.distributed.HashStore(), "rank": 0, "world_size": 1}
-    torch.distributed.init_process_group(backend, timeout=PATIENCE, **(alone if world == 1 else {}))
+    torch.distributed.init_process_group(backend, timeout=PATIENCE, **(alone if ranks == 1 else {}))
     try:
         device = f"cuda:{os.environ.get('LOCAL_RANK', 0)}" if backend == "nccl" else "cpu"
         message = torch.ones(MESSAGE, device=device)

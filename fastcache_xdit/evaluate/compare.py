@@ -22,8 +22,8 @@ Keep = Callable[[str, int, Any], None]  # (kind, index, image): called as soon a
 
 
 @dataclass
-class Run:
-    """What one rank saw of a job, in one kind (`cached` or `uncached`)."""
+class RankResult:
+    """What one rank saw of a job, in one of its two kinds: `cached` or `uncached`."""
 
     seconds: float = 0.0
     images: dict[int, Any] = field(default_factory=dict)
@@ -36,15 +36,18 @@ class Run:
 
 @dataclass
 class Comparison:
-    """Both kinds, and the FLOPs of each block in one warm-up call; `uncached` is empty where nothing was compared."""
+    """One rank's results of both kinds, and the FLOPs of each block in one warm-up call.
 
-    cached: Run = field(default_factory=Run)
-    uncached: Run = field(default_factory=Run)
+    `uncached` stays empty where nothing was compared.
+    """
+
+    cached: RankResult = field(default_factory=RankResult)
+    uncached: RankResult = field(default_factory=RankResult)
     flops: Counter[str] = field(default_factory=Counter)
 
 
 def warm_up(engine: Engine, batch: Batch, config: FastCacheConfig, call: dict[str, Any]) -> Counter[str]:
-    """A few steps of each kind, untimed, so that neither pays for first-time work; returns FLOPs by block."""
+    """Run a few steps of each kind, untimed, so that neither pays for first-time work; return FLOPs by block."""
     few = {**call, "num_inference_steps": min(WARM_UP_STEPS, call["num_inference_steps"])}
     with repaired(engine.pipe), counted(engine.pipe) as flops:
         engine.generate(batch, **few)
@@ -53,31 +56,41 @@ def warm_up(engine: Engine, batch: Batch, config: FastCacheConfig, call: dict[st
     return flops
 
 
-def run_cached(engine: Engine, batch: Batch, config: FastCacheConfig, call: dict[str, Any], run: Run) -> dict[int, Any]:
-    """One batch with the cache on; its counts and decisions are added to `run`. Returns this rank's images."""
-    observer = None if run.ledgers else run.tokens  # the first request alone is drawn
+def run_cached(
+    engine: Engine, batch: Batch, config: FastCacheConfig, call: dict[str, Any], result: RankResult
+) -> dict[int, Any]:
+    """Generate one batch with the cache on and return this rank's images by index.
+
+    Time, images, counts and decisions are added to `result`.
+    """
+    observer = None if result.ledgers else result.tokens  # the first request alone is drawn
     with fastcache(engine.pipe, config, observer=observer) as handle:
-        images = _timed(engine, batch, call, run)
+        images = _timed(engine, batch, call, result)
         report = handle.report()
-    run.counters.add(report.counters)
-    run.ledgers.append(report.ledger)
-    run.agreed = run.agreed and report.ledgers_agree is not False
-    run.fixes = report.fixes
+    result.counters.add(report.counters)
+    result.ledgers.append(report.ledger)
+    result.agreed = result.agreed and report.ledgers_agree is not False
+    result.fixes = report.fixes
     return images
 
 
-def run_uncached(engine: Engine, batch: Batch, call: dict[str, Any], run: Run, repair: bool) -> dict[int, Any]:
-    """One batch without the cache; `repair` cures xDiT's known defects as the cached run does."""
+def run_uncached(
+    engine: Engine, batch: Batch, call: dict[str, Any], result: RankResult, repair: bool
+) -> dict[int, Any]:
+    """Generate one batch without the cache and return this rank's images by index, added to `result` as well.
+
+    `repair` cures xDiT's known defects, as the cached run does.
+    """
     if not repair:
-        return _timed(engine, batch, call, run)
+        return _timed(engine, batch, call, result)
     with repaired(engine.pipe):
-        return _timed(engine, batch, call, run)
+        return _timed(engine, batch, call, result)
 
 
 def compare(
     engine: Engine, batches: Sequence[Batch], config: FastCacheConfig, call: dict[str, Any], keep: Keep
 ) -> Comparison:
-    """Every batch in both kinds, one after the other, so that a machine's ups and downs meet both alike."""
+    """Generate every batch in both kinds, one after the other, so that both meet a machine's ups and downs alike."""
     result = Comparison(flops=warm_up(engine, batches[0], config, call))
     for batch in batches:
         for index, image in run_uncached(engine, batch, call, result.uncached, repair=True).items():
@@ -87,11 +100,11 @@ def compare(
     return result
 
 
-def _timed(engine: Engine, batch: Batch, call: dict[str, Any], run: Run) -> dict[int, Any]:
+def _timed(engine: Engine, batch: Batch, call: dict[str, Any], result: RankResult) -> dict[int, Any]:
     world.barrier()
     start = time.perf_counter()
     images = engine.generate(batch, **call)
     world.barrier()
-    run.seconds += time.perf_counter() - start
-    run.images.update(images)
+    result.seconds += time.perf_counter() - start
+    result.images.update(images)
     return images

@@ -17,7 +17,7 @@ from fastcache_xdit.undo import Undo
 
 
 def _attention_on_cpu(query: Any, key: Any, value: Any, *_: Any, **__: Any) -> int:
-    """torch counts attention on accelerators only; the arithmetic is the same."""
+    """Count attention on a CPU, which torch leaves out; the arithmetic is that of an accelerator."""
     return sdpa_flop_count(query, key, value)
 
 
@@ -36,7 +36,7 @@ def counted(target: Any) -> Iterator[Counter[str]]:
 
 
 class _OneModule(contextlib.nullcontext):
-    """In place of the counter's walk over the module tree, which caches make cyclic."""
+    """Replace the counter's walk over the module tree, which never ends where a cache makes the tree cyclic."""
 
     parents = ("Global",)
 
@@ -51,8 +51,8 @@ def _counter() -> FlopCounterMode:
 def counted_steps(transformer: Any) -> Iterator[Counter[float]]:
     """Count FLOPs of each denoising step by its timestep, whatever a cache made of the transformer's `forward`.
 
-    Calls of one timestep (branches of guidance, PipeFusion patches) are one step. It must be the last to take the place
-    of `forward`, and the first to give it back.
+    Calls of one timestep (branches of guidance, PipeFusion patches) are one step. It must replace `forward` after
+    everything else does, and be the first to put it back.
     """
     steps: Counter[float] = Counter()
     original = transformer.forward

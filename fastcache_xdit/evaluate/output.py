@@ -10,7 +10,7 @@ from fastcache_xdit.errors import UsageError
 
 
 class OutputFolder:
-    """`images/00012.png` and, where runs are compared, `images/00012_uncached.png`.
+    """Where a job writes `images/00012.png` and, if it compares, `images/00012_uncached.png`.
 
     Raises:
         UsageError: the folder holds an earlier job's summary and `overwrite` is not set.

@@ -1,4 +1,4 @@
-"""What every page is made with: templates beside this file, and pictures inside the page."""
+"""Write HTML pages from templates, with their pictures inside."""
 
 from __future__ import annotations
 
@@ -6,17 +6,17 @@ import base64
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, PackageLoader, select_autoescape
+from jinja2 import ChoiceLoader, Environment, PackageLoader, select_autoescape
 
 
-def write_page(path: Path, template: str, **values: Any) -> None:
-    """Render a template; the page needs no other file and no network."""
-    loader = PackageLoader("fastcache_xdit.evaluate", ".")
+def write_page(path: Path, template: str, package: str = "fastcache_xdit.evaluate", **values: Any) -> None:
+    """Render a template of `package`, or one beside this file; the page needs no other file and no network."""
+    loader = ChoiceLoader([PackageLoader(package, "."), PackageLoader("fastcache_xdit.evaluate", ".")])
     page = Environment(loader=loader, autoescape=select_autoescape(default=True), trim_blocks=True, lstrip_blocks=True)
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(page.get_template(template).render(values))
 
 
 def data_url(content: bytes, kind: str) -> str:
-    """A picture as part of the page; `kind` is png or webp."""
+    """Turn the bytes of a picture into a URL that holds it; `kind` is png or webp."""
     return f"data:image/{kind};base64,{base64.b64encode(content).decode()}"

@@ -1,4 +1,4 @@
-"""One self-contained page on a job: figures, cached beside uncached images, and every decision as a picture."""
+"""Report a job on one page: figures, cached beside uncached images, and every decision as a picture."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def _layout(parallel: dict[str, int]) -> str:
 
 
 def _pairs(figures: dict[str, Any], prompts: Sequence[str], views: Sequence[View]) -> list[dict[str, Any]]:
-    """Images of the page with their prompts; `uncached` is None where nothing was compared."""
+    """The page's images with their prompts; `uncached` is None where nothing was compared."""
     cached, uncached = images_of(views, "cached"), images_of(views, "uncached")
     psnr = figures.get("psnr_db_each", [None] * len(cached))
     shown = list(zip(prompts, cached, psnr, strict=True))[:MOST_IMAGES]
@@ -67,7 +67,7 @@ def _data_url(image: Any) -> str:
 
 
 def _grids(views: Sequence[View]) -> list[dict[str, Any]]:
-    """The first request's decisions, one grid per rank that speaks for its agreeing ranks."""
+    """The first request's decisions: one grid for each set of ranks that agree."""
     grids = []
     for rank, view in enumerate(views):
         pages = view.comparison.cached.ledgers
@@ -83,12 +83,12 @@ def _token_maps(views: Sequence[View]) -> list[dict[str, Any]]:
     maps = assembled(shards, picture.height, picture.width)
     return [
         {
-            "step": each.step,
-            "share": each.kept.mean(),
-            "kept": _data_url(over(picture, each.kept)),
-            "scores": _data_url(heat(each.scores, picture.size)),
+            "step": step_map.step,
+            "share": step_map.kept.mean(),
+            "kept": _data_url(over(picture, step_map.kept)),
+            "scores": _data_url(heat(step_map.scores, picture.size)),
         }
-        for each in maps
+        for step_map in maps
     ]
 
 

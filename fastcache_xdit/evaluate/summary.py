@@ -1,4 +1,4 @@
-"""Figures of a job from what every rank saw; the first rank writes them."""
+"""Sum up a job from what every rank saw; the first rank writes the figures."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ Accuracy = Callable[[Sequence[Any], Sequence[str]], "float | None"]  # (images, 
 
 
 class View(NamedTuple):
-    """One rank's part: what it ran, the ranks that had to agree with it, and those that held shards of its sequence."""
+    """What one rank ran, the ranks that had to agree with it, and those that held shards of its sequence."""
 
     comparison: Comparison
     agreeing: tuple[int, ...]
@@ -23,14 +23,14 @@ class View(NamedTuple):
 
 
 def view(comparison: Comparison, topology: Topology | None, cfg_agreement: bool) -> View:
-    """This rank's view of the job."""
+    """Build this rank's view of the job."""
     if topology is None:
         return View(comparison, (0,))
     return View(comparison, topology.agreeing_ranks(cfg_agreement), topology.sequence_ranks())
 
 
 def cache_figures(views: Sequence[View], steps: int) -> dict[str, Any]:
-    """What was computed and what was not, over all pipeline stages and replicas, and whether ranks agreed.
+    """Count what was computed over all pipeline stages and replicas, and check that ranks agreed.
 
     Ranks that agree see the same blocks, so one of them speaks for all; `views` are in rank order.
     """
@@ -52,7 +52,7 @@ def cache_figures(views: Sequence[View], steps: int) -> dict[str, Any]:
 
 
 def ledgers_agree(views: Sequence[View]) -> bool:
-    """Whether every rank took, decision by decision, what the ranks took that had to agree with it."""
+    """Tell whether every rank decided, each time, as the ranks that had to agree with it."""
     choices = [[[entry.choice for entry in page] for page in view.comparison.cached.ledgers] for view in views]
     return all(
         view.comparison.cached.agreed and all(choices[other] == choices[rank] for other in view.agreeing)
@@ -61,15 +61,15 @@ def ledgers_agree(views: Sequence[View]) -> bool:
 
 
 def images_of(views: Sequence[View], kind: str) -> list[Any]:
-    """All images of a kind, in prompt order."""
-    found: dict[int, Any] = {}
+    """Collect all images of a kind (`cached` or `uncached`), in prompt order."""
+    images: dict[int, Any] = {}
     for view in views:
-        found.update(getattr(view.comparison, kind).images)
-    return [found[index] for index in sorted(found)]
+        images.update(getattr(view.comparison, kind).images)
+    return [images[index] for index in sorted(images)]
 
 
 def quality_figures(views: Sequence[View], prompts: Sequence[str], accuracy: Accuracy | None) -> dict[str, Any]:
-    """Time and likeness of the cached images beside the uncached ones of the same seeds."""
+    """Compare time and images of the cached run with those of the uncached one, seed by seed."""
     cached, uncached = images_of(views, "cached"), images_of(views, "uncached")
     pixels = quality.to_tensor(cached), quality.to_tensor(uncached)
     baseline_seconds, cached_seconds = seconds_of(views, "uncached"), seconds_of(views, "cached")
@@ -88,17 +88,17 @@ def quality_figures(views: Sequence[View], prompts: Sequence[str], accuracy: Acc
 
 
 def seconds_of(views: Sequence[View], kind: str) -> float:
-    """Wall time of a kind: the slowest rank's."""
+    """Return the wall time of a kind, in seconds: the slowest rank's."""
     return max(getattr(view.comparison, kind).seconds for view in views)
 
 
 def pace(speedup: float) -> str:
-    """A ratio of times in words."""
+    """Put a ratio of times into words."""
     return f"{speedup:.2f}x faster" if speedup >= 1 else f"{1 / speedup:.2f}x slower"
 
 
 def line(figures: dict[str, Any], report: Any) -> str:
-    """A job in one line."""
+    """Sum up a job in one line."""
     parts = [f"{figures['num_images']} image{'s' * (figures['num_images'] > 1)}"]
     if "speedup" in figures:
         seconds = f"{figures['baseline_seconds']:.1f} s -> {figures['cached_seconds']:.1f} s"

@@ -1,4 +1,4 @@
-"""What partial steps computed of a picture, and how far its tokens moved, as pictures."""
+"""Draw what partial steps computed of a picture, and how far its tokens moved."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from matplotlib import colormaps
 from PIL import Image
 
 from fastcache_xdit.clock import Tick
-from fastcache_xdit.partial.balance import Kept
+from fastcache_xdit.partial.balance import KeptTokens
 from fastcache_xdit.runtime.observer import Observer
 from fastcache_xdit.tokens.region import tiling
 
@@ -37,12 +37,12 @@ class TokenMaps(Observer):
     """Sees partial steps: the first image of a request, on this rank.
 
     Attributes:
-        steps: by step and first token of the rows that a PipeFusion patch has of this rank's sequence.
+        steps: tokens by step, then by the first token of the rows that a PipeFusion patch has; 0 without patches.
     """
 
     steps: dict[int, dict[int, Seen]] = field(default_factory=dict)
 
-    def on_tokens(self, tick: Tick, kept: Kept, scores: torch.Tensor) -> None:
+    def on_tokens(self, tick: Tick, kept: KeptTokens, scores: torch.Tensor) -> None:
         """Keep which tokens of the first image were computed, and their scores [B, N]."""
         ones, zeros = scores.new_ones(len(scores), kept.count, 1), torch.zeros_like(scores)[..., None]
         drawn = kept.put(ones, zeros)[0, :, 0] > 0
@@ -59,24 +59,24 @@ class TokenMap(NamedTuple):
 
 
 def assembled(shards: Sequence[TokenMaps], height: int, width: int) -> list[TokenMap]:
-    """The steps' maps from those of all shards of the sequence, in order, for a picture of this shape.
+    """Put together the maps of all shards of the sequence, given in order, for a picture of this shape in pixels.
 
-    Nothing where patches and shards divide the sequence at once, whose order is xDiT's own.
+    Returns one map for each step; none where patches and shards divide the sequence at once, in xDiT's own order.
     """
     if len(shards) > 1 and any(len(parts) > 1 for parts in shards[0].steps.values()):
         return []
-    whole = {step: _joined([shard.steps[step] for shard in shards]) for step in sorted(shards[0].steps)}
-    largest = max((max(seen.scores) for seen in whole.values()), default=0.0) or 1.0
-    found = []
-    for step, seen in whole.items():
+    joined = {step: _joined([shard.steps[step] for shard in shards]) for step in sorted(shards[0].steps)}
+    largest = max((max(seen.scores) for seen in joined.values()), default=0.0) or 1.0
+    maps = []
+    for step, seen in joined.items():
         shape = tiling(len(seen.kept), height, width)
         scores = np.log10(np.clip(np.array(seen.scores) / largest, 1e-4, 1)).reshape(shape)
-        found.append(TokenMap(step, np.array(seen.kept).reshape(shape), scores))
-    return found
+        maps.append(TokenMap(step, np.array(seen.kept).reshape(shape), scores))
+    return maps
 
 
 def over(picture: Image.Image, kept: np.ndarray) -> Image.Image:
-    """The picture with all tokens darkened that were not computed."""
+    """Darken all tokens of the picture that were not computed, given which were, [h, w]."""
     cover = np.zeros((*kept.shape, 4), dtype=np.uint8)
     cover[~kept] = STATIC
     layer = Image.fromarray(cover).resize(picture.size, Image.Resampling.NEAREST)
@@ -84,18 +84,18 @@ def over(picture: Image.Image, kept: np.ndarray) -> Image.Image:
 
 
 def heat(scores: np.ndarray, size: tuple[int, int]) -> Image.Image:
-    """Scores [h, w] from -4 (dark) to 0 (bright) as a picture."""
+    """Draw scores [h, w], from -4 (dark) to 0 (bright), as a picture of `size` pixels, width and height."""
     colours = colormaps["inferno"](1 + scores / 4)[..., :3]
     return Image.fromarray((255 * colours).astype(np.uint8)).resize(size, Image.Resampling.NEAREST)
 
 
 def sheet(rows: dict[str, tuple[Image.Image, Sequence[TokenMap]]], path: Path) -> None:
-    """One row for each kind of request: its picture, and the heat maps of `SHOWN` of its steps."""
+    """Draw one row for each kind of request: its picture, and the heat maps of `SHOWN` of its steps."""
     figure, panels = plt.subplots(len(rows), SHOWN + 1, figsize=(1.6 * (SHOWN + 1), 1.9 * len(rows)), squeeze=False)
     for line, (name, (picture, maps)) in zip(panels, rows.items(), strict=True):
         chosen = [maps[index] for index in np.linspace(0, len(maps) - 1, SHOWN).round().astype(int)]
-        pictures = [picture, *(heat(each.scores, picture.size) for each in chosen)]
-        titles = [name, *(f"step {each.step + 1}" for each in chosen)]
+        pictures = [picture, *(heat(step_map.scores, picture.size) for step_map in chosen)]
+        titles = [name, *(f"step {step_map.step + 1}" for step_map in chosen)]
         for panel, shown, title in zip(line, pictures, titles, strict=True):
             panel.imshow(shown)
             panel.set_title(title, fontsize=9)
@@ -107,4 +107,4 @@ def sheet(rows: dict[str, tuple[Image.Image, Sequence[TokenMap]]], path: Path) -
 
 def _joined(shards: Sequence[dict[int, Seen]]) -> Seen:
     parts = [parts[start] for parts in shards for start in sorted(parts)]
-    return Seen([each for part in parts for each in part.kept], [each for part in parts for each in part.scores])
+    return Seen([kept for part in parts for kept in part.kept], [score for part in parts for score in part.scores])

@@ -1,4 +1,4 @@
-"""What the runtime needs of whoever runs the transformer; plain diffusers in one process needs no more."""
+"""The interface to whatever runs the transformer, as plain diffusers in one process needs it."""
 
 from __future__ import annotations
 
@@ -20,19 +20,19 @@ from fastcache_xdit.undo import Undo
 
 
 class Host:
-    """One transformer where it runs, in one process that decides alone.
+    """A transformer in the process that runs it; the base class decides without other ranks.
 
     Attributes:
-        transformer: the module whose forward is one step; xDiT's wrapper where there is one.
+        transformer: the module whose forward is one step; under xDiT its wrapper.
         model: the diffusers transformer that holds the block lists.
         scheduler: announces requests through `set_timesteps`; None in a user's own loop.
-        topology: this rank's place among those of its job.
-        spans: per block list, where this rank's blocks are in the whole list; lists that are whole may be left out.
-        whole_only: what is on that takes all tokens of a rank to be computed, in words; empty where nothing does.
-        can_run_ahead: `run_ahead` is possible.
+        topology: the parallel layout and this rank.
+        spans: by name of a block list, the part that this rank holds; complete lists may be left out.
+        rules_out_partial: name of a feature in use that does not work with partial steps; empty if there is none.
+        can_run_ahead: whether `run_ahead` is possible.
     """
 
-    whole_only = ""
+    rules_out_partial = ""
     can_run_ahead = False
 
     def __init__(self, transformer: nn.Module, model: nn.Module, scheduler: Any = None) -> None:
@@ -44,10 +44,10 @@ class Host:
 
     @cached_property
     def spec(self) -> ModelSpec:
-        """What is known of the model's class.
+        """The description of the model's class.
 
         Raises:
-            UsageError: nothing is known of it.
+            UsageError: the class is not known.
         """
         return spec_for(self.model)
 
@@ -58,36 +58,36 @@ class Host:
 
     @property
     def num_blocks(self) -> int:
-        """Blocks of the whole model, those of other PipeFusion stages included."""
+        """Number of blocks of the model over all PipeFusion stages."""
         return sum(span.total for span in self.spans.values()) or len(self.blocks)
 
     def whole_key(self, lead_blocks: int) -> str:
-        """Return `Segment.key` of all blocks after the lead blocks, those of other PipeFusion stages included."""
+        """Return `Segment.key` of all blocks after the lead blocks, over all PipeFusion stages."""
         return whole_key(self.model, self.spec, self.spans, lead_blocks)
 
     def current_patch(self) -> Patch | None:
-        """Return the PipeFusion patch of the current call, None where it is over the full local sequence."""
+        """Return the PipeFusion patch of the current call; None for the full local sequence."""
         return None
 
     def fix(self, undo: Undo) -> list[str]:
-        """Repair upstream defects for as long as the undo log lives, and return their names."""
+        """Fix defects of the host for as long as the undo log is open, and return their names."""
         return []
 
     def extend_keys_values(
         self, undo: Undo, clock: Clock, layers: Mapping[nn.Module, str], forecast: KeysValuesForecast | None
     ) -> Callable[[], int]:
-        """Bring keys and values of skipped layers up to date, for as long as the undo log lives.
+        """Update stored keys and values of skipped layers, for as long as the undo log is open.
 
         Args:
             undo: the log.
-            clock: tells the step.
-            layers: the attention layers that may be skipped, and their names in a calibration.
-            forecast: fitted weights, where there are any.
+            clock: position of the current call.
+            layers: the attention layers that may be skipped, with their names in a calibration.
+            forecast: calibrated weights; None if there are none.
         Returns:
-            A function that counts the bytes which that takes.
+            A function that returns the bytes that this holds.
         """
         return lambda: 0
 
     def run_ahead(self, undo: Undo, session: Session, config: FastCacheConfig) -> None:
-        """Let the last PipeFusion stage take skipped steps alone, for as long as the undo log lives."""
+        """Let the last PipeFusion stage run skipped steps alone, for as long as the undo log is open."""
         raise NotImplementedError("only where can_run_ahead")

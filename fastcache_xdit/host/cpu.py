@@ -1,7 +1,7 @@
-"""Run xDiT on a machine without accelerator: import it, start its process groups on gloo, attend, send and time on CPU.
+"""Runs xDiT on a machine without accelerator: its import, process groups, attention, messages and timing.
 
-xDiT assumes an accelerator already while it is imported. `prepare` changes the running process once, before that
-import, and is meant for development, tests and small models; where an accelerator is present it does nothing.
+xDiT assumes an accelerator as early as its import. `prepare` changes the running process once, before that import. It
+is meant for development, tests and small models, and does nothing if there is an accelerator.
 """
 
 from __future__ import annotations
@@ -37,12 +37,12 @@ def has_accelerator() -> bool:
 
 
 def prepare() -> bool:
-    """Make `import xfuser` and xDiT's parallel layouts work without accelerator; return whether this was needed.
+    """Make `import xfuser` and xDiT's parallel layouts work without accelerator; return whether that was needed.
 
-    Call it before anything imports xfuser. Calling it again is free.
+    Call this before anything imports xfuser; a second call does nothing.
 
     Raises:
-        RuntimeError: xfuser was imported before without this preparation, or triton is missing.
+        UsageError: xfuser was imported before, or is not installed, or triton is missing.
     """
     if has_accelerator():
         return False
@@ -52,16 +52,16 @@ def prepare() -> bool:
         _import_xfuser()
         _patch_attention()
         patch_pipeline_group()
-        _patch_farewell()
+        _patch_exit()
         _patch_placement()
         _state["prepared"] = True
     return True
 
 
 def attention_backend(ring_degree: int) -> str | None:
-    """Return the value of xDiT's `attention_backend` that this machine needs, None where xDiT may choose.
+    """Return the value that xDiT's `attention_backend` needs on this machine; None if xDiT may choose.
 
-    Ring attention merges partial results by their log-sum-exp, which xDiT's default on CPU does not return.
+    Ring attention merges partial results by their log-sum-exp, which xDiT's default on a CPU does not return.
     """
     return "sdpa_flash" if ring_degree > 1 and not has_accelerator() else None
 
@@ -76,7 +76,7 @@ def _refuse_unready() -> None:
 
 
 class _Event:
-    """Stands for `torch.cuda.Event`: work on CPU is done when the call returns, so the clock is enough."""
+    """A replacement of `torch.cuda.Event`; CPU work is done when its call returns, so the clock is enough."""
 
     def __init__(self, *_: Any, **__: Any):
         self.seconds = 0.0
@@ -97,7 +97,7 @@ def _silence_cuda() -> None:
 
 def _import_xfuser() -> None:
     for name in [name for name in sys.modules if name.startswith("xfuser.")]:
-        del sys.modules[name]  # left behind by an import that failed for want of an accelerator
+        del sys.modules[name]  # left behind by an import that failed without an accelerator
     _patch_environment()
     importlib.import_module("xfuser")
     process_group = importlib.import_module("yunchang.globals").PROCESS_GROUP
@@ -106,19 +106,19 @@ def _import_xfuser() -> None:
 
 
 def _patch_environment() -> None:
-    """Correct `xfuser.envs` before any other part of xfuser reads it; a bare package stands in while it is imported."""
+    """Correct `xfuser.envs` before any other part of xfuser reads it, by importing it below an empty package."""
     spec = importlib.util.find_spec("xfuser")
     if spec is None or spec.submodule_search_locations is None:
         raise UsageError("xfuser is not installed", "run: pip install xfuser")
-    bare = types.ModuleType("xfuser")
-    bare.__path__ = list(spec.submodule_search_locations)
-    sys.modules["xfuser"] = bare
+    empty = types.ModuleType("xfuser")
+    empty.__path__ = list(spec.submodule_search_locations)
+    sys.modules["xfuser"] = empty
     try:
         envs = importlib.import_module("xfuser.envs")
     finally:
         del sys.modules["xfuser"]
     vars(envs).update(
-        _is_cuda=lambda: False,  # this and the next ask how torch was built, not what is there
+        _is_cuda=lambda: False,  # xDiT asks here how torch was built, not what hardware there is
         _is_hip=lambda: False,
         get_device_version=lambda: None,
         get_torch_distributed_backend=lambda: "gloo",
@@ -127,7 +127,7 @@ def _patch_environment() -> None:
 
 
 def _attend(query, key, value, dropout_p, is_causal, attention_kwargs=None):
-    """Attend on CPU and return the log-sum-exp as well: [B, H, N, d] -> [B, H, N, d], [B, H, N]."""
+    """Compute attention on the CPU with its log-sum-exp, [B, H, N, d] -> [B, H, N, d], [B, H, N]."""
     mask = (attention_kwargs or {}).get("attn_mask")
     flash = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
     return flash(query, key, value, dropout_p, is_causal, attn_mask=mask)
@@ -139,8 +139,8 @@ def _patch_attention() -> None:
         backends.ATTENTION_FUNCTION_REGISTRY[backends.AttentionBackendType[name]] = _attend
 
 
-def _patch_farewell() -> None:
-    """Let no rank close its connections while others still read: what gloo has sent is with the sender until then."""
+def _patch_exit() -> None:
+    """Make ranks wait for each other at exit: gloo keeps sent data with the sender until it is read."""
     state = importlib.import_module("xfuser.core.distributed.runtime_state").RuntimeState
     original = state.destroy_distributed_env
 
@@ -158,20 +158,20 @@ def _patch_placement() -> None:
     original = wrapper.to
 
     def to(self, device: Any = None, *args: Any, **kwargs: Any) -> Any:
-        """xDiT's Ray workers move pipelines to a CUDA device, whatever there is."""
+        """Ignore a move to CUDA, which xDiT's Ray workers request on every machine."""
         return self if str(device).startswith("cuda") else original(self, device, *args, **kwargs)
 
     wrapper.to = to
 
 
 def _leave_in_place(loader: Any) -> None:
-    """Keep a pipeline where it was loaded; xDiT's runner would move it to a CUDA device, converting it on the way.
+    """Keep a pipeline on the CPU; xDiT's runner would convert it and move it to a CUDA device.
 
     Raises:
-        UsageError: the run asks for a conversion, which needs a device.
+        UsageError: the run asks for a conversion, which needs an accelerator.
     """
-    asked = [name for name in _CONVERSIONS if getattr(loader.model.config, name, False)]
+    requested = [name for name in _CONVERSIONS if getattr(loader.model.config, name, False)]
     if loader.model.config.fully_shard_degree > 1:
-        asked.append("fully_shard_degree")
-    if asked:
-        raise UsageError(f"{', '.join(asked)} cannot be used without accelerator", "leave it out to run on CPU")
+        requested.append("fully_shard_degree")
+    if requested:
+        raise UsageError(f"{', '.join(requested)} cannot be used without accelerator", "leave it out to run on CPU")

@@ -1,4 +1,4 @@
-"""Plain diffusers: a pipeline with a transformer, or a bare transformer in a user's own loop."""
+"""The host for plain diffusers: a pipeline, or a bare transformer in a user's own loop."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ def diffusers_host(target: Any) -> Host:
     """Return the host of a diffusers pipeline or transformer.
 
     Raises:
-        UsageError: no transformer, two of them, another cache already on, or diffusers' own context parallelism.
+        UsageError: there is not exactly one transformer, or another cache or diffusers' context parallelism is on.
     """
     transformer = target if isinstance(target, nn.Module) else transformer_of(target)
     refuse_rivals(transformer)
@@ -30,7 +30,7 @@ def transformer_of(pipe: Any) -> nn.Module:
     """Return the one transformer of a pipeline.
 
     Raises:
-        UsageError: there is none, or a second one.
+        UsageError: there is none, or more than one.
     """
     transformer = getattr(pipe, "transformer", None)
     if not isinstance(transformer, nn.Module):
@@ -44,10 +44,10 @@ def transformer_of(pipe: Any) -> nn.Module:
 
 
 def refuse_rivals(transformer: nn.Module) -> None:
-    """Refuse a transformer with another cache on: two would compare against each other's approximations.
+    """Refuse a transformer with another cache on, as each would measure the approximations of the other.
 
     Raises:
-        UsageError: names what to call first.
+        UsageError: another cache is on; names what to call first.
     """
     if getattr(transformer, "is_cache_enabled", False):
         raise UsageError("a diffusers cache is enabled on this transformer", "call transformer.disable_cache() first")

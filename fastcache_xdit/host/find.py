@@ -1,4 +1,4 @@
-"""Which host a target lives in."""
+"""Finds the host of a pipeline or transformer."""
 
 from __future__ import annotations
 
@@ -10,5 +10,5 @@ from fastcache_xdit.host.xdit.host import XditHost, is_xdit
 
 
 def host_of(target: Any) -> Host:
-    """Return the host of a pipeline or transformer; errors as in `diffusers_host` and `XditHost`."""
+    """Return the host of a pipeline or transformer; raises as `diffusers_host` and `XditHost` do."""
     return XditHost(target) if is_xdit(target) else diffusers_host(target)

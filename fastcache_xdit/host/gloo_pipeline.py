@@ -1,4 +1,4 @@
-"""PipeFusion's messages between stages on gloo, where a send completes only when the other side reads it."""
+"""Messages between PipeFusion stages on gloo, where a send completes only when the receiver reads it."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from typing import Any
 import torch
 import torch.distributed
 
-SHAPE_TAG = 1  # shapes travel apart from the tensors, so that neither can be taken for the other
+SHAPE_TAG = 1  # separates messages with shapes from those with tensors
 SHAPE_SLOTS = 8
-SENDS_KEPT = 64  # far more than a pipeline can lag behind: one message per patch and stream
+SENDS_KEPT = 64  # far more than can be under way: one message per patch and stream
 
 
 def patch_pipeline_group() -> None:
-    """Replace how xDiT's pipeline groups send tensors and shapes, for the rest of the process."""
+    """Replace the sends of xDiT's pipeline groups, of tensors and of shapes, for the rest of the process."""
     group = importlib.import_module("xfuser.core.distributed.group_coordinator").PipelineGroupCoordinator
     group._communicate_shapes = _exchange_shapes
     group._pipeline_isend = _send
@@ -23,7 +23,7 @@ def patch_pipeline_group() -> None:
 
 
 def _exchange_shapes(group, tensor_send_to_next=None, recv_prev=False) -> torch.Size:
-    """Tell the next stage a shape without waiting for it: two stages that both wait for a send never meet."""
+    """Send a shape to the next stage without waiting for it: two stages that both wait for a send would deadlock."""
     if tensor_send_to_next is not None:
         shape = list(tensor_send_to_next.shape)
         message = torch.tensor([len(shape), *shape] + [0] * (SHAPE_SLOTS - 1 - len(shape)))
@@ -46,7 +46,7 @@ def _send_skip(group, tensor: torch.Tensor):
 
 
 def _keep(group, tensor: torch.Tensor, target: int, lane, tag: int = 0):
-    """Send without waiting, and hold on to the tensor and the handle: gloo drops a send that nobody remembers."""
+    """Send without waiting, and keep the tensor and the handle: gloo drops a send whose handle is freed."""
     sent = _Sent(torch.distributed.isend(tensor, dst=target, group=lane, tag=tag), tensor)
     sends = group.__dict__.setdefault("_sends", deque())
     sends.append(sent)
@@ -56,7 +56,7 @@ def _keep(group, tensor: torch.Tensor, target: int, lane, tag: int = 0):
 
 
 class _Sent:
-    """A send that may be waited for twice: gloo counts completions, so that a second wait of its own never ends."""
+    """A send that can be waited for twice; with gloo's own handle a second wait never ends."""
 
     def __init__(self, work: Any, tensor: torch.Tensor):
         self.work = work

@@ -1,4 +1,4 @@
-"""Agreement over a torch process group: the only user of torch.distributed in a decision."""
+"""Agreement over torch process groups; no other module uses torch.distributed for decisions."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ _SENT: dict[dist.ProcessGroup, deque[tuple[Any, torch.Tensor]]] = {}
 
 
 def group_of(ranks: Sequence[int], backend: str | None = None) -> dist.ProcessGroup:
-    """Return the process group of these ranks; made once per job, by its members alone.
+    """Return the process group of these ranks; the members create it once per job.
 
-    Never destroyed: torch would give a second group of the same ranks the name of the first, under which the addresses
-    of its dead connections are still to be found.
+    Groups are never destroyed: torch would give a new group of the same ranks the name of the old one, under which it
+    still finds the addresses of closed connections.
     """
     key = (id(dist.group.WORLD), tuple(ranks), backend)
     if key not in _GROUPS:
@@ -32,20 +32,27 @@ def group_of(ranks: Sequence[int], backend: str | None = None) -> dist.ProcessGr
 
 
 def confirm_options(topology: Topology, stamp: int) -> None:
-    """Compare the options of all ranks of a request, on the host, before one waits for another that decides elsewhere.
+    """Compare the options of all ranks of a request between hosts, before different ones can make a rank wait forever.
 
     Raises:
-        RankDivergenceError: on all of them, where stamps differ.
+        RankDivergenceError: the stamps differ; raised on all ranks.
     """
     ranks = topology.replica_ranks()
     values = torch.tensor([float(stamp)], dtype=torch.float64)
-    everyone = [torch.empty_like(values) for _ in ranks]
-    dist.all_gather(everyone, values, group=group_of(ranks, backend="gloo"))
-    check_stamps(torch.cat(everyone).tolist(), ranks, "the start: they were enabled with different options")
+    gathered = [torch.empty_like(values) for _ in ranks]
+    dist.all_gather(gathered, values, group=group_of(ranks, backend="gloo"))
+    check_stamps(torch.cat(gathered).tolist(), ranks, "the start: they were enabled with different options")
 
 
 class GroupConsensus:
-    """`Consensus` over the agreeing ranks of a topology."""
+    """The `Consensus` of several ranks.
+
+    Args:
+        topology: the parallel layout.
+        cfg_agreement: whether the CFG branches decide together.
+        device: where messages without tensors of the model are sent from.
+        counters: count the collectives.
+    """
 
     def __init__(self, topology: Topology, cfg_agreement: bool, device: torch.device, counters: Counters) -> None:
         self.ranks = topology.agreeing_ranks(cfg_agreement)
@@ -57,62 +64,62 @@ class GroupConsensus:
         self.counters = counters
 
     def agree(self, sums: torch.Tensor, stamp: int, place: str) -> torch.Tensor:
-        """Add up in one all-gather and one copy to the host."""
-        self.device = sums.device  # where the model computes, which offloading separates from where weights lie
+        """Add up the sums of all ranks in one all-gather and one copy to the host."""
+        self.device = sums.device  # with offloading, the model computes on another device than its weights are on
         gathered = self._gather(torch.cat([sums.new_tensor([float(stamp)]), sums.flatten()]))
         check_stamps(gathered[:, 0].tolist(), self.ranks, place)
         return add_by_branch(gathered[:, 1:].reshape(len(self.ranks), *sums.shape), self.branches)
 
     def confirm(self, stamp: int, place: str) -> None:
-        """Compare stamps in one all-gather."""
+        """Compare the stamps of all ranks in one all-gather."""
         gathered = self._gather(torch.tensor([float(stamp)], dtype=torch.float64, device=self.device))
         check_stamps(gathered[:, 0].tolist(), self.ranks, place)
 
     def gather_shards(self, values: torch.Tensor, stamp: int, place: str) -> torch.Tensor:
-        """Gather in one message; only the stamps are copied to the host."""
+        """Gather the shards in one all-gather; only the stamps are copied to the host."""
         message = torch.cat([values.new_tensor([float(stamp)], dtype=torch.float64), values.double().flatten()])
-        gathered = self._everyone(message)
+        gathered = self._all_gather(message)
         check_stamps(gathered[:, 0].tolist(), self.ranks, place)
         topology = self.topology
         degrees = (-1, topology.sequence_parallel_degree, topology.tensor_parallel_degree)
         return gathered[:, 1:].reshape(*degrees, *values.shape)[:, :, 0].amax(dim=0).to(values.dtype)
 
     def exchange(self, rows: torch.Tensor) -> torch.Tensor:
-        """Gather rows in the order of the shards."""
+        """Gather a tensor of each shard, in the order of the shards."""
         self.counters.collectives += 1
         ranks = self.topology.sequence_ranks()
-        everyone = rows.new_empty(len(ranks) * len(rows), *rows.shape[1:])
-        dist.all_gather_into_tensor(everyone, rows.contiguous(), group=group_of(ranks))
-        return everyone.view(len(ranks), *rows.shape)
+        gathered = rows.new_empty(len(ranks) * len(rows), *rows.shape[1:])
+        dist.all_gather_into_tensor(gathered, rows.contiguous(), group=group_of(ranks))
+        return gathered.view(len(ranks), *rows.shape)
 
     def _gather(self, values: torch.Tensor) -> torch.Tensor:
-        return self._everyone(values).cpu()
+        return self._all_gather(values).cpu()
 
-    def _everyone(self, values: torch.Tensor) -> torch.Tensor:
-        """[K] -> [ranks, K], where the values are."""
+    def _all_gather(self, values: torch.Tensor) -> torch.Tensor:
+        """[K] -> [ranks, K], on the device of the values."""
         self.counters.collectives += 1
-        everyone = values.new_empty(len(self.ranks) * values.numel())
-        dist.all_gather_into_tensor(everyone, values, group=self.group)
-        return everyone.view(len(self.ranks), -1)
+        gathered = values.new_empty(len(self.ranks) * values.numel())
+        dist.all_gather_into_tensor(gathered, values, group=self.group)
+        return gathered.view(len(self.ranks), -1)
 
 
 class StageRelay:
-    """`Relay` along the PipeFusion stages: small messages between hosts (gloo), ahead of the activations."""
+    """The `Relay` of PipeFusion stages: small messages between hosts (gloo), ahead of the activations."""
 
     def __init__(self, topology: Topology, counters: Counters) -> None:
-        stage, stages = topology.stage, topology.pipefusion_parallel_degree
+        stage, num_stages = topology.stage, topology.pipefusion_parallel_degree
         self.is_first = stage == 0
-        self.group = group_of([topology.stage_neighbour(other - stage) for other in range(stages)], backend="gloo")
+        self.group = group_of([topology.stage_neighbour(other - stage) for other in range(num_stages)], backend="gloo")
         self._previous = topology.stage_neighbour(-1)
-        self._next = topology.stage_neighbour(1) if stage + 1 < stages else None
+        self._next = topology.stage_neighbour(1) if stage + 1 < num_stages else None
         self._sent = _SENT.setdefault(self.group, deque())
         self._counters = counters
 
     def send(self, header: list[float]) -> None:
-        """Pass a header on without waiting, as a stage lags by few messages.
+        """Send a header to the next stage without waiting for it.
 
-        gloo needs message and work kept alive until they are read, which can be after this stage is done with the
-        request and its cache is off; hence they are kept with the group.
+        gloo needs the message and its handle until the message is read. That can be after the request has ended here
+        and the cache is off; so they are stored with the group.
         """
         self._counters.headers += 1
         if self._next is None:
@@ -123,7 +130,7 @@ class StageRelay:
             self._sent.popleft()[0].wait()
 
     def receive(self) -> list[float]:
-        """Wait for the previous stage, which sends a header before its activations."""
+        """Wait for the next header of the previous stage, which sends it before its activations."""
         message = torch.empty(HEADER_LENGTH, dtype=torch.float64)
         dist.recv(message, src=self._previous, group=self.group)
         return message.tolist()

@@ -1,4 +1,4 @@
-"""The identity of a running or saved model, as a calibration keeps it (see `approx.identity`)."""
+"""The identity of a running or saved model, which a calibration must match (see `approx.identity`)."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _NOT_THE_MODEL = ("_name_or_path", "_diffusers_version", "_class_name", "_use_de
 
 
 def identity(host: Host) -> dict[str, Any]:
-    """Return names, digests of configs, active adapters, and norms of some weights (not under tensor parallelism)."""
+    """Return class names, digests of configs, active adapters, and without tensor parallelism norms of some weights."""
     sharded = host.topology.tensor_parallel_degree > 1
     scheduler = type(getattr(host.scheduler, "module", host.scheduler)).__name__  # xDiT wraps it as `module`
     return {
@@ -28,7 +28,7 @@ def identity(host: Host) -> dict[str, Any]:
 
 
 def saved_identity(folder: Path) -> dict[str, Any]:
-    """Return what can be said of a pipeline on disk without its weights: all but these and adapters."""
+    """Return the identity of a pipeline on disk without loading it: all but weights and adapters."""
     parts = json.loads((folder / "model_index.json").read_text())
     scheduler = _from_config(folder / "scheduler", parts["scheduler"][1])
     with torch.device("meta"):
@@ -57,12 +57,12 @@ def _adapted(model: nn.Module) -> bool:
 
 
 def _digest(config: Any) -> str:
-    kept = {name: value for name, value in dict(config).items() if name not in _NOT_THE_MODEL}
-    return hashlib.sha256(json.dumps(kept, sort_keys=True, default=str).encode()).hexdigest()[:16]
+    own_values = {name: value for name, value in dict(config).items() if name not in _NOT_THE_MODEL}
+    return hashlib.sha256(json.dumps(own_values, sort_keys=True, default=str).encode()).hexdigest()[:16]
 
 
 def _fingerprint(blocks: list[Block]) -> dict[str, float]:
-    """Norms by block name of every fourth block: enough to tell a fine-tune or a fused adapter from the original."""
+    """Return the weight norms of every fourth block, which tell a fine-tune or a fused adapter from the original."""
     return {block.name: _norm(block.module) for block in blocks if block.index % 4 == 0}
 
 

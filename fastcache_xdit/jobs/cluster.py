@@ -1,8 +1,7 @@
-"""A job on a Ray cluster: replicas of actors on any machine, and one queue beside the store that serves them."""
+"""The actors of a job on a Ray cluster: replicas on any machine, and one queue beside the store that serves them."""
 
 from __future__ import annotations
 
-import math
 import os
 import socket
 from collections.abc import Sequence
@@ -12,10 +11,11 @@ from typing import Any
 import torch.distributed
 
 from fastcache_xdit.errors import UsageError
-from fastcache_xdit.host.xdit import layout, loading
+from fastcache_xdit.host.xdit import loading
+from fastcache_xdit.host.xdit.loading import XditOptions
 from fastcache_xdit.host.xdit.replica import join
 from fastcache_xdit.jobs.desk import StoreDesk, Work
-from fastcache_xdit.jobs.item import Figures, Outcome
+from fastcache_xdit.jobs.item import Figures, ItemOutcome
 from fastcache_xdit.jobs.recipe import Recipe, printable
 from fastcache_xdit.jobs.replica import Replica
 from fastcache_xdit.jobs.store import Store
@@ -27,7 +27,7 @@ ANSWER = 10.0  # seconds in which a cluster's head must answer
 
 
 class Queue:
-    """Actor beside the store: one desk for each replica, which is abandoned once the replica is lost."""
+    """Actor beside the store, with one desk for each replica, which is abandoned once the replica is lost."""
 
     def __init__(self, folder: str, max_attempts: int) -> None:
         self._store = Store(folder)
@@ -37,20 +37,20 @@ class Queue:
         self._stopped = False
 
     def next(self, replica: int) -> Work | None:
-        """The next batch of a replica; None where it should end."""
+        """Hand out the next batch of a replica; None where it should end."""
         if self._stopped or replica in self._lost:
             return None
         if replica not in self._desks:
             self._desks[replica] = StoreDesk(self._store, self._max_attempts)
         return self._desks[replica].next()
 
-    def deliver(self, replica: int, outcomes: Sequence[Outcome], figures: Figures) -> None:
-        """Keep what a replica made; what comes from a lost one is made by another already."""
+    def deliver(self, replica: int, outcomes: Sequence[ItemOutcome], figures: Figures) -> None:
+        """Keep what a replica made; ignore a lost one, whose items another makes already."""
         if replica not in self._lost:
             self._desks[replica].deliver(outcomes, figures)
 
     def lose(self, replica: int, trouble: str) -> None:
-        """A replica is dead: others take its items."""
+        """Give the items of a dead replica to others."""
         self._lost.add(replica)
         if desk := self._desks.pop(replica, None):
             desk.abandon(trouble)
@@ -68,11 +68,11 @@ class RemoteDesk:
         self._replica = replica
 
     def next(self) -> Work | None:
-        """See `Desk`."""
+        """Take the next batch from the queue."""
         return ray_module().get(self._queue.next.remote(self._replica))
 
-    def deliver(self, outcomes: Sequence[Outcome], figures: Figures) -> None:
-        """See `Desk`."""
+    def deliver(self, outcomes: Sequence[ItemOutcome], figures: Figures) -> None:
+        """Hand what became of a batch to the queue."""
         ray_module().get(self._queue.deliver.remote(self._replica, outcomes, figures))
 
 
@@ -84,15 +84,15 @@ class Rank:
         register()
 
     def address(self) -> tuple[str, int]:
-        """Where the ranks of this replica meet: a store on this machine, whose port no other program can take."""
+        """Open a store on this machine where the ranks of this replica meet; its port stays taken from now on."""
         host = ray_module().util.get_node_ip_address()
         self._meeting = torch.distributed.TCPStore(host, 0, is_master=True, wait_for_workers=False)
         return host, self._meeting.port
 
     def run(
-        self, rank: int, size: int, address: tuple[str, int], recipe: Recipe, options: dict[str, Any], desk: RemoteDesk
-    ) -> bool:
-        """Load the model and work until nothing is left; False where the queue was stopped."""
+        self, rank: int, size: int, address: tuple[str, int], recipe: Recipe, xdit: XditOptions, desk: RemoteDesk
+    ) -> UsageError | None:
+        """Load the model and work until nothing is left; return the mistake of the user that stops it, if any."""
         place = {
             "RANK": rank,
             "WORLD_SIZE": size,
@@ -103,24 +103,28 @@ class Rank:
         }
         os.environ.update({name: str(value) for name, value in place.items()})
         join(replicas=1)
-        return work(Replica(recipe, options), desk if rank == 0 else None, lambda: False, lambda: None)
+        try:
+            work(Replica(recipe, xdit), desk if rank == 0 else None, lambda: False, lambda: None)
+        except UsageError as mistake:  # a value, because Ray wraps what is raised
+            return mistake
+        return None
 
 
-class Group:
-    """The actors of one replica, in a placement group of their own."""
+class ReplicaActors:
+    """The actors of one replica, in a placement group of their own; their ranks are at work at once."""
 
-    def __init__(self, number: int, size: int, recipe: Recipe, options: dict[str, Any], queue: Any) -> None:
+    def __init__(self, number: int, size: int, recipe: Recipe, xdit: XditOptions, queue: Any) -> None:
         ray = ray_module()
         resources = {"CPU": 1.0, _device_kind(): 1.0}
         self.number = number
         self._place = ray.util.placement_group([resources] * size, strategy="PACK")
-        actor = ray.remote(Rank).options(
+        kind = ray.remote(Rank).options(
             num_cpus=1, num_gpus=resources.get("GPU", 0), placement_group=self._place, max_restarts=0
         )
-        self._actors = [actor.remote() for _ in range(size)]
+        self._actors = [kind.remote() for _ in range(size)]
         address, desk = self._actors[0].address.remote(), RemoteDesk(queue, number)
         self.results = [
-            each.run.remote(rank, size, address, recipe, options, desk) for rank, each in enumerate(self._actors)
+            actor.run.remote(rank, size, address, recipe, xdit, desk) for rank, actor in enumerate(self._actors)
         ]
 
     def end(self) -> None:
@@ -170,17 +174,12 @@ def check_room(replicas: int, size: int) -> None:
 
 
 def _device_kind() -> str:
-    """What each rank has one of: a GPU where the cluster has any, else a CPU."""
+    """Name what each rank needs one of: a GPU where the cluster has any, else a CPU."""
     return "GPU" if ray_module().cluster_resources().get("GPU") else "CPU"
 
 
-def ranks_per_replica(options: dict[str, Any]) -> int:
-    """The product of the degrees inside a replica."""
-    return math.prod(layout.degrees(options).values())
-
-
 def queue_beside(folder: Path, max_attempts: int) -> Any:
-    """The queue actor, on the machine that holds the job."""
+    """Start the queue actor, on this machine, which holds the job."""
     ray = ray_module()
     here = ray.util.scheduling_strategies.NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), False)
     actor = ray.remote(Queue).options(num_cpus=0, scheduling_strategy=here)
@@ -188,7 +187,7 @@ def queue_beside(folder: Path, max_attempts: int) -> Any:
 
 
 def ray_module() -> Any:
-    """Ray, imported where it is used: most jobs run without. Raises UsageError where it is not installed."""
+    """Import Ray where it is used, because most jobs run without. Raises UsageError where it is not installed."""
     try:
         import ray
         import ray.util.scheduling_strategies

@@ -1,12 +1,12 @@
-"""Where a replica gets its items and leaves what became of them."""
+"""A desk: where a replica gets its items and delivers what became of them."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from typing import NamedTuple, Protocol
 
-from fastcache_xdit.jobs.files import keep_names, write_whole
-from fastcache_xdit.jobs.item import Figures, Item, Outcome
+from fastcache_xdit.files import force_to_disk, write_whole
+from fastcache_xdit.jobs.item import Figures, Item, ItemOutcome
 from fastcache_xdit.jobs.owner import Owner
 from fastcache_xdit.jobs.store import Store
 
@@ -24,10 +24,10 @@ class Desk(Protocol):
     """What the first rank of a replica talks to."""
 
     def next(self) -> Work | None:
-        """The next batch, whose items belong to this desk until delivered, or until it is gone; None to stop."""
+        """Take the next batch, whose items belong to this desk until delivered or until it is gone; None to stop."""
         ...
 
-    def deliver(self, outcomes: Sequence[Outcome], figures: Figures) -> None:
+    def deliver(self, outcomes: Sequence[ItemOutcome], figures: Figures) -> None:
         """Keep what became of the batch."""
         ...
 
@@ -45,18 +45,18 @@ class StoreDesk:
         self._max_attempts = max_attempts
         self._owner = Owner(store.folder / "owners")
         (store.folder / "images").mkdir(exist_ok=True)
-        keep_names(store.folder)
+        force_to_disk(store.folder)
 
     def next(self) -> Work:
-        """See `Desk`."""
+        """Claim the next batch of the store."""
         items = self._store.claim(self._owner.name, self._max_attempts)
         return Work(tuple(items), bool(items) or not self._store.is_over())
 
-    def deliver(self, outcomes: Sequence[Outcome], figures: Figures) -> None:
-        """See `Desk`: the file first, then the row, so that a row never speaks of a file that is not there."""
-        mine = {item.id for item in self._store.items("owner = ?", self._owner.name)}
+    def deliver(self, outcomes: Sequence[ItemOutcome], figures: Figures) -> None:
+        """Write the image first, then the row, so that a row never names a file that is not there."""
+        claimed = {item.id for item in self._store.items("owner = ?", self._owner.name)}
         for outcome in outcomes:
-            if outcome.id in mine:
+            if outcome.id in claimed:
                 self._store.record(self._owner.name, outcome, self._write(outcome), figures)
 
     def close(self) -> None:
@@ -69,7 +69,7 @@ class StoreDesk:
         self._store.note(self._owner.name, trouble)
         self._owner.close()
 
-    def _write(self, outcome: Outcome) -> str | None:
+    def _write(self, outcome: ItemOutcome) -> str | None:
         if outcome.image is None:
             return None
         name = f"images/{outcome.id:06d}.png"

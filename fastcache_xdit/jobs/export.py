@@ -1,4 +1,4 @@
-"""A job's items as a table, and whether its images are still what was made."""
+"""Write a job's items as a table, and check that its images are still what was made."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from fastcache_xdit.errors import UsageError
-from fastcache_xdit.jobs.files import checksum, write_whole
+from fastcache_xdit.files import checksum, write_whole
 from fastcache_xdit.jobs.item import Item
 from fastcache_xdit.jobs.store import Store
 
@@ -33,7 +33,7 @@ def export(store: Store, path: Path) -> None:
 
 
 def damaged(store: Store) -> list[int]:
-    """Done items whose image is gone, or not what was written."""
+    """List the ids of done items whose image is gone, or not what was written."""
     return [item.id for item in store.items("state = 'done'") if not _is_whole(store.folder / str(item.output), item)]
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from fastcache_xdit.jobs.files import checksum
+from fastcache_xdit.files import checksum
 from fastcache_xdit.options import Options
 
 
@@ -42,12 +42,12 @@ class Item(Options):
 
     @property
     def shape(self) -> tuple[object, ...]:
-        """What items of one batch share: a pipeline call takes one of each."""
+        """Return what items of one batch share, because a pipeline call takes one of each."""
         return (self.width, self.height, self.steps, self.guidance, self.negative_prompt)
 
 
 class Figures(NamedTuple):
-    """What a batch took; see `Item`. Block calls are None without a cache."""
+    """What a batch took: seconds, block calls, and the share of them that was computed; None without a cache."""
 
     seconds: float | None = None
     computed: int | None = None
@@ -56,7 +56,7 @@ class Figures(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Outcome:
+class ItemOutcome:
     """What became of one item: a PNG file, or the reason why there is none."""
 
     id: int
@@ -65,5 +65,5 @@ class Outcome:
 
     @property
     def checksum(self) -> str | None:
-        """Of the file; None without one."""
+        """Return the file's checksum; None without a file."""
         return None if self.image is None else checksum(self.image)

@@ -1,4 +1,4 @@
-"""Texts that the loaded model would cut off in silence."""
+"""Refuse texts that the loaded model would cut off in silence."""
 
 from __future__ import annotations
 
@@ -10,8 +10,9 @@ TOKENIZERS = ("tokenizer_3", "tokenizer_2", "tokenizer")  # the first one there 
 
 
 def too_long(pipe: Any, item: Item, call: dict[str, Any]) -> str | None:
-    """Why the model cannot read an item's texts to their end; None where it can."""
-    tokenizer = next((found for name in TOKENIZERS if (found := getattr(pipe, name, None)) is not None), None)
+    """Tell why the model cannot read an item's texts to their end; None where it can."""
+    tokenizers = (getattr(pipe, name, None) for name in TOKENIZERS)
+    tokenizer = next((tokenizer for tokenizer in tokenizers if tokenizer is not None), None)
     if tokenizer is None:
         return None
     limit = min(call.get("max_sequence_length") or tokenizer.model_max_length, tokenizer.model_max_length)

@@ -1,14 +1,15 @@
-"""Who holds a claim: a name with a lock that the operating system lets go when its process dies, however it dies."""
+"""Who holds a claim: a name with a lock that the operating system frees when its process dies, however it dies."""
 
 from __future__ import annotations
 
-import fcntl
 import uuid
 from pathlib import Path
 
+from filelock import FileLock, Timeout
+
 
 class Owner:
-    """Alive until `close`, or until the process is gone: no clock and no heartbeat says so, but a file lock.
+    """A name that is alive until `close`, or until its process is gone; neither clock nor heartbeat decides that.
 
     Args:
         folder: where locks lie; on a local disk, like the store.
@@ -18,23 +19,23 @@ class Owner:
         self.name = uuid.uuid4().hex
         folder.mkdir(parents=True, exist_ok=True)
         self._path = folder / self.name
-        self._file = self._path.open("w")
-        fcntl.flock(self._file, fcntl.LOCK_EX)
+        self._lock = FileLock(self._path, thread_local=False)  # whichever thread closes it
+        self._lock.acquire()
 
     def close(self) -> None:
         """Let go of everything that is claimed in this name."""
-        self._file.close()
+        self._lock.release()
         self._path.unlink(missing_ok=True)
 
 
 def is_alive(folder: Path, name: str) -> bool:
-    """Whether the process of this owner runs; the lock of a dead one is cleared away."""
-    try:
-        with (folder / name).open() as file:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except FileNotFoundError:
+    """Tell whether the process of this owner runs; the lock of a dead one is removed."""
+    path = folder / name
+    if not path.exists():
         return False
-    except BlockingIOError:
+    try:
+        with FileLock(path).acquire(blocking=False):
+            path.unlink(missing_ok=True)
+    except Timeout:
         return True
-    (folder / name).unlink(missing_ok=True)
     return False

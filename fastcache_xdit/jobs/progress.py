@@ -1,4 +1,4 @@
-"""How far a job is: a bar while it runs, and a line for its state."""
+"""Show how far a job is: a bar while it runs, and a line for its state."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class Bar:
             self._bar = tqdm(total=sum(counts.values()), initial=settled(counts), unit="image", mininterval=interval)
 
     def show(self) -> None:
-        """Look at the store and draw."""
+        """Read the store and draw."""
         if self._store:
             counts = self._store.counts()
             self._bar.set_postfix_str(_postfix(counts, self._store.totals()), refresh=False)
@@ -37,7 +37,7 @@ class Bar:
 
 
 def describe(counts: dict[str, int], totals: dict[str, Any]) -> str:
-    """A job's state in one line."""
+    """Put a job's state into one line."""
     parts = [f"{counts['done']} of {sum(counts.values())} images done"]
     parts += [f"{counts[state]} {state}" for state in ("running", "pending", "failed") if counts[state]]
     parts += [f"hit rate {rate:.0%}"] if (rate := hit_rate(totals)) is not None else []
@@ -45,13 +45,13 @@ def describe(counts: dict[str, int], totals: dict[str, Any]) -> str:
 
 
 def hit_rate(totals: dict[str, Any]) -> float | None:
-    """Share of block calls that were approximated; None without a cache, or before the first image."""
+    """Compute the share of block calls that were approximated; None without a cache, or before the first image."""
     calls = (totals["computed"] or 0) + (totals["approximated"] or 0)
     return totals["approximated"] / calls if calls else None
 
 
 def settled(counts: dict[str, int]) -> int:
-    """Items that need no more work."""
+    """Count the items that need no more work."""
     return counts["done"] + counts["failed"]
 
 

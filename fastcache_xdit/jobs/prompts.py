@@ -1,4 +1,4 @@
-"""Files of prompts: txt, jsonl, csv and parquet, line by line, so that a bad line spoils no other."""
+"""Read files of prompts (txt, jsonl, csv, parquet) line by line, so that a bad line spoils no other."""
 
 from __future__ import annotations
 
@@ -10,17 +10,17 @@ from pathlib import Path
 from typing import Any
 
 from fastcache_xdit.errors import UsageError
-from fastcache_xdit.jobs.recipe import BadLine, Line, bad_line, checked
+from fastcache_xdit.jobs.recipe import BadLine, PromptLine, bad_line, checked
 from fastcache_xdit.options import unknown_option
 
 Raw = dict[str, Any] | BadLine
 
 
-def read_prompts(path: str | Path) -> list[Line | BadLine]:
-    """Every line of a prompts file, in order.
+def read_prompts(path: str | Path) -> list[PromptLine | BadLine]:
+    """Read every line of a prompts file, in order.
 
     txt holds one prompt a line (# begins a comment line), jsonl one object a line, csv and parquet one column for each
-    field of `Line`. Bytes that are not UTF-8 make a bad line, not a bad file.
+    field of `PromptLine`. Bytes that are not UTF-8 make a bad line, not a bad file.
 
     Raises:
         UsageError: no such file, a kind of file or a column that is not known, or no line at all.
@@ -39,7 +39,7 @@ def read_prompts(path: str | Path) -> list[Line | BadLine]:
 
 
 def _text(path: Path) -> str:
-    """The file with every byte that is not UTF-8 as a lone surrogate, which `Line` refuses."""
+    """The file's text, with every byte that is not UTF-8 as a lone surrogate, which `checked` refuses."""
     return path.read_bytes().decode("utf-8-sig", "surrogateescape")
 
 
@@ -111,11 +111,11 @@ def _cells(column: Any, pyarrow: Any) -> list[Any]:
 
 def _check_columns(path: Path, columns: list[str]) -> None:
     for name in columns:
-        if name not in Line.model_fields:
-            raise UsageError(f"{path}: {unknown_option(name, Line.model_fields)}")
+        if name not in PromptLine.model_fields:
+            raise unknown_option(name, PromptLine.model_fields).of(path)
     if "prompt" not in columns:
         raise UsageError(
-            f"{path} has no column 'prompt'", f"its first line names the columns: {', '.join(Line.model_fields)}"
+            f"{path} has no column 'prompt'", f"its first line names the columns: {', '.join(PromptLine.model_fields)}"
         )
 
 

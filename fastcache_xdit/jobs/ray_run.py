@@ -1,12 +1,14 @@
-"""A run of a job on a Ray cluster: starts the replicas, replaces those that die, and watches until the job is over."""
+"""Run a job on a Ray cluster: start the replicas, replace those that die, and watch until the job is over."""
 
 from __future__ import annotations
 
 from pathlib import Path
 from typing import Any
 
-from fastcache_xdit.errors import ReplicaError, UsageError
-from fastcache_xdit.jobs.cluster import Group, check_room, connect, queue_beside, ranks_per_replica, ray_module
+from fastcache_xdit.errors import ReplicaError
+from fastcache_xdit.host.xdit.layout import Layout
+from fastcache_xdit.host.xdit.loading import XditOptions
+from fastcache_xdit.jobs.cluster import ReplicaActors, check_room, connect, queue_beside, ray_module
 from fastcache_xdit.jobs.progress import Bar, settled
 from fastcache_xdit.jobs.recipe import Recipe, printable
 from fastcache_xdit.jobs.run import closing_line, exit_code
@@ -17,21 +19,21 @@ GLANCE = 0.5  # seconds between two looks at the bar and at signals
 MAX_LOSSES = 5  # replicas in a row that die without an item being settled: then it is not the items
 
 
-def run_on_ray(folder: Path, options: dict[str, Any], max_attempts: int, address: str | None, replicas: int) -> int:
-    """Work on the job in `folder` with `replicas` on a cluster, one started here without `address`.
+def run_on_ray(folder: Path, xdit: XditOptions, max_attempts: int, address: str | None, replicas: int) -> int:
+    """Work on the job in `folder` with `replicas` on a cluster, and return the exit code.
 
-    Returns the exit code.
+    Without `address` a cluster is started on this machine.
 
     Raises:
         UsageError: no Ray, no such cluster, or one that is too small.
         ReplicaError: replicas die one after the other before they make an image.
     """
-    store, size = Store(folder), ranks_per_replica(options)
+    store, size = Store(folder), Layout.of(xdit).ranks
     finished = store.is_over()
     if not finished:
         connect(address)
         check_room(replicas, size)
-        fleet = _Fleet(store, options, size, queue_beside(folder, max_attempts))
+        fleet = _Fleet(store, xdit, size, queue_beside(folder, max_attempts))
         try:
             finished = fleet.work(replicas)
         finally:
@@ -41,25 +43,25 @@ def run_on_ray(folder: Path, options: dict[str, Any], max_attempts: int, address
 
 
 class _Fleet:
-    """The replicas that are at work."""
+    """The replicas that are at work; `size` ranks each."""
 
-    def __init__(self, store: Store, options: dict[str, Any], size: int, queue: Any) -> None:
+    def __init__(self, store: Store, xdit: XditOptions, size: int, queue: Any) -> None:
         self._store = store
-        self._options = options
+        self._xdit = xdit
         self._size = size
         self._queue = queue
-        self._groups: dict[Any, Group] = {}  # by the result that a rank will have
+        self._replicas: dict[Any, ReplicaActors] = {}  # by the result that a rank will have
         self._started = 0
         self._losses = 0
         self._settled_at_loss = -1
 
     def work(self, replicas: int) -> bool:
-        """Until every replica has ended; False where they were asked to stop."""
+        """Work until every replica has ended; return False where they were asked to stop."""
         bar = Bar(self._store, shown=True)
         with Stop() as stop:  # Ray has set handlers of its own
             for _ in range(replicas):
                 self._start()
-            while self._groups:
+            while self._replicas:
                 self._look(stop)
                 bar.show()
         bar.close()
@@ -67,35 +69,38 @@ class _Fleet:
 
     def _start(self) -> None:
         recipe: Recipe = self._store.recipe
-        group = Group(self._started, self._size, recipe, self._options, self._queue)
-        self._groups.update(dict.fromkeys(group.results, group))
+        actors = ReplicaActors(self._started, self._size, recipe, self._xdit, self._queue)
+        self._replicas.update(dict.fromkeys(actors.results, actors))
         self._started += 1
 
     def _look(self, stop: Stop) -> None:
         if stop.asked:
             self._queue.stop.remote()
-        ready, _ = ray_module().wait(list(self._groups), timeout=GLANCE)
+        ready, _ = ray_module().wait(list(self._replicas), timeout=GLANCE)
         for result in ready:
-            if result in self._groups:
+            if result in self._replicas:
                 self._end_of(result, stop)
 
     def _end_of(self, result: Any, stop: Stop) -> None:
-        """One rank has ended: in order, or with its whole replica. A UsageError is the user's: none would do better."""
-        group = self._groups.pop(result)
+        """Take note that one rank has ended: in order, or with its whole replica, which another one replaces.
+
+        Raises:
+            UsageError: the user's mistake that it met; no other replica would do better.
+        """
+        actors = self._replicas.pop(result)
         try:
-            ray_module().get(result)
+            if mistake := ray_module().get(result):
+                raise mistake
         except ray_module().exceptions.RayError as error:
-            if isinstance(error, UsageError):
-                raise UsageError(str(getattr(error, "cause", error))) from None
-            self._lose(group, error)
+            self._lose(actors, error)
             if not stop.asked:
                 self._start()
-        if group not in self._groups.values():
-            group.end()
+        if actors not in self._replicas.values():
+            actors.end()
 
-    def _lose(self, group: Group, error: Exception) -> None:
-        self._groups = {result: other for result, other in self._groups.items() if other is not group}
-        ray_module().get(self._queue.lose.remote(group.number, printable(str(error))))
+    def _lose(self, actors: ReplicaActors, error: Exception) -> None:
+        self._replicas = {result: other for result, other in self._replicas.items() if other is not actors}
+        ray_module().get(self._queue.lose.remote(actors.number, printable(str(error))))
         now = settled(self._store.counts())
         self._losses = self._losses + 1 if now == self._settled_at_loss else 1
         self._settled_at_loss = now

@@ -1,4 +1,4 @@
-"""What a job is: one line of its prompts file, and what all lines have in common."""
+"""What a job asks for: each line of its prompts file, and what all lines have in common."""
 
 from __future__ import annotations
 
@@ -7,10 +7,9 @@ from typing import Any
 
 from pydantic import Field, ValidationError
 
-from fastcache_xdit.config import one_line
 from fastcache_xdit.errors import UsageError
-from fastcache_xdit.jobs.files import write_whole
-from fastcache_xdit.options import Options
+from fastcache_xdit.files import write_whole
+from fastcache_xdit.options import Options, usage_error
 
 RECIPE = "recipe.json"
 LONGEST_PROMPT = 10_000  # characters; far more than any text encoder reads
@@ -18,7 +17,7 @@ LARGEST_SIDE = 16_384  # pixels
 REASON_LENGTH = 300  # characters kept of a reason, which may quote what was given
 
 
-class Line(Options):
+class PromptLine(Options):
     """One image that is asked for; what is left out comes from the job.
 
     Attributes:
@@ -46,11 +45,11 @@ class Recipe(Options):
     Attributes:
         model: folder or hub id.
         dtype: of weights and activations.
-        seed: seed of the first line; see `Line.seed`.
+        seed: seed of the first line; see `PromptLine.seed`.
         batch_size: images that are generated together; which ones is settled at submit.
         call: arguments of every pipeline call, defaults of what lines leave out among them.
         cache: options of FastCache, None for none.
-        engine: xDiT's options as submitted, such as the layout; `run` may change those.
+        engine: xDiT's options as submitted, such as the layout; flags of `run` win over them.
     """
 
     model: str
@@ -67,12 +66,15 @@ class Recipe(Options):
 
     @classmethod
     def load(cls, folder: Path) -> Recipe:
-        """The recipe of the job in `folder`. Raises UsageError where there is none."""
+        """Read the recipe of the job in `folder`. Raises UsageError where there is none, or a broken one."""
         if not (folder / RECIPE).is_file():
             raise UsageError(
                 f"no job in {folder}", f"make one with: batch submit {folder} --prompts FILE --model MODEL"
             )
-        return cls.model_validate_json((folder / RECIPE).read_bytes())
+        try:
+            return cls.model_validate_json((folder / RECIPE).read_bytes())
+        except ValidationError as error:
+            raise usage_error(error).of(folder / RECIPE) from None
 
 
 class BadLine(Options):
@@ -82,28 +84,28 @@ class BadLine(Options):
     reason: str
 
 
-def checked(values: dict[str, Any]) -> Line | BadLine:
-    """A line of these values; empty ones count as left out."""
+def checked(values: dict[str, Any]) -> PromptLine | BadLine:
+    """Build a line of these values, or a bad one; empty values count as left out."""
     given = {name: value for name, value in values.items() if value not in (None, "")}
     if any(isinstance(value, str) and not _is_utf8(value) for value in given.values()):
         return bad_line(values.get("prompt") or "", "the line is not UTF-8; save the file as UTF-8")
     try:
-        return Line(**given)
+        return PromptLine(**given)
     except ValidationError as error:
-        return bad_line(values.get("prompt") or "", one_line(error))
+        return bad_line(values.get("prompt") or "", str(usage_error(error)))
 
 
 def _is_utf8(text: str) -> bool:
-    """Whether a text, read with surrogates in the place of wrong bytes, had none."""
+    """Whether a text that was read with surrogates for wrong bytes had none."""
     return not any("\ud800" <= letter <= "\udfff" for letter in text)
 
 
 def bad_line(text: Any, reason: str) -> BadLine:
-    """A bad line with what can be shown of it."""
+    """Build a bad line, with as much of its text as can be shown."""
     shown = str(text)[:REASON_LENGTH].encode(errors="replace").decode()
     return BadLine(text=shown, reason=printable(reason))
 
 
 def printable(reason: str) -> str:
-    """A reason in one line of bounded length that every database and terminal takes."""
+    """Shorten a reason to one line of bounded length that every database and terminal takes."""
     return " ".join(reason.encode(errors="replace").decode().split())[:REASON_LENGTH]

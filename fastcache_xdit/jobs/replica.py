@@ -12,11 +12,11 @@ from PIL import Image
 
 from fastcache_xdit.config import FastCacheConfig
 from fastcache_xdit.counters import Counters
-from fastcache_xdit.errors import UsageError
 from fastcache_xdit.host.xdit import engine, world
+from fastcache_xdit.host.xdit.loading import XditOptions, with_values
 from fastcache_xdit.host.xdit.positions import Positions
 from fastcache_xdit.host.xdit.replica import meet
-from fastcache_xdit.jobs.item import Figures, Item, Outcome
+from fastcache_xdit.jobs.item import Figures, Item, ItemOutcome
 from fastcache_xdit.jobs.limits import too_long
 from fastcache_xdit.jobs.recipe import Recipe, printable
 from fastcache_xdit.plugin import enable, fastcache
@@ -26,51 +26,51 @@ NOT_FINITE = "the image is not finite (NaN or infinite latents); lower guidance,
 
 
 class Replica:
-    """The model of a job, loaded once, after `join`. Every rank of the replica makes one and calls it alike.
+    """The model of a job, loaded once, after `join`; every rank of the replica makes one and calls it alike.
 
     Args:
         recipe: of the job.
-        options: xDiT's options: the layout inside this replica.
+        xdit: xDiT's options, with the layout inside this replica; replicas are not counted.
     Raises:
         UsageError: a model that xDiT or the cache does not know, or a config that does not fit it.
     """
 
-    def __init__(self, recipe: Recipe, options: dict[str, Any]) -> None:
-        self._engine = engine.Engine(recipe.model, {**options, "data_parallel_degree": 1}, recipe.dtype)
+    def __init__(self, recipe: Recipe, xdit: XditOptions) -> None:
+        self._engine = engine.Engine(recipe.model, with_values(xdit, data_parallel_degree=1), recipe.dtype)
         self._engine.pipe.set_progress_bar_config(disable=True)
         self._config = FastCacheConfig.from_dict(recipe.cache) if recipe.cache is not None else None
         self._call = recipe.call
         self._positions = Positions(self._engine.pipe.transformer)
         if self._config:
             enable(self._engine.pipe, self._config).disable()  # what does not fit is said now, not of every item
-        self._stages = options.get("pipefusion_parallel_degree") or 1
+        self._stages = xdit.pipefusion_parallel_degree
 
-    def generate(self, items: Sequence[Item]) -> tuple[list[Outcome], Figures]:
-        """All items of one batch; outcomes are complete on the first rank only.
+    def generate(self, items: Sequence[Item]) -> tuple[list[ItemOutcome], Figures]:
+        """Generate all items of one batch; outcomes are complete on the first rank only.
 
         Raises:
-            Exception: an error that not all ranks met: their state is unknown, and the replica must end.
+            Exception: an error that not all ranks met; their state is unknown, and the replica must end.
         """
         start = time.perf_counter()
         reasons = {item.id: too_long(self._engine.pipe, item, self._call) for item in items}
-        refused = [Outcome(id, error=reason) for id, reason in reasons.items() if reason]
+        refused = [ItemOutcome(id, error=reason) for id, reason in reasons.items() if reason]
         outcomes, counters = self._made([item for item in items if not reasons[item.id]])
         parts = world.gather_objects((outcomes, counters))
         unique = {outcome.id: outcome for part, _ in parts for outcome in part}
         figures = _figures(time.perf_counter() - start, [counters for _, counters in parts if counters])
         return [*refused, *unique.values()], figures
 
-    def _made(self, items: Sequence[Item]) -> tuple[list[Outcome], Counters | None]:
+    def _made(self, items: Sequence[Item]) -> tuple[list[ItemOutcome], Counters | None]:
         if not items:
             return [], None
         try:
             return self._images(items)
+        except ValueError as error:  # our checks of a request and xDiT's: before any message between stages
+            return self._failed(items, error, self._all_met()), None
         except Exception as error:
-            self._refuse_unshared(error)
-            reason = printable(f"{type(error).__name__}: {error}")
-            return [Outcome(item.id, error=reason) for item in items], None
+            return self._failed(items, error, self._stages == 1 and self._all_met()), None
 
-    def _images(self, items: Sequence[Item]) -> tuple[list[Outcome], Counters | None]:
+    def _images(self, items: Sequence[Item]) -> tuple[list[ItemOutcome], Counters | None]:
         batch = tuple(engine.Request(item.id, item.prompt, item.seed or 0) for item in items)
         call = self._call | _arguments(items[0]) | {"output_type": "pt"}
         self._positions.restore()  # each batch is generated as if it were the first one
@@ -82,12 +82,16 @@ class Replica:
         assert counters.requests == 1, f"the cache saw {counters.requests} requests in one batch"
         return _outcomes(pixels), counters
 
-    def _refuse_unshared(self, error: Exception) -> None:
-        """Raise `error` unless all ranks met it with no message under way: then it is the batch's, and work goes on."""
-        if world.size() == 1:
-            return
-        if (self._stages > 1 and not isinstance(error, UsageError)) or not meet(PATIENCE):
+    def _failed(self, items: Sequence[Item], error: Exception, shared: bool) -> list[ItemOutcome]:
+        """Fail the batch and go on if the error is its own: all ranks met it, with no message under way."""
+        if not shared:
             raise error
+        reason = printable(f"{type(error).__name__}: {error}")
+        return [ItemOutcome(item.id, error=reason) for item in items]
+
+    def _all_met(self) -> bool:
+        """Whether all ranks of the replica met an error."""
+        return world.size() == 1 or meet(PATIENCE)
 
 
 def _arguments(item: Item) -> dict[str, Any]:
@@ -101,18 +105,18 @@ def _arguments(item: Item) -> dict[str, Any]:
     }
 
 
-def _outcomes(pixels: dict[int, torch.Tensor]) -> list[Outcome]:
+def _outcomes(pixels: dict[int, torch.Tensor]) -> list[ItemOutcome]:
     return [_outcome(id, image) for id, image in pixels.items()]
 
 
-def _outcome(id: int, image: torch.Tensor) -> Outcome:
+def _outcome(id: int, image: torch.Tensor) -> ItemOutcome:
     if not image.isfinite().all():
-        return Outcome(id, error=NOT_FINITE)
-    return Outcome(id, image=png(image))
+        return ItemOutcome(id, error=NOT_FINITE)
+    return ItemOutcome(id, image=png(image))
 
 
 def png(image: torch.Tensor) -> bytes:
-    """[3, H, W] in 0..1 as a PNG file, rounded as diffusers rounds."""
+    """Encode an image, [3, H, W] in 0..1, as a PNG file, rounded as diffusers rounds."""
     pixels = (image.float().permute(1, 2, 0).cpu().numpy() * 255).round().astype("uint8")
     file = io.BytesIO()
     Image.fromarray(pixels).save(file, format="PNG")

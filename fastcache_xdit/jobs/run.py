@@ -1,11 +1,11 @@
-"""A run of a job on the ranks that torchrun started, or on this process alone."""
+"""Run a job on the ranks that torchrun started, or in this process alone."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 from fastcache_xdit.host.xdit import world
+from fastcache_xdit.host.xdit.loading import XditOptions
 from fastcache_xdit.host.xdit.replica import join
 from fastcache_xdit.jobs.desk import StoreDesk
 from fastcache_xdit.jobs.progress import Bar, describe
@@ -18,16 +18,16 @@ from fastcache_xdit.jobs.worker import work
 ALL_DONE, SOME_FAILED, NOT_OVER = 0, 3, 75  # exit codes; 75 is EX_TEMPFAIL: call again, and it goes on
 
 
-def run(folder: Path, options: dict[str, Any], max_attempts: int) -> int:
-    """Work on the job in `folder` with `options` (xDiT's) on every rank; returns the exit code."""
+def run(folder: Path, xdit: XditOptions, max_attempts: int) -> int:
+    """Work on the job in `folder` with these options of xDiT's on every rank; return the exit code."""
     end_with_launcher()
     with Stop() as stop:
-        number = join(options.get("data_parallel_degree") or 1)
+        number = join(xdit.data_parallel_degree)
         store = Store(folder) if world.rank() == 0 else None
         if any(world.all_gather_objects(store is not None and store.is_over())):
             finished = True
         else:
-            finished = _work(folder, store, options, max_attempts, stop, is_shown=number == 0)
+            finished = _work(folder, store, xdit, max_attempts, stop, is_shown=number == 0)
     code = world.all_gather_objects(exit_code(store) if store else None)[0]
     if store and number == 0:
         print(f"fastcache: {closing_line(store, folder, finished)}", flush=True)
@@ -36,7 +36,7 @@ def run(folder: Path, options: dict[str, Any], max_attempts: int) -> int:
 
 
 def exit_code(store: Store) -> int:
-    """What a job's state is to a caller."""
+    """Translate a job's state for a caller."""
     if not store.is_over():
         return NOT_OVER
     return SOME_FAILED if store.counts()["failed"] else ALL_DONE
@@ -48,7 +48,7 @@ def _for_torchrun(code: int) -> int:
 
 
 def closing_line(store: Store, folder: Path, finished: bool) -> str:
-    """What a run that is over says to its reader, and what to do next."""
+    """Say how a run ended, and what to do next."""
     counts = store.counts()
     parts = [describe(counts, store.totals())]
     parts += [f"reasons: fastcache-xdit batch status {folder}"] if counts["failed"] else []
@@ -56,10 +56,8 @@ def closing_line(store: Store, folder: Path, finished: bool) -> str:
     return "; ".join(parts)
 
 
-def _work(
-    folder: Path, store: Store | None, options: dict[str, Any], max_attempts: int, stop: Stop, is_shown: bool
-) -> bool:
-    replica = Replica(Recipe.load(folder), options)
+def _work(folder: Path, store: Store | None, xdit: XditOptions, max_attempts: int, stop: Stop, is_shown: bool) -> bool:
+    replica = Replica(Recipe.load(folder), xdit)
     desk = StoreDesk(store, max_attempts) if store else None
     bar = Bar(store, is_shown)
     try:

@@ -1,4 +1,4 @@
-"""How a run ends before its time: asked by a signal, or with its launcher."""
+"""End a run before its time: by a signal, or with its launcher."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ PR_SET_PDEATHSIG = 1  # of linux/prctl.h
 
 
 class Stop:
-    """While entered, the first SIGTERM or SIGINT only sets `asked`; a second one of a kind does what it always does."""
+    """While entered, the first SIGTERM or SIGINT only sets `asked`; a second one has its usual effect."""
 
     def __init__(self) -> None:
         self.asked = False
@@ -33,7 +33,7 @@ class Stop:
 
 
 def is_under_torchrun() -> bool:
-    """Whether torchrun started this process."""
+    """Tell whether torchrun started this process."""
     return "TORCHELASTIC_RUN_ID" in os.environ
 
 

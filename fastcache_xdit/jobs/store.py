@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from fastcache_xdit.errors import UsageError
-from fastcache_xdit.jobs.item import Figures, Item, Outcome
+from fastcache_xdit.jobs.item import Figures, Item, ItemOutcome
 from fastcache_xdit.jobs.owner import is_alive
 from fastcache_xdit.jobs.recipe import Recipe
 
@@ -50,7 +50,7 @@ class Store:
 
     @classmethod
     def create(cls, folder: str | Path, recipe: Recipe, items: Sequence[Item]) -> Store:
-        """A new job, all of it or, where this process dies on the way, none.
+        """Make a new job: all of it or, where this process dies on the way, none.
 
         Raises:
             UsageError: the folder holds a job.
@@ -74,24 +74,24 @@ class Store:
         self._database.close()
 
     def claim(self, owner: str, max_attempts: int) -> list[Item]:
-        """The first batch with an item that waits, all of it; [] where none waits. What waited now runs for `owner`.
+        """Take the first batch in which an item waits, all of it; [] where none waits.
 
-        Items of owners who died are taken back first, and given up after `max_attempts`.
+        What waited now runs for `owner`. Items of dead owners are taken back first, and given up after `max_attempts`.
         """
         with _transaction(self._database):
             self._take_back(max_attempts)
-            found = self._rows("SELECT batch FROM items WHERE state = 'pending' ORDER BY batch LIMIT 1")
-            if not found:
+            waiting = self._rows("SELECT batch FROM items WHERE state = 'pending' ORDER BY batch LIMIT 1")
+            if not waiting:
                 return []
             self._database.execute(
                 "UPDATE items SET state = 'running', owner = ?, attempts = attempts + 1, started = ?, error = NULL "
                 "WHERE batch = ? AND state = 'pending'",
-                (owner, time.time(), found[0]["batch"]),
+                (owner, time.time(), waiting[0]["batch"]),
             )
-            return self.items("batch = ?", found[0]["batch"])
+            return self.items("batch = ?", waiting[0]["batch"])
 
-    def record(self, owner: str, outcome: Outcome, output: str | None, figures: Figures) -> bool:
-        """Make an item that runs for `owner` done or failed; False where it does not run for them."""
+    def record(self, owner: str, outcome: ItemOutcome, output: str | None, figures: Figures) -> bool:
+        """Make an item that runs for `owner` done or failed; return False where it does not run for them."""
         state = "failed" if outcome.error else "done"
         changed = self._database.execute(
             "UPDATE items SET state = ?, owner = NULL, error = ?, output = ?, checksum = ?, finished = ?, seconds = ?, "
@@ -111,37 +111,37 @@ class Store:
         self._database.execute("UPDATE items SET error = ? WHERE owner = ?", (trouble, owner))
 
     def retry(self, damaged: Iterable[int]) -> int:
-        """Let failed items, and done ones that are `damaged`, wait again; returns how many. Bad lines stay failed."""
+        """Let failed items, and done ones with these ids, wait again; return how many. Bad lines stay failed."""
         reset = "state = 'pending', attempts = 0, error = NULL, output = NULL, checksum = NULL"
         with _transaction(self._database):
             again = self._database.execute(
                 f"UPDATE items SET {reset} WHERE state = 'failed' AND batch NOT NULL"
             ).rowcount
-            for each in damaged:
+            for id in damaged:
                 again += self._database.execute(
-                    f"UPDATE items SET {reset} WHERE id = ? AND state = 'done'", (each,)
+                    f"UPDATE items SET {reset} WHERE id = ? AND state = 'done'", (id,)
                 ).rowcount
         return again
 
     def items(self, where: str = "TRUE", *values: Any) -> list[Item]:
-        """Items in the order of the file that meet a condition of SQL."""
+        """List the items that meet a condition of SQL, in the order of the file."""
         return [Item(**row) for row in self._rows(f"SELECT * FROM items WHERE {where} ORDER BY id", *values)]
 
     def counts(self) -> dict[str, int]:
-        """Items by state; what a dead owner left counts as pending."""
-        found: Counter[str] = Counter()
+        """Count items by state; what a dead owner left counts as pending."""
+        counts: Counter[str] = Counter()
         for row in self._rows("SELECT state, owner, COUNT(*) AS count FROM items GROUP BY state, owner"):
             orphaned = row["owner"] and not is_alive(self.folder / "owners", row["owner"])
-            found["pending" if orphaned else row["state"]] += row["count"]
-        return {state: found[state] for state in STATES}
+            counts["pending" if orphaned else row["state"]] += row["count"]
+        return {state: counts[state] for state in STATES}
 
     def is_over(self) -> bool:
-        """Whether no item waits or runs."""
+        """Tell whether no item waits or runs."""
         counts = self.counts()
         return counts["pending"] + counts["running"] == 0
 
     def totals(self) -> dict[str, Any]:
-        """Sums over done items: `computed` and `approximated` block calls, and seconds from `began` to `ended`."""
+        """Sum up done items: `computed` and `approximated` block calls, when they `began` and `ended` (Unix time)."""
         return self._rows(
             "SELECT SUM(computed) AS computed, SUM(approximated) AS approximated, MIN(started) AS began, "
             "MAX(finished) AS ended FROM items WHERE state = 'done'"

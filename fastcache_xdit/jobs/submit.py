@@ -1,4 +1,4 @@
-"""From lines of a prompts file to the items of a job, in batches that are settled once and for all."""
+"""Turn lines of a prompts file into the items of a job, in batches that are settled once and for all."""
 
 from __future__ import annotations
 
@@ -7,23 +7,23 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from fastcache_xdit.jobs.item import Item
-from fastcache_xdit.jobs.recipe import BadLine, Line, Recipe
+from fastcache_xdit.jobs.recipe import BadLine, PromptLine, Recipe
 
 
-def items_of(lines: Sequence[Line | BadLine], recipe: Recipe, pixels: int) -> list[Item]:
-    """The items of a job; bad lines, and sizes that are no multiple of `pixels` (the model's), are failed already."""
+def items_of(lines: Sequence[PromptLine | BadLine], recipe: Recipe, pixels: int) -> list[Item]:
+    """Make the items of a job; bad lines, and sizes that are no multiple of the model's `pixels`, have failed."""
     items = [_item(number, line, recipe) for number, line in enumerate(lines)]
     return list(_in_batches([_sized(item, pixels) for item in items], recipe.batch_size))
 
 
 def wrong_size(width: int, height: int, pixels: int) -> str | None:
-    """Why a model whose tokens are `pixels` wide and high cannot make an image of this size; None where it can."""
+    """Tell why a model whose tokens are `pixels` wide and high cannot make an image of this size; None where it can."""
     if width % pixels == 0 and height % pixels == 0:
         return None
     return f"{width} x {height} pixels are not possible; this model takes multiples of {pixels}"
 
 
-def _item(number: int, line: Line | BadLine, recipe: Recipe) -> Item:
+def _item(number: int, line: PromptLine | BadLine, recipe: Recipe) -> Item:
     if isinstance(line, BadLine):
         return Item(id=number, prompt=line.text, state="failed", error=line.reason)
     call = recipe.call
@@ -45,16 +45,16 @@ def _sized(item: Item, pixels: int) -> Item:
 
 def _in_batches(items: Sequence[Item], size: int) -> Iterator[Item]:
     """Number the batches: `size` items of equal shape each, in the order of the file."""
-    found: dict[tuple, list[int]] = defaultdict(list)
+    batches_of: dict[tuple, list[int]] = defaultdict(list)  # by shape: the batch of each item so far
     batches = 0
     for item in items:
         if item.state == "failed":
             yield item
             continue
-        last = found[item.shape]
-        if len(last) % size == 0:
-            last.append(batches)
+        numbers = batches_of[item.shape]
+        if len(numbers) % size == 0:
+            numbers.append(batches)
             batches += 1
         else:
-            last.append(last[-1])
-        yield item.model_copy(update={"batch": last[-1]})
+            numbers.append(numbers[-1])
+        yield item.model_copy(update={"batch": numbers[-1]})

@@ -13,7 +13,7 @@ PAUSE = 0.2  # seconds between two looks for items that others hold
 
 
 def work(replica: Replica, desk: Desk | None, is_asked: Callable[[], bool], show: Callable[[], None]) -> bool:
-    """Work on every rank of a replica until no item is left; False where it was asked to stop before.
+    """Work on every rank of a replica until no item is left; return False where it was asked to stop before.
 
     Args:
         replica: the loaded model.
@@ -23,8 +23,8 @@ def work(replica: Replica, desk: Desk | None, is_asked: Callable[[], bool], show
     """
     while True:
         ready = desk.next() if desk and not is_asked() else None
-        stops, found = zip(*world.all_gather_objects((is_asked(), ready)), strict=True)
-        task: Work | None = found[0]
+        stops, tasks = zip(*world.all_gather_objects((is_asked(), ready)), strict=True)
+        task: Work | None = tasks[0]
         if any(stops) or task is None:
             return False
         if not task.items and not task.more:

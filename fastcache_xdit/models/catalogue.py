@@ -20,6 +20,10 @@ SPECS = (
         {"transformer_blocks": _ROTARY, "single_transformer_blocks": _ROTARY},
         _CONTROLNET,
         patches_in_part=False,  # xDiT splits text from keys by the number of queries
+        tensor_parallel=True,
+        second_branch=False,
+        packed=2,
+        label="FLUX.1",
     ),
     ModelSpec(
         "SD3Transformer2DModel",
@@ -27,17 +31,27 @@ SPECS = (
         (*_CONTROLNET, "skip_layers"),
         patches_follow_first=True,
     ),
-    ModelSpec("WanTransformer3DModel", {"blocks": BlockSpec()}),  # turns queries where no partial step can reach
+    ModelSpec(
+        "WanTransformer3DModel",
+        {"blocks": BlockSpec()},  # it turns queries where no partial step can reach
+        degrees=("ulysses_degree", "ring_degree", "data_parallel_degree"),
+    ),
 )
+UNCACHED = (ModelSpec("Flux2Transformer2DModel", packed=2),)  # facts of classes that xDiT runs without FastCache
 
 
 def known_models() -> list[str]:
-    """Class names of the transformers that have a spec."""
+    """List the class names of the transformers that FastCache knows."""
     return [spec.name for spec in SPECS]
 
 
+def spec_named(name: str) -> ModelSpec:
+    """Return the spec of a transformer class; one without blocks for a class that FastCache does not know."""
+    return next((spec for spec in (*SPECS, *UNCACHED) if spec.name == name), ModelSpec(name))
+
+
 def spec_for(model: Any) -> ModelSpec:
-    """The spec of a transformer instance, by class name along its base classes.
+    """Return the spec of a transformer instance, found by class name along its base classes.
 
     Raises:
         UsageError: no spec; the message lists the known classes.

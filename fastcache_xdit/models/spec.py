@@ -1,4 +1,4 @@
-"""What the runtime must know of a model, as data: where its blocks live and what they take and return."""
+"""What must be known of a model, as data: where its blocks are, what they take and return, what xDiT has for it."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ class BlockSpec:
 
     Attributes:
         returns: names of its outputs in order (one name: a bare tensor).
-        attentions: its attention modules whose `to_k` and `to_v` see the image tokens; with them, some tokens alone can
-            go through it, because it mixes tokens nowhere else. Empty where that is not so, or not known.
-        rotary: they turn queries and keys by tables [M + N, d] of text and image tokens, by the `apply_rotary_emb` that
-            their processors' module has imported.
+        attentions: names of its attention modules whose `to_k` and `to_v` see the image tokens. If it mixes tokens
+            nowhere else, some tokens can go through the block without the others; empty where it does, or may.
+        rotary: whether they rotate queries and keys by tables [M + N, d] for text and image tokens, with the
+            `apply_rotary_emb` that their processors' module imports.
     """
 
     returns: tuple[str, ...] = (HIDDEN,)
@@ -35,21 +35,21 @@ class BlockSpec:
     rotary: bool = False
 
     def read(self, arguments: dict[str, Any]) -> Streams:
-        """The streams among a call's bound arguments."""
+        """Pick the streams out of a call's bound arguments."""
         return Streams(arguments[HIDDEN], arguments.get(ENCODER) if ENCODER in self.returns else None)
 
     def with_hidden(self, call: inspect.BoundArguments, hidden_states: torch.Tensor) -> inspect.BoundArguments:
-        """The same call with other image tokens [B, K, D]."""
+        """Return the same call with other image tokens [B, K, D]."""
         return inspect.BoundArguments(call.signature, call.arguments | {HIDDEN: hidden_states})  # type: ignore[arg-type]
 
     def unpack(self, output: Any) -> Streams:
-        """A block's output as streams."""
+        """Turn a block's output into streams."""
         if len(self.returns) == 1:
             return Streams(output)
         return Streams(**dict(zip(self.returns, output, strict=True)))
 
     def pack(self, streams: Streams) -> Any:
-        """Streams as the block's output."""
+        """Turn streams into what the block would return."""
         if len(self.returns) == 1:
             return streams.hidden_states
         return tuple(getattr(streams, name) for name in self.returns)
@@ -66,6 +66,11 @@ class ModelSpec:
         patches_follow_first: under PipeFusion all patches of a step take the first patch's decision, because the model
             hands the first patch's text states to the others block by block.
         patches_in_part: PipeFusion patches may be computed in part: attention takes keys of more tokens than queries.
+        degrees: the only parallel degrees that xDiT has for the class; empty where it has all of them.
+        tensor_parallel: whether xDiT has tensor parallelism for the class.
+        second_branch: whether guidance runs a second, unconditional branch, which CFG parallelism gives to other ranks.
+        packed: its pipeline makes one token of so many x so many latents; 0 where the transformer's `patch_size` does.
+        label: what sentences call the model; its class name where empty.
     """
 
     name: str
@@ -73,3 +78,8 @@ class ModelSpec:
     bypass: tuple[str, ...] = ()
     patches_follow_first: bool = False
     patches_in_part: bool = True
+    degrees: tuple[str, ...] = ()
+    tensor_parallel: bool = False
+    second_branch: bool = True
+    packed: int = 0
+    label: str = ""

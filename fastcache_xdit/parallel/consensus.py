@@ -1,4 +1,4 @@
-"""The agreement primitive: gather local sums, add them in rank order in float64, so every rank holds the same bits."""
+"""Agreement between ranks: local sums are gathered and added in rank order in float64, to the same bits everywhere."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from fastcache_xdit.errors import RankDivergenceError
 
 
 class Consensus(Protocol):
-    """How the ranks that must agree exchange what a decision needs.
+    """Exchanges what a decision needs between the ranks that must agree.
 
     Attributes:
-        shard: place of this rank's tokens among the shards of the sequence.
-        shard_count: how many shards the sequence has.
+        shard: index of this rank's shard of the sequence.
+        shard_count: number of shards of the sequence.
     """
 
     shard: int
@@ -26,8 +26,8 @@ class Consensus(Protocol):
 
         Args:
             sums: [rows, K] float64 local sums, one row per sample; every rank passes the same shape.
-            stamp: digest of everything decided so far, below 2**53; it travels with the sums.
-            place: words for the error, such as "step 3, block transformer_blocks.1".
+            stamp: digest of all decisions so far, below 2**53; it is exchanged with the sums.
+            place: words for the error message, such as "step 3, block transformer_blocks.1".
         Returns:
             [rows x branches, K] float64 on the CPU, the same bits on every rank.
         Raises:
@@ -35,28 +35,32 @@ class Consensus(Protocol):
         """
 
     def confirm(self, stamp: int, place: str) -> None:
-        """Compare stamps alone; raises RankDivergenceError on all ranks where they differ."""
+        """Compare stamps alone.
+
+        Raises:
+            RankDivergenceError: the stamps differ; raised on all ranks.
+        """
 
     def gather_shards(self, values: torch.Tensor, stamp: int, place: str) -> torch.Tensor:
-        """Gather what each shard of the sequence has, [rows, K] -> [R, rows, K], the same bits on every rank.
+        """Gather values of all shards of the sequence, [rows, K] -> [R, rows, K], the same bits on every rank.
 
-        Of several CFG branches the largest value; of tensor-parallel ranks, which hold the same tokens, the first's.
+        Over CFG branches, the largest value is taken; of tensor-parallel ranks, which hold the same tokens, the first.
 
         Raises:
             RankDivergenceError: the stamps differ.
         """
 
     def exchange(self, rows: torch.Tensor) -> torch.Tensor:
-        """Gather a tensor of each shard of the sequence, [...] -> [R, ...]; no check, as it stands inside a block."""
+        """Gather a tensor of each shard of the sequence, [...] -> [R, ...]; unchecked, as it runs inside a block."""
 
 
 class Solo:
-    """One process: nothing to exchange."""
+    """The consensus of one process, which exchanges nothing."""
 
     shard, shard_count = 0, 1
 
     def agree(self, sums: torch.Tensor, stamp: int, place: str) -> torch.Tensor:
-        """Return the sums themselves, on the CPU (the one host read of a decision)."""
+        """Return the sums on the CPU (the one host read of a decision)."""
         return sums.cpu()
 
     def confirm(self, stamp: int, place: str) -> None:
@@ -72,7 +76,7 @@ class Solo:
 
 
 def add_by_branch(gathered: torch.Tensor, branches: Sequence[int]) -> torch.Tensor:
-    """Add ranks of the same CFG branch, in rank order; stack the branches. [R, rows, K] -> [rows x branches, K]."""
+    """Add the sums of each CFG branch in rank order and stack the branches, [R, rows, K] -> [rows x branches, K]."""
     totals: dict[int, torch.Tensor] = {}
     for branch, sums in zip(branches, gathered, strict=True):
         totals[branch] = totals[branch] + sums if branch in totals else sums
@@ -80,13 +84,17 @@ def add_by_branch(gathered: torch.Tensor, branches: Sequence[int]) -> torch.Tens
 
 
 def check_stamps(stamps: Sequence[float], ranks: Sequence[int], place: str) -> None:
-    """Raise RankDivergenceError that names the ranks of each opinion, unless all stamps are equal."""
+    """Check that all stamps are equal.
+
+    Raises:
+        RankDivergenceError: they differ; names the ranks on each side.
+    """
     if len(set(stamps)) == 1:
         return
-    camps: dict[float, list[int]] = {}
+    ranks_by_stamp: dict[float, list[int]] = {}
     for rank, stamp in zip(ranks, stamps, strict=True):
-        camps.setdefault(stamp, []).append(rank)
-    sides = " and ".join(f"ranks {camp}" for camp in camps.values())
+        ranks_by_stamp.setdefault(stamp, []).append(rank)
+    sides = " and ".join(f"ranks {side}" for side in ranks_by_stamp.values())
     raise RankDivergenceError(
         f"cache decisions diverged between {sides} at {place}; "
         f"the request was stopped before their collectives could mismatch"

@@ -1,4 +1,4 @@
-"""What this rank decided, in order, and a running digest that agreeing ranks compare."""
+"""The decisions of this rank in order, and a running digest that agreeing ranks compare."""
 
 from __future__ import annotations
 
@@ -9,9 +9,15 @@ STAMP_BITS = 52  # a stamp travels inside a float64, which holds integers up to 
 
 
 class Entry(NamedTuple):
-    """One decision; `segment` is the global name of its first block.
+    """One decision.
 
-    `tokens` is how many tokens of this rank a partial step computes, None at other steps.
+    Attributes:
+        step: denoising step.
+        branch: CFG branch.
+        patch: PipeFusion patch; None for the full sequence.
+        segment: name of the segment's first block in the whole model.
+        skip: see `Decision`, as are `reason`, `change`, `predicted_error` and `partial`.
+        tokens: number of tokens of this rank that a partial step computes; None at other steps.
     """
 
     step: int
@@ -27,14 +33,15 @@ class Entry(NamedTuple):
 
     @property
     def choice(self) -> tuple[int, str, int | None, str, bool, bool]:
-        """The part that every layout must agree on; statistics and shares differ between layouts."""
+        """The part of a decision that is the same in every parallel layout; statistics and token counts may differ."""
         return (self.step, self.branch, self.patch, self.segment, self.skip, self.partial)
 
 
 class Ledger:
-    """Decisions of the current request; the digest runs over everything that they were made from.
+    """The decisions of the current request, with a digest over them.
 
-    `premise` is what the ranks must have in common before the first decision: configuration and segments.
+    Args:
+        premise: what ranks must have in common before the first decision: config, segments and calibration.
     """
 
     def __init__(self, premise: str = "") -> None:
@@ -43,7 +50,7 @@ class Ledger:
         self.begin_request()
 
     def begin_request(self) -> None:
-        """Start a new page: entries and digest of the last request are dropped."""
+        """Drop the entries and the digest of the last request."""
         self.entries = []
         self._digest = hashlib.blake2b(self.premise.encode(), digest_size=8)
 
@@ -53,7 +60,7 @@ class Ledger:
         self._digest.update(repr(entry).encode())
 
     def amend(self, **changes: Any) -> None:
-        """Complete the last decision by what was found out when it was carried out."""
+        """Update fields of the last decision with what was found when it was carried out."""
         self.entries[-1] = self.entries[-1]._replace(**changes)
         self._digest.update(repr(changes).encode())
 
@@ -63,7 +70,7 @@ class Ledger:
         return self.stamp_with()
 
     def stamp_with(self, *facts: object) -> int:
-        """The stamp, over what the next decision will be made from as well; facts count by their `repr`."""
+        """Return the stamp of the ledger and of further facts that the next decision depends on, by their `repr`."""
         digest = self._digest.copy()
         for fact in facts:
             digest.update(repr(fact).encode())

@@ -1,4 +1,4 @@
-"""Where partial steps cannot work, told at enable and by name."""
+"""Models, layouts and options with which partial steps do not work; refused when the cache is enabled."""
 
 from __future__ import annotations
 
@@ -16,12 +16,22 @@ def check_tokens(
     options: TokensConfig,
     spec: ModelSpec,
     segments: Sequence[Segment],
-    topology: Topology | None,
-    whole_only: str = "",
+    topology: Topology,
+    rules_out_partial: str = "",
 ) -> None:
-    """Raise UsageError where partial steps cannot work with this model, in this layout, or with what else is on."""
-    if whole_only:
-        raise UsageError(f"tokens with {whole_only} is not supported", "leave one of them out")
+    """Refuse partial steps where they do not work.
+
+    Args:
+        options: of partial steps.
+        spec: description of the model.
+        segments: the segments of this rank.
+        topology: the parallel layout.
+        rules_out_partial: name of a feature in use that does not work with partial steps, or empty.
+    Raises:
+        UsageError: the model, the layout, or a feature in use does not allow them.
+    """
+    if rules_out_partial:
+        raise UsageError(f"tokens with {rules_out_partial} is not supported", "leave one of them out")
     if not all(block.attentions for block in spec.blocks.values()):
         raise UsageError(
             f"tokens with {spec.name} is not supported: it is not known how some of its tokens alone go through its "
@@ -34,9 +44,9 @@ def check_tokens(
             f"tokens.balance=reshard is not supported for {spec.name}, whose rotary tables stay on their ranks",
             "set tokens.balance=pad",
         )
-    if topology and topology.pipefusion_parallel_degree > 1:
+    if topology.pipefusion_parallel_degree > 1:
         _check_stages(options, spec)
-    if topology and topology.tensor_parallel_degree > 1 and options.merge_ratio is not None:
+    if topology.tensor_parallel_degree > 1 and options.merge_ratio is not None:
         raise UsageError(
             "tokens.merge_ratio is not supported with tensor_parallel_degree > 1, whose ranks would merge the same "
             "tokens apart",
@@ -45,7 +55,7 @@ def check_tokens(
 
 
 def _check_modules(segments: Sequence[Segment]) -> None:
-    """Keys and values must have layers of their own, which are seen to run."""
+    """Refuse blocks whose projections to keys and values cannot be intercepted: compiled or fused ones."""
     if any(hasattr(block.module, "_orig_mod") for segment in segments for block in segment.blocks):
         raise UsageError("tokens with compiled blocks is not supported", "leave torch.compile out")
     for name, attention in attentions(segments):
@@ -54,7 +64,7 @@ def _check_modules(segments: Sequence[Segment]) -> None:
 
 
 def _check_stages(options: TokensConfig, spec: ModelSpec) -> None:
-    """PipeFusion keeps keys and values of all tokens, and so they must stay apart."""
+    """Refuse options that do not keep the keys and values of every token, as PipeFusion needs them."""
     if not spec.patches_in_part:
         raise UsageError(f"tokens with {spec.name} under PipeFusion is not supported", "leave tokens out")
     if options.score == "region":

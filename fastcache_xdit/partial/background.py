@@ -1,4 +1,4 @@
-"""What each token usually comes to: what motion-aware blending mixes into the stand-in (method.md 3)."""
+"""The mean output of each token, which motion-aware blending mixes into the estimate (method.md 3)."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from fastcache_xdit.clock import Tick
 
 
 class Background:
-    """Running mean of what a segment gave at the whole steps of a request, by CFG branch and patch.
+    """Running mean of a segment's output over the full steps of a request, for each CFG branch and patch.
 
     Args:
-        blend: g of the static output g stand-in + (1 - g) background; at 1 nothing is kept.
+        blend: weight g of the blended output, g estimate + (1 - g) mean; at 1 nothing is stored.
     """
 
     def __init__(self, blend: float) -> None:
@@ -19,30 +19,30 @@ class Background:
         self._means: dict[tuple[str, int | None], tuple[int, torch.Tensor]] = {}
 
     def add(self, tick: Tick, output: torch.Tensor) -> None:
-        """A whole step gave `output` [B, N, D]."""
+        """Add the output [B, N, D] of a full step to the mean."""
         if self.blend == 1:
             return
-        count, mean = self._known(tick) or (0, torch.zeros_like(output, dtype=torch.float32))
+        count, mean = self._mean_at(tick) or (0, torch.zeros_like(output, dtype=torch.float32))
         mean = torch.lerp(mean, output.float(), 1 / (count + 1)) if mean.shape == output.shape else output.float()
         self._means[tick.branch, tick.patch] = count + 1, mean
 
-    def blended(self, tick: Tick, guess: torch.Tensor) -> torch.Tensor:
-        """What static tokens become, given the stand-in's `guess` [B, N, D]."""
-        known = self._known(tick) if self.blend < 1 else None
-        if known is None:
-            return guess
-        return torch.lerp(known[1], guess.float(), self.blend).to(guess.dtype)
+    def blended(self, tick: Tick, estimate: torch.Tensor) -> torch.Tensor:
+        """Return the output of static tokens: the stand-in's estimate [B, N, D] blended with the mean."""
+        count_and_mean = self._mean_at(tick) if self.blend < 1 else None
+        if count_and_mean is None:
+            return estimate
+        return torch.lerp(count_and_mean[1], estimate.float(), self.blend).to(estimate.dtype)
 
     def clear(self) -> None:
         """Forget all means."""
         self._means.clear()
 
     def bytes_held(self) -> int:
-        """Bytes of the means."""
+        """Return the bytes of the means."""
         return sum(mean.numel() * mean.element_size() for _, mean in self._means.values())
 
-    def _known(self, tick: Tick) -> tuple[int, torch.Tensor] | None:
-        """Steps and mean of this branch and patch; a patch starts from its rows of the full sequence."""
-        whole = self._means.get((tick.branch, None))
-        rows = (whole[0], whole[1][:, slice(*tick.rows)]) if whole and tick.rows else whole
+    def _mean_at(self, tick: Tick) -> tuple[int, torch.Tensor] | None:
+        """Return count and mean of this branch and patch; a patch starts from its rows of the full sequence."""
+        full = self._means.get((tick.branch, None))
+        rows = (full[0], full[1][:, slice(*tick.rows)]) if full and tick.rows else full
         return self._means.get((tick.branch, tick.patch), rows)

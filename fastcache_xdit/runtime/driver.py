@@ -1,20 +1,18 @@
-"""Runs a transformer with FastCache: one driver per model, stands in front of every block (method.md 1)."""
+"""Runs the blocks of a transformer with FastCache (method.md 1); there is one driver per model."""
 
 from __future__ import annotations
 
 import functools
-import inspect
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
-
-import torch
 
 from fastcache_xdit.clock import Clock, Tick
 from fastcache_xdit.config import FastCacheConfig
 from fastcache_xdit.decision.evidence import Decision, Track
 from fastcache_xdit.models.spec import Streams
-from fastcache_xdit.partial.steps import Part, PartialSteps
-from fastcache_xdit.runtime.call import SegmentCall, Stateful
+from fastcache_xdit.partial.steps import PartialCall, PartialSteps
+from fastcache_xdit.runtime.call import SegmentCall, SegmentWithState
+from fastcache_xdit.runtime.forward import Compute, block_forward
 from fastcache_xdit.runtime.judge import Judge
 from fastcache_xdit.runtime.observer import Observer
 from fastcache_xdit.runtime.record import Record
@@ -23,20 +21,18 @@ from fastcache_xdit.segments.segment import Block, Segment
 from fastcache_xdit.segments.state import SegmentState
 from fastcache_xdit.undo import Undo
 
-Compute = Callable[..., Any]  # calls a block, with its own image tokens or with others instead
-
 
 class Driver:
-    """Measures, decides, computes or stands in, and remembers, segment by segment.
+    """Decides for each segment, computes or replaces it, and caches its states.
 
     Args:
-        config: the user's.
-        stand_ins: the segments, and what replaces each.
+        config: the options.
+        stand_ins: the segments and their stand-ins.
         judge: decides.
-        record: where decisions and block calls are written down.
-        clock: where the current call stands; calls outside a tick are computed as if there were no cache.
-        partial: chooses tokens, where the config has partial steps.
-        observer: sees what segments and their stand-ins give.
+        record: where decisions and block calls are recorded.
+        clock: position of the current call; calls outside a tick are computed as if there were no cache.
+        partial: chooses the tokens of partial steps; None if the config has none.
+        observer: is shown the outputs of segments and stand-ins.
     """
 
     def __init__(
@@ -57,32 +53,34 @@ class Driver:
         self.partial = partial
         self.observer = observer
         self.states: dict[tuple[str, int | None, int], SegmentState] = {}
-        self._decisions: dict[int, Decision] = {}  # of segments that are not entered yet
+        self._decisions: dict[int, Decision] = {}  # of segments that were not entered yet
         self._calls: dict[int, SegmentCall] = {}
 
     @property
     def segments(self) -> Sequence[Segment]:
-        """What is skipped together."""
+        """The segments of this rank."""
         return self.stand_ins.segments
 
     def attach(self, lead: Sequence[Block], undo: Undo) -> None:
-        """Stand in front of all blocks of this rank, for as long as the undo log lives."""
+        """Replace the forwards of all blocks of this rank, for as long as the undo log is open."""
         for block in lead:
-            undo.set(block.module, "forward", self._wrapped(block, functools.partial(self._compute, block)))
+            run = functools.partial(self._compute, block)
+            undo.set(block.module, "forward", block_forward(block, self.clock, run))
         for segment in self.segments:
             for block in segment.blocks:
-                undo.set(block.module, "forward", self._wrapped(block, functools.partial(self._run, segment, block)))
+                run = functools.partial(self._run, segment, block)
+                undo.set(block.module, "forward", block_forward(block, self.clock, run))
         if self.partial:
             self.partial.attach(self.segments, undo)
 
     def begin(self, sigmas: Sequence[float]) -> None:
-        """Begin a request; `sigmas` are the noise levels of its steps, empty in a user's own loop."""
+        """Begin a request whose steps have these noise levels; none in a user's own loop."""
         self.reset()
         self.judge.begin(sigmas)
         self.stand_ins.begin(sigmas)
 
     def reset(self) -> None:
-        """Forget every reference: the next step is computed."""
+        """Forget all cached states; the next step is computed."""
         self.states.clear()
         self._decisions.clear()
         self._calls.clear()
@@ -91,48 +89,27 @@ class Driver:
 
     def bytes_held(self) -> int:
         """Return the bytes of the cached tensors."""
-        beside = self.partial.bytes_held() if self.partial else 0
-        return sum(state.bytes_held() for state in self.states.values()) + beside
+        partial_bytes = self.partial.bytes_held() if self.partial else 0
+        return sum(state.bytes_held() for state in self.states.values()) + partial_bytes
 
     def rebase(self, entered: Streams, patch: int | None) -> None:
-        """Count what a computed step added from the states on that entered an earlier pipeline stage."""
+        """Measure the residual of the newest computed step from `entered` on, which entered an earlier stage."""
         self.states[self.clock.branch, patch, 0].rebase(entered)
 
-    def skip_elsewhere(self, tick: Tick) -> None:
-        """Write down a skipped step that another pipeline stage takes alone."""
+    def record_remote_skip(self, tick: Tick) -> None:
+        """Record a skipped step that another pipeline stage runs alone."""
         entered = self._calls[0].entered
         self._decide(tick, self.segments, entered)
         for segment in self.segments:
             for block in segment.blocks:
                 self.record.skipped(block, entered)
 
-    def _wrapped(self, block: Block, run: Callable[[Streams, Compute], Any]) -> Callable[..., Any]:
-        original = block.module.forward
-        signature = inspect.signature(getattr(block.module, "_orig_mod", block.module).forward)
-
-        @functools.wraps(original)
-        @torch.compiler.disable(recursive=False)
-        def forward(*args: Any, **kwargs: Any) -> Any:
-            if self.clock.now is None:
-                return original(*args, **kwargs)
-            call = signature.bind(*args, **kwargs)
-
-            def compute(hidden_states: torch.Tensor | None = None) -> Any:
-                if hidden_states is None:
-                    return original(*args, **kwargs)
-                changed = block.spec.with_hidden(call, hidden_states)
-                return original(*changed.args, **changed.kwargs)
-
-            return run(block.spec.read(call.arguments), compute)
-
-        return forward
-
     def _compute(self, block: Block, streams: Streams, compute: Compute) -> Any:
         self.record.computed(block, streams)
         return compute()
 
     def _run(self, segment: Segment, block: Block, streams: Streams, compute: Compute) -> Any:
-        """Compute a block, or hand its input on and let the last block of the segment give the stand-in."""
+        """Compute a block, or pass its input on and let the last block of the segment return the estimate."""
         if block is segment.blocks[0]:
             self._calls[segment.index] = self._enter(segment, streams)
         call = self._calls[segment.index]
@@ -150,29 +127,31 @@ class Driver:
         tick = self.clock.now
         assert tick is not None
         if segment.index == 0:
-            self._decisions.clear()  # what an interrupted call left behind
+            self._decisions.clear()  # left over from an interrupted call
         if segment.index not in self._decisions:
             self._decide(tick, self.segments if self.config.sync == "step" else [segment], streams)
         call = SegmentCall(tick, self._state(tick, segment), self._decisions.pop(segment.index), streams)
         return call if call.decision.skip or not self.partial else self._enter_partial(segment, call, self.partial)
 
     def _decide(self, tick: Tick, segments: Sequence[Segment], streams: Streams) -> None:
-        pairs: list[Stateful] = [(segment, self._state(tick, segment)) for segment in segments]
+        pairs: list[SegmentWithState] = [(segment, self._state(tick, segment)) for segment in segments]
         ruling = self.judge.decide(tick, pairs, streams)
         self.record.decided(tick, pairs, ruling)
         indices = (segment.index for segment in segments)
         self._decisions.update(zip(indices, ruling.decisions, strict=True))
 
     def _enter_partial(self, segment: Segment, call: SegmentCall, partial: PartialSteps) -> SegmentCall:
-        """Choose the tokens of a partial step, which may turn out to be a whole one."""
+        """Choose the tokens of a partial step; if most tokens move, it becomes a full step."""
         if call.decision.partial:
             estimate = self._estimate(segment, call)
             call = self.record.chosen(call, partial.choose(call.tick, call.state, call.entered, estimate))
         partial.enter(call.tick, call.part)
         return call
 
-    def _compute_part(self, segment: Segment, block: Block, call: SegmentCall, part: Part, compute: Compute) -> Any:
-        """Give the first block the kept tokens, and put what became of them among the others behind the last one."""
+    def _compute_part(
+        self, segment: Segment, block: Block, call: SegmentCall, part: PartialCall, compute: Compute
+    ) -> Any:
+        """Pass the kept tokens to the first block; put their outputs back among the other tokens after the last."""
         self.record.computed_part(block, call, part)
         first = block is segment.blocks[0]
         output = compute(part.kept.take(call.entered.hidden_states) if first else None)
@@ -207,10 +186,10 @@ class Driver:
         return call.state.stand_in(self.stand_ins.of(segment), call.entered, call.tick.step)
 
     def _state(self, tick: Tick, segment: Segment) -> SegmentState:
-        """The state of this branch, patch and segment; a patch starts from its rows of the full sequence."""
+        """Return the state of this branch, patch and segment; a patch starts from its rows of the full sequence."""
         key = (tick.branch, tick.patch, segment.index)
         if key not in self.states:
-            whole = self.states.get((tick.branch, None, segment.index))
-            fresh = SegmentState(Track.empty(self.config.window))
-            self.states[key] = whole.rows(*tick.rows) if whole and tick.rows else fresh
+            full = self.states.get((tick.branch, None, segment.index))
+            empty = SegmentState(Track.empty(self.config.window))
+            self.states[key] = full.rows(*tick.rows) if full and tick.rows else empty
         return self.states[key]

@@ -1,4 +1,4 @@
-"""Judges that take another's word: branches and patches of one step, and later PipeFusion stages."""
+"""Judges that repeat the decision of another branch, patch or PipeFusion stage."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from fastcache_xdit.clock import Tick
 from fastcache_xdit.decision.evidence import Decision
 from fastcache_xdit.errors import RankDivergenceError
 from fastcache_xdit.models.spec import Streams
-from fastcache_xdit.runtime.call import Stateful
+from fastcache_xdit.runtime.call import SegmentWithState
 from fastcache_xdit.runtime.judge import Judge, Ruling
 from fastcache_xdit.segments.state import SegmentState
 
@@ -17,12 +17,12 @@ HEADER_LENGTH = 6  # numbers in a message from one stage to the next
 
 
 class FollowingJudge:
-    """Calls of a step that must not differ take the first one's decision, without a message.
+    """Repeats the decision of the first call of a step for its other calls, without a message.
 
     Args:
-        inner: decides for the first one.
-        branches: guidance branches in calls of their own follow each other (`cfg_agreement`).
-        patches: so do PipeFusion patches (`ModelSpec.patches_follow_first`).
+        inner: decides for the first call.
+        branches: whether CFG branches that are called one after the other share a decision (`cfg_agreement`).
+        patches: whether PipeFusion patches share a decision (`ModelSpec.patches_follow_first`).
     """
 
     def __init__(self, inner: Judge, branches: bool, patches: bool) -> None:
@@ -35,33 +35,38 @@ class FollowingJudge:
         """Begin a request."""
         self.inner.begin(sigmas)
 
-    def decide(self, tick: Tick, pairs: list[Stateful], streams: Streams) -> Ruling:
-        """Decide, or repeat what was decided for the first call of the step."""
+    def decide(self, tick: Tick, pairs: list[SegmentWithState], streams: Streams) -> Ruling:
+        """Decide for the first call of a step, and repeat that decision for the others."""
         key = pairs[0][0].name, None if self.branches else tick.branch, None if self.patches else tick.patch
         first, decisions = self._first.get(key, (tick, []))
         if first == tick or first.step != tick.step:
             ruling = self.inner.decide(tick, pairs, streams)
             self._first[key] = tick, ruling.decisions
             return ruling
-        return Ruling([_as_possible(state, led) for (_, state), led in zip(pairs, decisions, strict=True)])
+        return Ruling([_follow(state, decision) for (_, state), decision in zip(pairs, decisions, strict=True)])
 
 
 class Relay(Protocol):
-    """Carries decisions from one PipeFusion stage to the next, on the host, ahead of the activations."""
+    """Sends decisions from one PipeFusion stage to the next, between hosts and ahead of the activations.
+
+    Attributes:
+        is_first: whether this is the first stage.
+    """
 
     is_first: bool
 
     def send(self, header: list[float]) -> None:
-        """Pass a header of fixed length on; the last stage has nobody to pass it to."""
+        """Send a header of `HEADER_LENGTH` numbers to the next stage; the last stage sends nothing."""
 
     def receive(self) -> list[float]:
-        """Wait for the previous stage's next header."""
+        """Wait for the next header of the previous stage and return it."""
 
 
 class LeaderJudge:
-    """`pp_decision: leader`: the first stage decides for each step and patch, the others take its word.
+    """Lets the first stage decide for each step and patch, and the others follow (`pp_decision: leader`).
 
-    A stage without references computes all the same: its peers exchange activations of fixed shape either way.
+    A stage without references computes even if the leader skips; the activations that stages exchange have the same
+    shape either way.
     """
 
     def __init__(self, inner: Judge, relay: Relay) -> None:
@@ -72,19 +77,19 @@ class LeaderJudge:
         """Begin a request."""
         self.inner.begin(sigmas)
 
-    def decide(self, tick: Tick, pairs: list[Stateful], streams: Streams) -> Ruling:
+    def decide(self, tick: Tick, pairs: list[SegmentWithState], streams: Streams) -> Ruling:
         """Decide on the first stage, follow on the others, and pass the decision on.
 
         Raises:
-            RankDivergenceError: a stage runs another step or patch than its leader.
+            RankDivergenceError: this stage is at another step or patch than the leader.
         """
         if self.relay.is_first:
             ruling = self.inner.decide(tick, pairs, streams)
             self._pass_on(tick, ruling.decisions[0])
             return ruling
-        led = self._receive(tick)
-        self._pass_on(tick, led)
-        return Ruling([_as_possible(state, led) for _, state in pairs])
+        decision = self._receive(tick)
+        self._pass_on(tick, decision)
+        return Ruling([_follow(state, decision) for _, state in pairs])
 
     def _pass_on(self, tick: Tick, decision: Decision) -> None:
         self.relay.send([*_position(tick), decision.skip, decision.change, decision.predicted_error, decision.partial])
@@ -103,6 +108,6 @@ def _position(tick: Tick) -> list[float]:
     return [float(tick.step), -1.0 if tick.patch is None else float(tick.patch)]
 
 
-def _as_possible(state: SegmentState, decision: Decision) -> Decision:
-    """Somebody else's decision, as far as this state can follow it."""
+def _follow(state: SegmentState, decision: Decision) -> Decision:
+    """Return the decision of another call or stage; a segment without references is computed instead."""
     return decision if state.order else decision._replace(skip=False, partial=False, reason="no reference")

@@ -1,4 +1,4 @@
-"""Measure, agree, decide: one decision for each segment at each tick, the same on all ranks that must agree."""
+"""Judges: one decision for each segment at each tick, the same on all ranks that must agree."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from fastcache_xdit.decision.evidence import Decision
 from fastcache_xdit.models.spec import Streams
 from fastcache_xdit.parallel.consensus import Consensus
 from fastcache_xdit.parallel.ledger import Ledger
-from fastcache_xdit.runtime.call import Stateful, place_of
+from fastcache_xdit.runtime.call import SegmentWithState, place_of
 from fastcache_xdit.runtime.rules import Rules
 from fastcache_xdit.segments.sums import ChangeSums, ErrorSums
 
@@ -21,24 +21,24 @@ CHANGE_COLUMNS = len(ChangeSums._fields)
 
 
 class Ruling(NamedTuple):
-    """One decision per segment; `agreed` says that ranks exchanged sums for them at this very tick."""
+    """One decision per segment; `agreed` is true if ranks exchanged sums for them at this tick."""
 
     decisions: list[Decision]
     agreed: bool = False
 
 
 class Judge(Protocol):
-    """Decides for segments about to be entered; every rank calls it at the same places."""
+    """Decides for segments that are about to run; every rank calls it at the same places."""
 
     def begin(self, sigmas: Sequence[float]) -> None:
         """Begin a request whose steps have these noise levels."""
 
-    def decide(self, tick: Tick, pairs: list[Stateful], streams: Streams) -> Ruling:
-        """Return one decision per (segment, state); `streams` enter the first of them."""
+    def decide(self, tick: Tick, pairs: list[SegmentWithState], streams: Streams) -> Ruling:
+        """Return one decision for each segment with its state; `streams` enter the first segment."""
 
 
 class ScheduledJudge:
-    """`test: none`: every rank reads the same schedule, and nothing is measured or exchanged."""
+    """Follows the schedule alone (`test: none`), the same on every rank; nothing is measured or exchanged."""
 
     def __init__(self, rules: Rules) -> None:
         self.rules = rules
@@ -47,23 +47,23 @@ class ScheduledJudge:
         """Begin a request."""
         self.rules.begin(sigmas)
 
-    def decide(self, tick: Tick, pairs: list[Stateful], streams: Streams) -> Ruling:
-        """Read the schedule; a segment without a reference cannot be skipped."""
+    def decide(self, tick: Tick, pairs: list[SegmentWithState], streams: Streams) -> Ruling:
+        """Decide by the schedule; a segment without references is computed."""
         changes = [0.0 if state.holds(streams) else math.inf for _, state in pairs]
         decisions = [self.rules.decide(*pair, tick, change) for pair, change in zip(pairs, changes, strict=True)]
         return Ruling(decisions)
 
 
 class AgreeingJudge:
-    """Decides from sums over all ranks that must agree: one collective, one host read.
+    """Decides from sums over all ranks that must agree, in one collective and one host read.
 
     Args:
-        rules: of this request.
+        rules: turn measurements into decisions.
         consensus: exchanges the sums.
-        ledger: its stamp travels with them.
-        stage_fraction: part of the model's blocks after the lead blocks that this PipeFusion stage holds. It sees the
-            errors of its own part alone, while `threshold` is meant for the whole; errors of parts add up like
-            independent ones.
+        ledger: its stamp is exchanged with them.
+        stage_fraction: fraction of the blocks after the lead blocks that this PipeFusion stage holds. A stage observes
+            the error of its own blocks alone, while `threshold` is for all; the errors of stages are taken to be
+            independent, so that their squares add up.
     """
 
     def __init__(self, rules: Rules, consensus: Consensus, ledger: Ledger, stage_fraction: float = 1.0) -> None:
@@ -76,11 +76,11 @@ class AgreeingJudge:
         """Begin a request."""
         self.rules.begin(sigmas)
 
-    def decide(self, tick: Tick, pairs: list[Stateful], streams: Streams) -> Ruling:
-        """Exchange the change on entry and the errors of earlier computed steps in one message, then decide.
+    def decide(self, tick: Tick, pairs: list[SegmentWithState], streams: Streams) -> Ruling:
+        """Exchange the change on entry and the errors at the last computed step in one message, then decide.
 
-        Nothing returns before the collective: a rank without history joins it with an infinite change. The largest
-        sample of the batch counts.
+        There is no early return before the collective: a rank without references joins with an infinite change. The
+        sample of the batch with the largest change decides.
         """
         change, errors = self._agree(tick, pairs, streams)
         relative, motion = change.relative.amax().item(), change.motion.amax().item()
@@ -92,11 +92,11 @@ class AgreeingJudge:
             decisions.append(self.rules.decide(segment, state, tick, relative, motion, values))
         return Ruling(decisions, agreed=True)
 
-    def _agree(self, tick: Tick, pairs: list[Stateful], streams: Streams) -> tuple[ChangeSums, ErrorSums]:
-        """Sums over all ranks, on the host: of the change, [rows], and of each pair's last error, [rows, pairs]."""
+    def _agree(self, tick: Tick, pairs: list[SegmentWithState], streams: Streams) -> tuple[ChangeSums, ErrorSums]:
+        """Return sums over all ranks, on the CPU: the change, [rows], and the segments' errors, [rows, segments]."""
         change = pairs[0][1].change(streams)
         local = torch.cat([change.packed(), *(state.take_error(streams).packed() for _, state in pairs)], dim=1)
-        memory = [(state.order, state.track) for _, state in pairs]  # if it differed, so would decisions on equal sums
+        memory = [(state.order, state.track) for _, state in pairs]  # ranks with other memories would decide otherwise
         total = self.consensus.agree(local, self.ledger.stamp_with(memory), place_of(tick, pairs))
         errors = ErrorSums(total[:, CHANGE_COLUMNS::2], total[:, CHANGE_COLUMNS + 1 :: 2])
         return ChangeSums.unpacked(total[:, :CHANGE_COLUMNS]), errors

@@ -1,4 +1,4 @@
-"""Watching a cached model: what calibration, training, benchmarks and reports learn from."""
+"""Observers of a cached model, for calibration, training, benchmarks and reports."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import torch
 from fastcache_xdit.approx.linear import StandIn
 from fastcache_xdit.clock import Clock, Tick
 from fastcache_xdit.models.spec import Streams
-from fastcache_xdit.partial.balance import Kept
+from fastcache_xdit.partial.balance import KeptTokens
 from fastcache_xdit.runtime.call import SegmentCall
 from fastcache_xdit.runtime.judge import Judge
 from fastcache_xdit.segments.segment import Segment
@@ -18,7 +18,7 @@ from fastcache_xdit.undo import Undo
 
 
 class Watched(NamedTuple):
-    """What an observer is shown of a cache when it is enabled."""
+    """The parts of an enabled cache that an observer may use."""
 
     clock: Clock
     segments: Sequence[Segment]
@@ -27,28 +27,28 @@ class Watched(NamedTuple):
 
 
 class Observer:
-    """Sees what a cache does; a subclass overrides what it is interested in.
+    """Is shown what a cache does; a subclass overrides the methods that it needs.
 
     Attributes:
-        sees_segments: `on_segment` is called, which takes the time of one more stand-in at each computed step.
-        runs_skipped: blocks of skipped steps run as well, so that `on_segment` sees what they would have given; their
-            output is not used.
+        sees_segments: call `on_segment`, at the cost of one more estimate at each computed step.
+        runs_skipped: run the blocks of skipped steps as well, to show their true output to `on_segment`. The model
+            still uses the estimate.
     """
 
     sees_segments = False
     runs_skipped = False
 
     def attach(self, watched: Watched, undo: Undo) -> None:
-        """Prepare to watch, before any block is patched; what is set through `undo` goes when the cache does."""
+        """Prepare to observe, before any block is patched; what is set through `undo` is undone with the cache."""
 
     def on_segment(self, segment: Segment, call: SegmentCall, output: Streams, estimate: Streams) -> None:
-        """See what a segment really gave at a step, and what its stand-in gives.
+        """Receive the true output of a segment at a step, and the estimate of its stand-in.
 
-        Called, with `sees_segments`, at computed steps that have a reference, and with `runs_skipped` at skipped ones.
+        Called at computed steps that have a reference if `sees_segments`, and at skipped steps if `runs_skipped`.
         """
 
-    def on_tokens(self, tick: Tick, kept: Kept, scores: torch.Tensor) -> None:
-        """See the tokens of this rank that a partial step computes, and the scores [B, N] that they were chosen by.
+    def on_tokens(self, tick: Tick, kept: KeptTokens, scores: torch.Tensor) -> None:
+        """Receive the tokens of this rank that a partial step computes, and the scores [B, N] that they were chosen by.
 
-        `kept.put(ones, zeros)` draws them. Merged steps choose none.
+        `kept.put(ones, zeros)` draws them. Not called at steps whose tokens are merged.
         """

@@ -1,4 +1,4 @@
-"""The one place where decisions, and what came of them, are written down: tracks, ledger and counters."""
+"""The one place that records decisions and their outcomes in tracks, ledger and counters."""
 
 from __future__ import annotations
 
@@ -11,18 +11,18 @@ from fastcache_xdit.counters import Counters
 from fastcache_xdit.models.spec import Streams
 from fastcache_xdit.parallel.consensus import Consensus
 from fastcache_xdit.parallel.ledger import Entry, Ledger
-from fastcache_xdit.partial.steps import Part
-from fastcache_xdit.runtime.call import SegmentCall, Stateful, place_of
+from fastcache_xdit.partial.steps import PartialCall
+from fastcache_xdit.runtime.call import SegmentCall, SegmentWithState, place_of
 from fastcache_xdit.runtime.judge import Ruling
 from fastcache_xdit.segments.segment import Block
 
 
 @dataclass(frozen=True)
 class Record:
-    """What this rank decided and did.
+    """Records what this rank decided and did.
 
     Attributes:
-        config: the user's.
+        config: the options.
         consensus: confirms decisions every `verify_every` steps.
         ledger: decisions of the current request.
         counters: totals since the cache was enabled or reset.
@@ -33,8 +33,12 @@ class Record:
     ledger: Ledger
     counters: Counters
 
-    def decided(self, tick: Tick, pairs: list[Stateful], ruling: Ruling) -> None:
-        """Write one ruling down, before anything is done about it; ranks that agreed may confirm it."""
+    def decided(self, tick: Tick, pairs: list[SegmentWithState], ruling: Ruling) -> None:
+        """Record a ruling before it is carried out; with `verify_every`, confirm it with the other ranks.
+
+        Raises:
+            RankDivergenceError: the ranks decided differently.
+        """
         for (segment, state), decision in zip(pairs, ruling.decisions, strict=True):
             state.track.note(decision, self.config.error_decay)
             self.ledger.record(Entry(tick.step, tick.branch, tick.patch, segment.name, *decision))
@@ -43,27 +47,27 @@ class Record:
         if ruling.agreed and every and tick.step % every == 0:
             self.consensus.confirm(self.ledger.stamp, place_of(tick, pairs))
 
-    def chosen(self, call: SegmentCall, part: Part | None) -> SegmentCall:
-        """Write down the tokens of a step that was decided to be partial; none where most move, and it is whole."""
+    def chosen(self, call: SegmentCall, part: PartialCall | None) -> SegmentCall:
+        """Record the tokens of a partial step; None makes it a full step, because most tokens move."""
         if part:
             self.ledger.amend(tokens=part.kept.count)
             return call._replace(part=part)
         self.ledger.amend(partial=False, reason="most tokens move")
-        whole = call.decision._replace(partial=False)
-        call.state.track.correct(whole)
-        return call._replace(decision=whole)
+        full = call.decision._replace(partial=False)
+        call.state.track.correct(full)
+        return call._replace(decision=full)
 
     def computed(self, block: Block, streams: Streams) -> None:
-        """Count a block that is computed on all tokens of these streams."""
+        """Count a block computed on all tokens of these streams."""
         self.counters.note(block.name, _tokens(streams), computed=True)
 
-    def computed_part(self, block: Block, call: SegmentCall, part: Part) -> None:
-        """Count a block that is computed on some tokens."""
-        whole = call.entered.hidden_states
-        self.counters.note_partial(block.name, len(whole) * part.kept.count, _tokens(call.entered))
+    def computed_part(self, block: Block, call: SegmentCall, part: PartialCall) -> None:
+        """Count a block computed on some of the tokens."""
+        samples = len(call.entered.hidden_states)
+        self.counters.note_partial(block.name, samples * part.kept.count, _tokens(call.entered))
 
     def skipped(self, block: Block, streams: Streams) -> None:
-        """Count a block that its stand-in replaces."""
+        """Count a block that was skipped."""
         self.counters.note(block.name, _tokens(streams), computed=False)
 
 

@@ -1,4 +1,4 @@
-"""The decision rules of one request: schedule, and one test for each segment."""
+"""The decision rules of one request: the marks of its steps and one test for each segment."""
 
 from __future__ import annotations
 
@@ -8,20 +8,20 @@ from fastcache_xdit.clock import Tick
 from fastcache_xdit.config import FastCacheConfig
 from fastcache_xdit.decision.evidence import Decision, Evidence
 from fastcache_xdit.decision.policy import decide
-from fastcache_xdit.decision.schedule import marks_for
-from fastcache_xdit.decision.significance import Calibrated, Insignificant, Online, Paper, SignificanceTest, Spread
+from fastcache_xdit.decision.schedule import marks_at
+from fastcache_xdit.decision.significance import Calibrated, NoTest, Online, Paper, SignificanceTest, Spread
 from fastcache_xdit.segments.segment import Segment
 from fastcache_xdit.segments.state import SegmentState
 
 
 class Rules:
-    """Turns what was measured of a segment into its decision.
+    """Turns the measurements of a segment into a decision.
 
-    Nothing of the rules depends on the states, so every rank has the same without a message.
+    The rules do not depend on the states, so every rank has the same ones without a message.
 
     Args:
-        config: the user's.
-        spreads: of the calibrated test, by segment index.
+        config: the options.
+        spreads: data of the calibrated test, by segment index.
     """
 
     def __init__(self, config: FastCacheConfig, spreads: Mapping[int, Spread] | None = None) -> None:
@@ -31,9 +31,9 @@ class Rules:
         self._marks = ""
 
     def begin(self, sigmas: Sequence[float]) -> None:
-        """Begin a request whose steps have these noise levels (none where the number of steps is unknown)."""
+        """Begin a request whose steps have these noise levels (none if the number of steps is unknown)."""
         schedule = self.config.schedule
-        self._marks = marks_for(schedule, len(sigmas)) if schedule and sigmas else ""
+        self._marks = marks_at(schedule, len(sigmas)) if schedule and sigmas else ""
         if self.config.test == "calibrated":
             alpha, tolerance = self.config.alpha, self.config.tolerance
             self._calibrated = {
@@ -43,7 +43,7 @@ class Rules:
     def decide(
         self, segment: Segment, state: SegmentState, tick: Tick, change: float, motion: float = 0.0, values: int = 1
     ) -> Decision:
-        """Return the decision for one segment; `change`, `motion` and `values` as in `Evidence`."""
+        """Return the decision for one segment; `change`, `motion` and `values` are explained in `Evidence`."""
         mark = self._marks[tick.step : tick.step + 1]
         evidence = Evidence(change, state.order, state.track, motion, values, mark == "1", mark == "p")
         return decide(evidence, tick, self.config, self._test(segment))
@@ -53,4 +53,4 @@ class Rules:
             return self._calibrated[segment.index]
         if self.config.test == "paper":
             return Paper(self.config.alpha)
-        return Online(self.config.threshold) if self.config.test == "online" else Insignificant()
+        return Online(self.config.threshold) if self.config.test == "online" else NoTest()

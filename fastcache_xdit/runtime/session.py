@@ -1,4 +1,4 @@
-"""The transformer's own forward: where requests begin, steps tick, and ledgers are compared."""
+"""Requests and steps of one transformer: its forward begins requests, advances the clock and compares ledgers."""
 
 from __future__ import annotations
 
@@ -20,14 +20,17 @@ logger = logging.getLogger(__name__)
 
 
 class Session:
-    """Ties one driver to the calls of one transformer.
+    """Connects a driver to the calls of one transformer.
 
     Args:
-        spec: of the model.
-        driver: runs its blocks.
-        sigmas: gives the noise levels of the announced request's steps; None in a user's own loop, where the timestep's
-            value tells steps and requests apart.
-        current_patch: gives the PipeFusion patch of the current call, None for the full sequence.
+        spec: description of the model.
+        driver: runs the blocks.
+        sigmas: returns the noise levels of the announced request; None in a user's own loop, where the value of the
+            timestep separates steps and requests.
+        current_patch: returns the PipeFusion patch of the current call, None for the full sequence.
+
+    Attributes:
+        ledgers_agree: see `Report`.
     """
 
     def __init__(
@@ -45,65 +48,65 @@ class Session:
         self._announced = False
         self._concluded = False
         self._warned = False
-        self._aside = False
+        self._bypassed = False
 
     @property
     def clock(self) -> Clock:
-        """The driver's clock."""
+        """The clock of the driver."""
         return self.driver.clock
 
     @property
     def record(self) -> Record:
-        """The driver's record."""
+        """The record of the driver."""
         return self.driver.record
 
     def announce(self) -> None:
-        """Note that the scheduler was set up: the next call is the first of a request."""
+        """Note that the scheduler was set up, so that the next call begins a request."""
         self._announced = True
 
     @contextmanager
-    def aside(self) -> Iterator[None]:
-        """Let calls inside pass as if there were no cache; they are no steps."""
-        self._aside = True
+    def bypassed(self) -> Iterator[None]:
+        """Run the calls inside the with block as if there were no cache; they do not count as steps."""
+        self._bypassed = True
         try:
             yield
         finally:
-            self._aside = False
+            self._bypassed = False
 
     def wrapped(self, original: Callable[..., Any]) -> Callable[..., Any]:
-        """Return the forward that replaces the transformer's own."""
+        """Return a forward that replaces `original`, the transformer's own."""
         signature = inspect.signature(original)
 
         @functools.wraps(original)
         @torch.compiler.disable(recursive=False)
         def forward(*args: Any, **kwargs: Any) -> Any:
-            if self._aside:
+            if self._bypassed:
                 return original(*args, **kwargs)
             arguments = _named(signature, args, kwargs)
             timestep = None if self.sigmas else float(torch.as_tensor(arguments["timestep"]).flatten()[0])
             self._begin(timestep)
-            if self._outside(arguments, timestep):
+            if self._is_outside(arguments, timestep):
                 self.record.counters.bypassed_calls += 1
                 return original(*args, **kwargs)
             if self.driver.partial:
-                self.driver.partial.look(arguments["hidden_states"])
+                self.driver.partial.compare_halves(arguments["hidden_states"])
             with self._step(timestep):
                 return original(*args, **kwargs)
 
         return forward
 
     def rebase(self, entered: Streams) -> None:
-        """Count what the current patch's computed step added from these states on."""
+        """Measure the residual of the current patch's newest computed step from `entered` on."""
         patch = self.current_patch()
         self.driver.rebase(entered, patch.number if patch else None)
 
-    def skip_elsewhere(self, step: int) -> None:
-        """Write down a skipped step of the current patch that another pipeline stage takes alone."""
+    def record_remote_skip(self, step: int) -> None:
+        """Record a skipped step of the current patch that another pipeline stage runs alone."""
         with self.clock.at(step), self.clock.tick(self.current_patch()) as tick:
-            self.driver.skip_elsewhere(tick)
+            self.driver.record_remote_skip(tick)
 
     def conclude(self) -> None:
-        """End a request in whose last steps this pipeline stage may have had no part: compare ledgers once."""
+        """End a request whose last steps another pipeline stage may have run alone: compare the ledgers, once."""
         if not self._concluded:
             self._confirm()
 
@@ -121,8 +124,8 @@ class Session:
             self.clock.begin_request(len(sigmas) if self.sigmas else None)
             self.record.counters.requests += 1
 
-    def _outside(self, arguments: Mapping[str, Any], timestep: float | None) -> bool:
-        """Whether this call has no place in the request's sequence of steps, and so is computed in full."""
+    def _is_outside(self, arguments: Mapping[str, Any], timestep: float | None) -> bool:
+        """Return whether this call is none of the steps of the request; it is then computed in full."""
         if any(arguments.get(name) is not None for name in self.spec.bypass):
             return True
         extra = self.clock.repeats(timestep) if timestep is not None else self.clock.finished(self.current_patch())
@@ -142,7 +145,7 @@ class Session:
             with self.clock.tick(patch, timestep) as tick:
                 yield
         except BaseException:
-            self.driver.reset()  # references of half a step must not be used by the next one
+            self.driver.reset()  # the references of an interrupted step must not be used
             raise
         self.record.counters.transformer_calls += 1
         if tick.steps_left == 0 and (patch is None or patch.is_last):
@@ -150,7 +153,7 @@ class Session:
 
 
 def _named(signature: inspect.Signature, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
-    """A call's arguments by name, those under ** included."""
+    """Return the arguments of a call by name, including those collected by `**`."""
     arguments = dict(signature.bind(*args, **kwargs).arguments)
     for parameter in signature.parameters.values():
         if parameter.kind is inspect.Parameter.VAR_KEYWORD:

@@ -1,4 +1,4 @@
-"""What there is to put in place of a rank's segments, and what a calibration knows of them."""
+"""The stand-ins of a rank's segments, from a calibration or without one."""
 
 from __future__ import annotations
 
@@ -18,21 +18,22 @@ from fastcache_xdit.segments.segment import Segment
 
 @dataclass(frozen=True)
 class StandIns:
-    """One rank's part of a calibration, or of none.
+    """The segments of one rank and their stand-ins.
 
     Attributes:
-        config: the user's.
-        segments: of this rank.
-        keys: under which the calibration keeps each segment; PipeFusion stages that skip together have the whole's.
-        alone: one stage takes skipped steps alone, from what enters the first stage's blocks on.
-        idle: it is another one.
-        calibration: without one, stand-ins are not fitted.
+        config: the options.
+        segments: the segments of this rank.
+        keys: for each segment, its key in the calibration. PipeFusion stages that skip together all use the key of the
+            segment that they form together.
+        runs_ahead: whether the last PipeFusion stage runs skipped steps alone, replacing the blocks of all stages.
+        idle: whether another stage does that, so that the stand-ins of this one are never used.
+        calibration: None for stand-ins that are not fitted.
     """
 
     config: FastCacheConfig
     segments: Sequence[Segment]
     keys: Sequence[str]
-    alone: bool
+    runs_ahead: bool
     idle: bool
     calibration: Calibration | None
 
@@ -41,23 +42,23 @@ class StandIns:
         """One stand-in for each segment.
 
         Raises:
-            UsageError: the calibration does not have it.
+            UsageError: the calibration lacks a segment.
         """
         name, rank = self.config.stand_in, self.config.affine_rank
         if self.calibration is None or self.idle:
             return [unfitted("reuse" if self.idle else name) for _ in self.segments]
         if name == "affine" and rank:
-            keys = self.keys if self.alone else [segment.key for segment in self.segments]
+            keys = self.keys if self.runs_ahead else [segment.key for segment in self.segments]
             return [self.calibration.affine(key, rank) for key in keys]
-        carry_errors = self.config.test == "none"  # else each request has a path, and fits, of its own
+        carry_errors = self.config.test == "none"  # with a test, each request skips other steps and would need own fits
         return [
-            self.calibration.stand_in(key, name, carry_errors, follows=not self._begins(segment, key))
+            self.calibration.stand_in(key, name, carry_errors, follows=not self._starts(segment, key))
             for segment, key in zip(self.segments, self.keys, strict=True)
         ]
 
     @cached_property
     def forecast(self) -> KeysValuesForecast | None:
-        """What makes keys and values of those of earlier steps."""
+        """The extrapolation of keys and values from earlier steps; None if the calibration has none."""
         return self.calibration.forecast() if self.calibration and self.calibration.keys_values else None
 
     def of(self, segment: Segment) -> StandIn:
@@ -72,10 +73,10 @@ class StandIns:
             self.forecast.begin(sigmas)
 
     def static_forecast(self) -> KeysValuesForecast | None:
-        """Return `forecast` for static tokens; None where those of the reference step stay.
+        """Return the forecast of the keys and values of static tokens; None unless `tokens.static_kv` is `forecast`.
 
         Raises:
-            UsageError: it is asked for, and the calibration does not know a layer.
+            UsageError: it is, and the calibration lacks a layer.
         """
         if not self.config.tokens or self.config.tokens.static_kv != "forecast":
             return None
@@ -89,10 +90,10 @@ class StandIns:
         return self.forecast
 
     def spreads(self) -> dict[int, Spread]:
-        """Return the calibrated test of each segment by its index.
+        """Return the data of the calibrated test by segment index; nothing for other tests.
 
         Raises:
-            UsageError: the calibration has none for a segment.
+            UsageError: the calibration has no test for a segment.
         """
         if self.calibration is None or self.config.test != "calibrated":
             return {}
@@ -106,6 +107,6 @@ class StandIns:
         pairs = zip(self.segments, self.keys, strict=True)
         return {segment.index: Spread.from_dict(spread[key]) for segment, key in pairs}
 
-    def _begins(self, segment: Segment, key: str) -> bool:
-        """Whether what enters the segment is what enters all that it stands for."""
-        return self.alone or key.startswith(f"{segment.name}..")
+    def _starts(self, segment: Segment, key: str) -> bool:
+        """Return whether the input of this segment is also the input of the calibrated segment `key`."""
+        return self.runs_ahead or key.startswith(f"{segment.name}..")

@@ -1,4 +1,4 @@
-"""What one segment keeps between steps, for one CFG branch and one patch."""
+"""The states of one segment that are cached between steps, for one CFG branch and one patch."""
 
 from __future__ import annotations
 
@@ -14,15 +14,14 @@ from fastcache_xdit.segments.sums import ChangeSums, ErrorSums
 
 @dataclass
 class SegmentState:
-    """References of one segment (consecutive blocks that are skipped together).
+    """The cached states of one segment and what its decisions remember.
 
     Attributes:
-        track: what its decisions remember.
-        references: per stream, newest first, the last computed steps; entry states are copies, because a PipeFusion
+        track: memory of the segment's decisions.
+        references: by stream, the last computed steps, newest first. Entry states are copies, because a PipeFusion
             stage receives its input in a buffer that the next step overwrites.
-        computed: all computed steps, newest first.
-        error: what the stand-in would have missed of the last computed step, not yet exchanged; None where nothing was
-            measured.
+        computed: all computed steps of the request, newest first.
+        error: error of the stand-in at the last computed step, not yet exchanged; None if it was not measured.
     """
 
     track: Track
@@ -32,55 +31,55 @@ class SegmentState:
 
     @property
     def order(self) -> int:
-        """How many computed steps the stand-in can look back to."""
+        """Number of computed steps that the stand-in can use."""
         return len(self.references.get(HIDDEN, ()))
 
     @property
     def reference(self) -> torch.Tensor | None:
-        """Hidden states that entered at the last computed step, [B, N, D]."""
+        """Hidden states that entered at the last computed step, [B, N, D]; None before the first one."""
         references = self.references.get(HIDDEN)
         return references[0].entered if references else None
 
     @property
     def output(self) -> torch.Tensor:
-        """Hidden states that came out at the last computed step, [B, N, D]; there must be one."""
+        """Output hidden states of the last computed step, [B, N, D]; there must be one."""
         newest = self.references[HIDDEN][0]
         assert newest.entered is not None
         return newest.entered + newest.residual
 
     def holds(self, streams: Streams) -> bool:
-        """Return whether there is a reference for states of this size."""
+        """Return whether there is a reference of the same size as these streams."""
         reference = self.reference
         return reference is not None and reference.shape == streams.hidden_states.shape
 
     def change(self, streams: Streams) -> ChangeSums:
-        """Measure how far the states that enter now have moved since the reference; infinitely far without one."""
+        """Measure the change of entering states since the reference; infinite without a reference."""
         reference = self.reference
         if reference is None or not self.holds(streams):
             return ChangeSums.unknown(streams.hidden_states)
         return ChangeSums.measured(streams.hidden_states, reference)
 
     def take_error(self, streams: Streams) -> ErrorSums:
-        """Return the error that was not exchanged yet, once; for the samples of `streams`, none where there is none."""
+        """Return and forget the error that was not exchanged yet; sums of nothing for each sample if there is none."""
         error, self.error = self.error, None
         return error or ErrorSums.none(streams.hidden_states)
 
     def stand_in(self, stand_in: StandIn, entered: Streams, step: int) -> Streams:
-        """Return the segment's output at `step` without computing it: H + R of the stand-in, stream by stream."""
+        """Estimate the segment's output at `step` without computing it: H plus the stand-in's R, for each stream."""
         hidden_states = self._estimate(stand_in, HIDDEN, entered.hidden_states, step)
         if entered.encoder_hidden_states is None or not self.references.get(ENCODER):
             return Streams(hidden_states)
         return Streams(hidden_states, self._estimate(stand_in, ENCODER, entered.encoder_hidden_states, step))
 
     def learn(self, stand_in: StandIn, entered: Streams, output: Streams, step: int) -> None:
-        """Measure what the stand-in would have made of a computed step, then keep the step as the newest reference."""
+        """Measure the error that the stand-in would have made at a computed step, then keep the step as a reference."""
         if self.holds(entered):
             estimate = self._estimate(stand_in, HIDDEN, entered.hidden_states, step)
             self.error = ErrorSums.measured(output.hidden_states, estimate)
         self.keep(stand_in, entered, output, step)
 
     def keep(self, stand_in: StandIn, entered: Streams, output: Streams, step: int) -> None:
-        """Take a computed step as the newest reference of each stream; another size forgets the old ones."""
+        """Keep a computed step as the newest reference of each stream; a change of size drops the old ones."""
         if not self.holds(entered):
             self.references.clear()
             self.computed = ()
@@ -90,31 +89,31 @@ class SegmentState:
             if before is None or after is None:  # the last joint block of some models returns no text
                 continue
             references = self.references.setdefault(stream, [])
-            wanted = stand_in.entered_kept or stream == HIDDEN  # the change is measured on hidden states
-            references.insert(0, Reference(step, before.clone() if wanted else None, after - before))
+            keeps_entry = stand_in.entered_kept or stream == HIDDEN  # the change is measured on hidden states
+            references.insert(0, Reference(step, before.clone() if keeps_entry else None, after - before))
             del references[stand_in.references :]
             _forget_entered(references, max(stand_in.entered_kept, 1))
 
     def rebase(self, entered: Streams) -> None:
-        """Count what the newest step added to the image stream from `entered` on, [B, N, D]."""
+        """Measure the image residual of the newest reference from `entered`, [B, N, D], on."""
         newest, *older = self.references[HIDDEN]
         assert newest.entered is not None
         residual = newest.entered + newest.residual - entered.hidden_states
         self.references[HIDDEN] = [Reference(newest.step, entered.hidden_states.clone(), residual), *older]
 
     def rows(self, start: int, stop: int) -> SegmentState:
-        """Return this state as one PipeFusion patch sees it: rows [start, stop) of the image stream, no copy.
+        """Return the state of one PipeFusion patch: views of rows [start, stop) of the image stream.
 
-        The text stream is shared by all patches.
+        All patches share the text stream.
         """
         image = [_rows(reference, start, stop) for reference in self.references.get(HIDDEN, ())]
-        references = {stream: list(kept) for stream, kept in self.references.items()} | {HIDDEN: image}
+        references = {stream: list(steps) for stream, steps in self.references.items()} | {HIDDEN: image}
         return SegmentState(self.track.copy(), references if image else {}, self.computed)
 
     def bytes_held(self) -> int:
         """Return the bytes of the cached tensors."""
-        references = [reference for stream in self.references.values() for reference in stream]
-        tensors = [tensor for kept in references for tensor in (kept.entered, kept.residual) if tensor is not None]
+        references = [reference for steps in self.references.values() for reference in steps]
+        tensors = [tensor for _, *states in references for tensor in states if tensor is not None]
         return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
 
     def _estimate(self, stand_in: StandIn, stream: str, entered: torch.Tensor, step: int) -> torch.Tensor:

@@ -1,4 +1,4 @@
-"""The sums that decisions are made from, by name: local ones add up over the ranks that hold a sequence together."""
+"""The sums that decisions are made from; those of ranks that share a sequence are added up."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ import torch
 
 
 class ChangeSums(NamedTuple):
-    """How far the entry states of each sample moved since the reference; s[i] is token i's squared change.
+    """Sums that measure how far the entry states of each sample have moved since the reference (method.md 3).
 
-    All float64, [B] or with more dimensions in front (method.md 3).
+    s[i] is the squared change of token i. All are float64, [B] or with more dimensions in front.
 
     Attributes:
         change: sum of s.
@@ -27,7 +27,7 @@ class ChangeSums(NamedTuple):
 
     @classmethod
     def measured(cls, hidden_states: torch.Tensor, reference: torch.Tensor) -> ChangeSums:
-        """Measure [B, N, D] against a reference of the same shape."""
+        """Measure hidden states [B, N, D] against a reference of the same shape."""
         samples, tokens = hidden_states.shape[:2]
         saliency = (hidden_states - reference).float().square().sum(dim=2)
         count = torch.full((samples,), tokens, dtype=torch.float64, device=hidden_states.device)
@@ -35,14 +35,14 @@ class ChangeSums(NamedTuple):
 
     @classmethod
     def unknown(cls, hidden_states: torch.Tensor) -> ChangeSums:
-        """Return an infinite change of [B, N, D]: that of a rank without a reference."""
+        """Return an infinite change for hidden states [B, N, D] without a reference."""
         samples, tokens = hidden_states.shape[:2]
         row = torch.tensor([math.inf, 1.0, math.inf, tokens], dtype=torch.float64, device=hidden_states.device)
         return cls(*row[:, None].repeat(1, samples))
 
     @classmethod
     def unpacked(cls, columns: torch.Tensor) -> ChangeSums:
-        """Undo `packed`."""
+        """Return the sums that `packed` made into columns, [..., 4]."""
         return cls(*columns.unbind(-1))
 
     def packed(self) -> torch.Tensor:
@@ -56,16 +56,16 @@ class ChangeSums(NamedTuple):
 
     @property
     def motion(self) -> torch.Tensor:
-        """Relative variance of s over the tokens; 0 where nothing moved or no reference is known."""
+        """Relative variance of s over the tokens; 0 if nothing moved or there is no reference."""
         return (self.tokens * self.squared_saliency / self.change.square() - 1).nan_to_num(0.0, 0.0)
 
 
 class ErrorSums(NamedTuple):
-    """What a stand-in missed of a computed step, float64.
+    """Sums that measure the error of a stand-in at a computed step, float64.
 
     Attributes:
         missed: squared norm of the error.
-        output: squared norm of the segment's output; 0 where nothing was measured.
+        output: squared norm of the segment's output; 0 if nothing was measured.
     """
 
     missed: torch.Tensor
@@ -73,12 +73,12 @@ class ErrorSums(NamedTuple):
 
     @classmethod
     def measured(cls, output: torch.Tensor, estimate: torch.Tensor) -> ErrorSums:
-        """Measure a stand-in's estimate against the output, each [B, N, D]."""
+        """Measure the estimate of a stand-in against the true output, both [B, N, D]."""
         return cls(energy(output - estimate), energy(output))
 
     @classmethod
     def none(cls, hidden_states: torch.Tensor) -> ErrorSums:
-        """Return sums of nothing, for the samples of [B, N, D]; `relative` is NaN."""
+        """Return sums of nothing for the samples of [B, N, D]; their `relative` is NaN."""
         zeros = torch.zeros(hidden_states.shape[0], dtype=torch.float64, device=hidden_states.device)
         return cls(zeros, zeros)
 
@@ -93,5 +93,5 @@ class ErrorSums(NamedTuple):
 
 
 def energy(values: torch.Tensor) -> torch.Tensor:
-    """Return the squared norm of each sample, [B, N, D] -> [B] float64; squares are summed in float32."""
+    """Return the squared norm of each sample, [B, N, D] -> [B] float64, summed in float32."""
     return values.float().square().flatten(1).sum(dim=1).double()

@@ -1,4 +1,4 @@
-"""How much each token stands for others near it, and how much it moves: the importance S by which tokens merge."""
+"""The importance S of tokens for merging: how many similar tokens are near, and how far the token has moved."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from fastcache_xdit.tokens.windows import Windows
 
 LARGEST = torch.finfo(torch.float32).max
 SMALLEST = torch.finfo(torch.float32).tiny
-MOST_MOTION = 1e6  # far above any real motion, and importances still add up
+MOST_MOTION = 1e6  # far above any real motion, and sums of importances stay finite
 
 
 class Neighbourhood(NamedTuple):
-    """The tokens of each window as seen from each other, in units of the window's own root mean token energy.
+    """Distances between the tokens of each window, in units of the root mean square norm of the window's tokens.
 
-    The unit is a window's own and not the sequence's, so that shards of whole windows merge as one process does.
+    Each window has its own unit, so that ranks which hold whole windows merge as one process does.
 
     Attributes:
         windows: how the tokens are split.
@@ -31,9 +31,9 @@ class Neighbourhood(NamedTuple):
 
 
 def neighbourhood(tokens: torch.Tensor, windows: Windows) -> Neighbourhood:
-    """Compare the tokens [B, N, D] within their windows; a distance that is not finite becomes the largest number.
+    """Measure the distances between tokens [B, N, D] within their windows; those not finite become the largest number.
 
-    Differences are summed directly: by matrix product, equal tokens would lie apart by rounding.
+    Differences are computed directly, because a matrix product would give equal tokens a distance by rounding.
     """
     local = windows.split(tokens.float())
     unit = (local.square().sum(dim=(2, 3)) / windows.lengths(tokens.device)).sqrt().clamp_min(SMALLEST)
@@ -42,26 +42,27 @@ def neighbourhood(tokens: torch.Tensor, windows: Windows) -> Neighbourhood:
 
 
 def density(near: Neighbourhood, neighbours: int) -> torch.Tensor:
-    """rho_sp[i] = exp(-1/K sum_{j in kNN(i)} ||h_i - h_j||^2 / unit^2), [B, N] float32 (FastCache v3).
+    """Return rho_sp[i] = exp(-1/K sum_{j in kNN(i)} ||h_i - h_j||^2 / unit^2), [B, N] float32 (FastCache v3).
 
-    The K = `neighbours` nearest others of the same window, or all of them where it holds fewer; alone, density is 1.
+    kNN(i) are the K = `neighbours` nearest other tokens of the window, or all others if it holds fewer. A token that
+    is alone in its window has density 1.
     """
     place = torch.arange(near.windows.size, device=near.unit.device)
     present = place < near.windows.lengths(near.unit.device)[:, None]
     others = present[:, None, :] & (place != place[:, None])
     nearest = near.distance.where(others, torch.inf).topk(min(neighbours, len(place) - 1), largest=False).values
-    found = nearest.isfinite()
-    mean = nearest.square().where(found, 0).sum(dim=-1) / found.sum(dim=-1).clamp_min(1)
+    exists = nearest.isfinite()
+    mean = nearest.square().where(exists, 0).sum(dim=-1) / exists.sum(dim=-1).clamp_min(1)
     return near.windows.join((-mean).exp())
 
 
 def importance(
     tokens: torch.Tensor, before: torch.Tensor | None, near: Neighbourhood, neighbours: int, temporal_weight: float
 ) -> torch.Tensor:
-    """S[i] = rho_sp[i] (1 + lambda rho_tm[i]) of tokens [B, N, D], positive and finite, [B, N] float32 (FastCache v3).
+    """Return S[i] = rho_sp[i] (1 + lambda rho_tm[i]) of tokens [B, N, D], [B, N] float32 > 0 (FastCache v3).
 
-    rho_tm[i] = ||h_i - before_i|| in the unit of its window, so that lambda fits models of any scale, capped where it
-    is not finite; zero if `before` is None, as at the first step.
+    rho_tm[i] = ||h_i - before_i|| in the unit of its window, so that one lambda (`temporal_weight`) fits models of any
+    scale; capped to stay finite, and 0 if `before` is None.
     """
     spatial = density(near, neighbours)
     if before is None:

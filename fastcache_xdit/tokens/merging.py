@@ -1,4 +1,4 @@
-"""Merging similar tokens of a window into one and back (FastCache v3): `merge` before the blocks, `unmerge` behind."""
+"""Merging of similar tokens within windows before the blocks, and unmerging behind them (FastCache v3)."""
 
 from __future__ import annotations
 
@@ -12,28 +12,28 @@ from fastcache_xdit.tokens.windows import Windows
 
 
 class KeepAll:
-    """Nothing is merged: everything passes as it is, the same tensor."""
+    """A `Merge` that merges nothing and returns its inputs."""
 
     def merge(self, x: torch.Tensor) -> torch.Tensor:
-        """See `Merge`."""
+        """Return x unchanged."""
         return x
 
     def unmerge(self, y: torch.Tensor, before_merge: torch.Tensor, merged: torch.Tensor) -> torch.Tensor:
-        """See `Merge`."""
+        """Return y unchanged."""
         return y
 
     def take_centres(self, x: torch.Tensor) -> torch.Tensor:
-        """See `Merge`."""
+        """Return x unchanged."""
         return x
 
 
 class Merge(NamedTuple):
-    """Every token belongs to one of M clusters of its window; a cluster becomes one token, at its centre's place.
+    """An assignment of tokens to M clusters within windows; each cluster becomes one token, at the place of its centre.
 
     Attributes:
-        assignment: [B, N] int64, the cluster of each token; clusters count up with their centres' places.
-        centres: the token in the middle of each cluster, M per sample.
-        weights: [B, N] float32, importance; each cluster's add up to 1.
+        assignment: [B, N] int64, the cluster of each token; clusters are numbered in the order of their centres.
+        centres: the central token of each cluster, M for each sample.
+        weights: [B, N] float32, importance; the weights of a cluster add up to 1.
         windows: how the tokens are split.
     """
 
@@ -43,21 +43,21 @@ class Merge(NamedTuple):
     windows: Windows
 
     def merge(self, x: torch.Tensor) -> torch.Tensor:
-        """Each cluster's weighted mean, [B, N, D] -> [B, M, D], summed in float32."""
-        shares = _members(self.assignment, self.windows) * self.windows.split(self.weights)[:, :, None]
-        means = shares @ self.windows.split(x.float())
+        """Return the weighted mean of each cluster, [B, N, D] -> [B, M, D], summed in float32."""
+        weights = _members(self.assignment, self.windows) * self.windows.split(self.weights)[:, :, None]
+        means = weights @ self.windows.split(x.float())
         return means.flatten(1, 2)[:, : self.windows.merged].to(x.dtype)
 
     def unmerge(self, y: torch.Tensor, before_merge: torch.Tensor, merged: torch.Tensor) -> torch.Tensor:
-        """out_i = y[c(i)] + (x_i - merged[c(i)]): each token its cluster's output y [B, M, D] and its own residual.
+        """Return out_i = y[c(i)] + (x_i - merged[c(i)]): the output y [B, M, D] of its cluster plus its own offset.
 
-        Added up as x_i + (y - merged)[c(i)] in float32, so that y = merged gives x [B, N, D] back bit for bit.
+        Computed as x_i + (y - merged)[c(i)] in float32, so that y = merged returns x [B, N, D] bit for bit.
         """
         gain = (y.float() - merged.float()).take_along_dim(self.assignment[..., None], dim=1)
         return (before_merge + gain).to(before_merge.dtype)
 
     def take_centres(self, x: torch.Tensor) -> torch.Tensor:
-        """Token-aligned inputs at the centres: [B, N, ...], or [1, N, ...] if all samples share it -> [B, M, ...]."""
+        """Return the rows of a token-aligned input at the centres, [B, N, ...] or [1, N, ...] -> [B, M, ...]."""
         return self.centres.take(x)
 
 
@@ -69,10 +69,15 @@ def merging(
     neighbours: int,
     temporal_weight: float,
 ) -> Merge | KeepAll:
-    """How to merge tokens [B, N, D] to about `ratio` of them, within windows of `window`; ratio 1 keeps all.
+    """Decide how to merge tokens [B, N, D] to about the fraction `ratio`, within windows; ratio 1 merges nothing.
 
-    `before` are the tokens at the reference, None where there is none; see `importance` for the last two.
-
+    Args:
+        tokens: the tokens.
+        before: the same tokens at the last full step; None if there is none.
+        ratio: fraction that remains.
+        window: tokens in each window.
+        neighbours: K of `density`.
+        temporal_weight: lambda of `importance`.
     Raises:
         ValueError: a ratio outside (0, 1] or a window below 1.
     """
@@ -84,10 +89,10 @@ def merging(
 
 
 def cluster(near: Neighbourhood, weight: torch.Tensor) -> Merge:
-    """Clusters by density peaks within each window, by an importance S [B, N] that is positive.
+    """Cluster the tokens of each window around density peaks, given their importance S [B, N] > 0.
 
-    Centres are the tokens with the largest S times distance to a token of higher S: important, and not yet stood for.
-    The other tokens join the nearest centre. Ties go to the lower index.
+    The centres are the tokens with the largest product of S and the distance to the nearest token of higher S:
+    important ones with no more important token near. All others join the nearest centre. Ties go to the lower index.
     """
     windows = near.windows
     centre = _is_centre(near, windows.split(weight))
@@ -102,17 +107,17 @@ def cluster(near: Neighbourhood, weight: torch.Tensor) -> Merge:
 
 
 def _is_centre(near: Neighbourhood, weight: torch.Tensor) -> torch.Tensor:
-    """[B, W, w] bool; the peak of a window has nothing above it and always counts, padding (weight 0) never."""
+    """Return [B, W, w] bool: the centres. The most important token of a window always is one, padding never."""
     place = torch.arange(near.windows.size, device=weight.device)
-    mine, theirs = weight[..., None], weight[..., None, :]
-    higher = (theirs > mine) | ((theirs == mine) & (place < place[:, None]))
+    own, other = weight[..., None], weight[..., None, :]
+    higher = (other > own) | ((other == own) & (place < place[:, None]))
     score = weight * near.distance.where(higher, torch.inf).amin(dim=-1)
     rank = score.argsort(dim=-1, descending=True, stable=True).argsort(dim=-1)
     return rank < near.windows.keeps(weight.device)[:, None]
 
 
 def _members(assignment: torch.Tensor, windows: Windows) -> torch.Tensor:
-    """[B, W, keep, w] bool: which tokens of a window belong to each of its clusters."""
+    """Return [B, W, keep, w] bool: which tokens of a window belong to each of its clusters."""
     first = torch.arange(0, windows.merged, windows.keep, device=assignment.device)
     slot = torch.arange(windows.keep, device=assignment.device)
     return (windows.split(assignment) - first[:, None])[:, :, None] == slot[:, None]

@@ -1,4 +1,4 @@
-"""Merging in several stages, each on what the one before left."""
+"""Merging in several stages, each of which merges the tokens that the previous one left."""
 
 from __future__ import annotations
 
@@ -11,25 +11,25 @@ from fastcache_xdit.tokens.merging import KeepAll, Merge, merging
 
 
 class Pyramid(NamedTuple):
-    """Stages of merging, finest first; level 0 are the tokens themselves, level s what stage s left."""
+    """Stages of merging, finest first; level 0 are the tokens themselves, level s those after s stages."""
 
     stages: tuple[Merge | KeepAll, ...]
 
     def merge(self, x: torch.Tensor) -> list[torch.Tensor]:
-        """The levels of x [B, N, D], finest first; blocks run on the last one."""
+        """Return all levels of x [B, N, D], finest first; the blocks run on the last one."""
         levels = [x]
         for stage in self.stages:
             levels.append(stage.merge(levels[-1]))
         return levels
 
     def unmerge(self, y: torch.Tensor, levels: Sequence[torch.Tensor]) -> torch.Tensor:
-        """Undo the stages in reverse: what blocks made of the last of `levels`, at the size of the first, [B, N, D]."""
+        """Unmerge the blocks' output y for the last of `levels` to the size of the first, [B, N, D]."""
         for place in reversed(range(len(levels) - 1)):
             y = self.stages[place].unmerge(y, levels[place], levels[place + 1])
         return y
 
     def take_centres(self, x: torch.Tensor) -> torch.Tensor:
-        """Token-aligned inputs at the centres of the last stage: [B, N, ...] or [1, N, ...] -> [B, M, ...]."""
+        """Return the rows of a token-aligned input at the last centres, [B, N, ...] or [1, N, ...] -> [B, M, ...]."""
         for stage in self.stages:
             x = stage.take_centres(x)
         return x
@@ -43,7 +43,7 @@ def pyramid(
     neighbours: int,
     temporal_weight: float,
 ) -> Pyramid:
-    """A stage of `merging` for each ratio, on the merged tokens, and on `before` merged the same way."""
+    """Build a stage of `merging` for each ratio, each on the merged tokens of the one before; arguments as there."""
     stages: list[Merge | KeepAll] = []
     for ratio in ratios:
         if stages:

@@ -1,4 +1,4 @@
-"""The tokens of a part of the picture, for edits that leave the rest as it is."""
+"""The tokens of a region of the image, for edits that leave the rest as it is."""
 
 from __future__ import annotations
 
@@ -11,20 +11,20 @@ from fastcache_xdit.errors import UsageError
 
 
 def tokens_inside(mask: torch.Tensor, total: int) -> torch.Tensor:
-    """Which of a picture's tokens, row by row, hold a part of the mask: [H, W], nonzero inside -> [total] bool.
+    """Return which of an image's tokens, row by row, the mask touches: [H, W], nonzero inside -> [total] bool.
 
     Raises:
-        UsageError: the tokens do not tile a picture of the mask's shape.
+        UsageError: square tokens cannot tile an image of the mask's aspect ratio.
     """
     shape = tiling(total, *mask.shape)
     return adaptive_max_pool2d((mask != 0).float()[None], shape).flatten() > 0
 
 
 def tiling(total: int, height: int, width: int) -> tuple[int, int]:
-    """Rows and columns of the square tokens of a picture of this shape, at any scale.
+    """Return the rows and columns of `total` square tokens that tile an image of this aspect ratio.
 
     Raises:
-        UsageError: there are none.
+        UsageError: there is no such tiling.
     """
     rows = round(math.sqrt(total * height / width))
     if rows == 0 or total % rows or abs(total / rows / rows * height / width - 1) > 0.1:

@@ -1,4 +1,4 @@
-"""Windows of consecutive tokens: tokens are compared and merged only within one, so that the cost is O(N w)."""
+"""Windows of consecutive tokens; tokens are compared and merged only within a window, at a cost of O(N w)."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from torch.nn.functional import pad
 
 
 class Windows(NamedTuple):
-    """`total` tokens in W windows of `size`, each merged to `keep` tokens; a shorter last window to its share."""
+    """A split of `total` tokens into W windows of `size`, each merged to `keep` tokens; a shorter last one to fewer."""
 
     total: int
     size: int
@@ -17,7 +17,7 @@ class Windows(NamedTuple):
 
     @classmethod
     def of(cls, total: int, size: int, ratio: float) -> Windows:
-        """Windows of `size` tokens, or one if there are fewer tokens, of which about `ratio` remain, at least one.
+        """Split `total` tokens into windows of at most `size`; a fraction `ratio` of each remains, at least one token.
 
         Raises:
             ValueError: a size below 1 or a ratio outside (0, 1].
@@ -31,28 +31,28 @@ class Windows(NamedTuple):
 
     @property
     def merged(self) -> int:
-        """M: how many tokens remain; it follows from the sizes alone, so it is the same on every rank."""
+        """M, the number of tokens that remain; it depends on the sizes alone, so it is the same on every rank."""
         full, tail = divmod(self.total, self.size)
         return full * self.keep - (-tail * self.keep // self.size)
 
     def lengths(self, device: torch.device) -> torch.Tensor:
-        """[W] int64: how many tokens each window holds."""
+        """Return [W] int64: the number of tokens in each window."""
         return _portions(self.total, self.size, device)
 
     def keeps(self, device: torch.device) -> torch.Tensor:
-        """[W] int64: how many tokens remain of each window."""
+        """Return [W] int64: the number of tokens that remain of each window."""
         return _portions(self.merged, self.keep, device)
 
     def split(self, x: torch.Tensor) -> torch.Tensor:
-        """[B, N, ...] -> [B, W, w, ...], with zeros behind the last token."""
+        """Split tokens into windows, [B, N, ...] -> [B, W, w, ...], with zeros behind the last token."""
         padded = pad(x, (0, 0) * (x.ndim - 2) + (0, -self.total % self.size))
         return padded.unflatten(1, (-1, self.size))
 
     def join(self, x: torch.Tensor) -> torch.Tensor:
-        """[B, W, w, ...] -> [B, N, ...]: undoes `split`."""
+        """Join windows to a sequence, [B, W, w, ...] -> [B, N, ...]; undoes `split`."""
         return x.flatten(1, 2)[:, : self.total]
 
 
-def _portions(total: int, each: int, device: torch.device) -> torch.Tensor:
-    """`total` in portions of `each`, the last one what is left."""
-    return (total - torch.arange(0, total, each, device=device)).clamp(max=each)
+def _portions(total: int, size: int, device: torch.device) -> torch.Tensor:
+    """Divide `total` into portions of `size` and a last one of what remains."""
+    return (total - torch.arange(0, total, size, device=device)).clamp(max=size)

@@ -1,1 +1,1 @@
-"""From a model and an hour to a calibration and a config: recording, fitting on policy, planning, searching."""
+"""Calibration and tuning of a model: recording, fitting, planning masks and searching for them."""

@@ -1,4 +1,4 @@
-"""How errors of one request add up: ways to model it, and which of them final latents are best served by."""
+"""The choice of how errors of a request add up, by the error of the final latents."""
 
 from __future__ import annotations
 
@@ -7,22 +7,22 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from fastcache_xdit.approx.fitted import Coherence
+from fastcache_xdit.approx.coherence import Coherence
 
-# Ways (length, floor), each tried on final latents under even masks with these gaps between computed steps; on-policy
-# rounds, which come before, guess.
+# Candidates (length, floor), each tried under even masks with these gaps between computed steps. The on-policy rounds,
+# which come before, use `GUESSED`.
 TRIED_GAPS = (2, 3, 4, 6)
 TRIED = ((0.0, 0.0), *((length, floor) for length in (0.15, 0.3, 1.0) for floor in (1e-3, 1e-2)))
 GUESSED = Coherence(math.inf, 0.3, 1e-2)
-TRIMMED = 0.125  # share of images left out at either end: a few tip over into another picture
-SURE = 0.05  # chance that a way seems better than none and is not
+TRIMMED = 0.125  # fraction of images left out at either end: a few turn into another picture
+SURE = 0.05  # significance level at which a candidate must be better than none
 
 
-def best_way(errors: np.ndarray) -> int:
-    """Return the way of `TRIED` with the least error, where it is significantly less than that of the first: else 0.
+def best_candidate(errors: np.ndarray) -> int:
+    """Return the index in `TRIED` of the least error if it is significantly below that of the first, else 0.
 
     Args:
-        errors: [images, ways], logarithms; each image is compared with itself.
+        errors: [images, candidates], logarithms; compared image by image.
     """
     from scipy.stats import trim_mean, wilcoxon
 
@@ -32,14 +32,14 @@ def best_way(errors: np.ndarray) -> int:
 
 
 def best_coherence(tried: Mapping[int, Sequence[Sequence[float]]]) -> tuple[Coherence, ...]:
-    """Return what `best_way` says of each gap, by growing reach; a guess where nothing was tried.
+    """Return the best candidate of each gap, by growing reach; a guess if none was tried.
 
     Args:
-        tried: by gap, logarithms of errors, [images, ways].
+        tried: by gap, logarithms of errors, [images, candidates].
     """
     if not tried:
         return (GUESSED,)
     gaps = sorted(tried)
     reaches = [*(2.0 * gap - 1 for gap in gaps[:-1]), math.inf]
-    ways = [TRIED[best_way(np.array(tried[gap]))] for gap in gaps]
-    return tuple(Coherence(reach, *way) for reach, way in zip(reaches, ways, strict=True))
+    best = [TRIED[best_candidate(np.array(tried[gap]))] for gap in gaps]
+    return tuple(Coherence(reach, *candidate) for reach, candidate in zip(reaches, best, strict=True))

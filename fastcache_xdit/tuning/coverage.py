@@ -1,4 +1,4 @@
-"""What a calibration shall serve, and on how many prompts it can be measured."""
+"""The segments that a calibration covers, and the number of prompts that it needs."""
 
 from __future__ import annotations
 
@@ -8,20 +8,20 @@ from dataclasses import dataclass
 from fastcache_xdit.errors import UsageError
 from fastcache_xdit.segments.segment import Block, Segment, segments_of
 
-HELD_OUT_EVERY = 3  # batches: the last of each so many judges the fits of the others
+HELD_OUT_EVERY = 3  # of every so many batches, the last judges the fits of the others
 
 
 @dataclass(frozen=True)
 class Coverage:
-    """What a calibration shall serve.
+    """The configs that a calibration can be used with.
 
     Attributes:
         leads: numbers of lead blocks.
-        stages: PipeFusion degrees whose stages skip each for itself; where they skip together, they are served by what
-            serves one process.
-        granularity: beside `step`.
-        groups: of `granularity: group`.
-        maps: whole matrices for `affine`, which takes [D, D] sums for each segment.
+        stages: PipeFusion degrees whose stages decide separately; stages that skip together need no segments of their
+            own.
+        granularity: another granularity beside `step`.
+        groups: number of groups with `granularity: group`.
+        maps: whether to fit full matrices for `affine`, which takes [D, D] sums for each segment.
     """
 
     leads: tuple[int, ...] = (0, 1)
@@ -31,7 +31,7 @@ class Coverage:
     maps: bool = False
 
     def segments(self, blocks: Sequence[Block]) -> list[Segment]:
-        """Return every segment to calibrate, each once."""
+        """Return the segments to calibrate, without duplicates."""
         stacks = [blocks[first : last + 1] for first, last in spans(len(blocks), self.leads, self.stages)]
         segments = [Segment(0, tuple(stack)) for stack in stacks]
         segments += [segment for stack in stacks for segment in segments_of(stack, self.granularity, self.groups)]
@@ -39,9 +39,14 @@ class Coverage:
 
 
 def spans(count: int, leads: Sequence[int], stages: Sequence[int]) -> list[tuple[int, int]]:
-    """Return (first, last) block of what `granularity: step` skips, by lead blocks, of the whole and of each stage.
+    """Return the first and last block of every segment with `granularity: step`, of the model and of each stage.
 
     xDiT gives each of n PipeFusion stages ceil(count / n) blocks.
+
+    Args:
+        count: number of blocks.
+        leads: numbers of lead blocks.
+        stages: PipeFusion degrees.
     """
     ends = set()
     for number in {1, *stages}:
@@ -52,10 +57,10 @@ def spans(count: int, leads: Sequence[int], stages: Sequence[int]) -> list[tuple
 
 
 def check_enough(prompts: int, batch_size: int) -> None:
-    """Refuse so few prompts that no whole batch would be held out to judge the fits.
+    """Refuse too few prompts to hold out a full batch.
 
     Raises:
-        UsageError: says how many are needed.
+        UsageError: there are too few; says how many are needed.
     """
     needed = HELD_OUT_EVERY * batch_size
     if prompts < needed:
@@ -66,5 +71,5 @@ def check_enough(prompts: int, batch_size: int) -> None:
 
 
 def is_held_out(index: int) -> bool:
-    """Return whether a batch judges the fits of the others."""
+    """Return whether this batch is held out to judge the fits of the others."""
     return index % HELD_OUT_EVERY == HELD_OUT_EVERY - 1

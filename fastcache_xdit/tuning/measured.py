@@ -1,4 +1,4 @@
-"""What a calibration has measured so far, beside its sums; the same on every rank."""
+"""The measurements of a calibration beside its sums; the same on every rank."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ from fastcache_xdit.tuning.pairs import Pair, fit_spread
 
 @dataclass
 class Measured:
-    """State of a calibration between its parts.
+    """The state of a calibration between its parts.
 
     Attributes:
-        done: parts that are done.
+        done: number of parts that are done.
         sigmas: noise level of each step.
-        pairs: decisions and their errors, of held-out requests.
-        gains: by probed step, how much a relative error there shows in the final latents.
-        mask: of the on-policy round that is under way.
-        tried: by gap between computed steps, logarithms of errors [images, ways] of `coherence.TRIED`.
-        noise: relative difference of final latents that rounding alone makes.
+        pairs: decisions and their errors, from held-out requests.
+        gains: for each probed step, the relative error of the final latents per relative error at the step.
+        mask: mask of the current on-policy round.
+        tried: by gap between computed steps, logarithms of errors [images, candidates] of `coherence.TRIED`.
+        noise: relative difference of final latents caused by rounding alone.
     """
 
     done: int = 0
@@ -39,16 +39,16 @@ class Measured:
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> Measured:
-        """Undo `to_dict`, after JSON has made texts of numbers that were keys."""
+        """Build from the values of `to_dict` after JSON, which turns numeric keys into text."""
         by_number = {name: {int(key): value for key, value in values[name].items()} for name in ("gains", "tried")}
         return cls(**{**values, **by_number, "pairs": [Pair(*pair) for pair in values["pairs"]]})
 
     def all_gains(self, steps: int) -> list[float]:
-        """Return the gain of each of `steps` steps; logarithms are interpolated between the probed ones."""
+        """Return the gain of each step; between probed steps, logarithms are interpolated."""
         probed = sorted(self.gains)
         logarithms = np.interp(range(steps), probed, np.log([self.gains[step] for step in probed]))
         return np.exp(logarithms).tolist()
 
     def spread(self, steps: int) -> Spread:
-        """Fit the calibrated test."""
+        """Fit the error model of the calibrated test."""
         return replace(fit_spread(self.pairs, self.all_gains(steps), self.sigmas), noise=self.noise)

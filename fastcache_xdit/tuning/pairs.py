@@ -1,4 +1,4 @@
-"""What decisions saw and what they cost, sample by sample: the data behind the calibrated test."""
+"""The data for the calibrated test: for each decision and sample, the change that it saw and the error of a skip."""
 
 from __future__ import annotations
 
@@ -21,8 +21,13 @@ from fastcache_xdit.segments.sums import ChangeSums, ErrorSums
 class Pair(NamedTuple):
     """One decision for one sample of a batch.
 
-    `skipped` counts the steps skipped in a row before it, `change` and `error` are relative norms, `error` what the
-    stand-in did or would have done to the segment's output.
+    Attributes:
+        step: denoising step.
+        skipped: number of steps skipped in a row before it.
+        change: relative change of the entering states.
+        motion: relative variance of the tokens' saliencies.
+        error: relative error of the stand-in's output, whether it was used or not.
+        was_skipped: whether it was used.
     """
 
     step: int
@@ -34,47 +39,53 @@ class Pair(NamedTuple):
 
 
 class Pairs(Observer):
-    """Keeps local sums of every decision of a request, and adds them up over ranks in the end."""
+    """Collects the sums of every decision of a request; ranks add them up at the end."""
 
     sees_segments = runs_skipped = True
 
     def __init__(self) -> None:
-        self._places: list[tuple[int, int, bool]] = []
+        self._decisions: list[tuple[int, int, bool]] = []  # (step, skipped in a row before it, was skipped)
         self._sums: list[torch.Tensor] = []
         self._run = 0
 
     def on_segment(self, segment: Segment, call: SegmentCall, output: Streams, estimate: Streams) -> None:
-        """Keep what the decision saw, and the error that the stand-in makes."""
+        """Store the change that the decision saw and the error of the stand-in."""
         error = ErrorSums.measured(output.hidden_states, estimate.hidden_states)
         skip = call.decision.skip
         self._run = self._run + 1 if skip else 0
-        self._places.append((call.tick.step, self._run - skip, skip))
+        self._decisions.append((call.tick.step, self._run - skip, skip))
         self._sums.append(torch.cat([call.state.change(call.entered).packed(), error.packed()], dim=1).cpu())
 
     def collected(self) -> list[Pair]:
-        """Return all pairs, the same on every rank; every rank must call it."""
+        """Return all pairs of the request, the same on every rank; every rank must call it."""
         if not self._sums:
             return []
         total = world.sum_over_ranks(torch.stack(self._sums))
         columns = len(ChangeSums._fields)
         change, error = ChangeSums.unpacked(total[..., :columns]), ErrorSums(*total[..., columns:].unbind(-1))
-        by_place = torch.stack([change.relative, change.motion, error.relative], dim=-1).tolist()
+        by_decision = torch.stack([change.relative, change.motion, error.relative], dim=-1).tolist()
         return [
             Pair(step, run, relative_change, motion, relative_error, was_skipped)
-            for (step, run, was_skipped), samples in zip(self._places, by_place, strict=True)
+            for (step, run, was_skipped), samples in zip(self._decisions, by_decision, strict=True)
             for relative_change, motion, relative_error in samples
         ]
 
 
 def rms(values: Sequence[float]) -> float:
-    """Return the root of the mean square."""
+    """Return the root mean square."""
     return math.sqrt(sum(value * value for value in values) / len(values))
 
 
 def fit_spread(pairs: Sequence[Pair], gains: Sequence[float], sigmas: Sequence[float]) -> Spread:
-    """Fit the calibrated test to pairs: null per step, factor per run, adaptive threshold, degrees of freedom.
+    """Fit the error model of the calibrated test to pairs.
 
-    Each in turn explains what the ones before leave of error^2 / change^2; errors are those of the final latents.
+    Null by step, factor by run, adaptive threshold and degrees of freedom are fitted in this order, each to the ratio
+    error^2 / change^2 divided by the factors before it; errors are those of the final latents.
+
+    Args:
+        pairs: the observations.
+        gains: for each step, the relative error of the final latents per relative error at the step.
+        sigmas: noise level of each step.
     """
     step = np.array([pair.step for pair in pairs])
     run = np.array([pair.skipped for pair in pairs])
@@ -94,7 +105,7 @@ def fit_spread(pairs: Sequence[Pair], gains: Sequence[float], sigmas: Sequence[f
 
 
 def _by_step(step: np.ndarray, ratio: np.ndarray, count: int) -> np.ndarray:
-    """Mean of `ratio` at each step; steps never seen take their neighbours', in logarithms."""
-    seen = np.unique(step)
-    means = np.array([ratio[step == each].mean() for each in seen])
-    return np.exp(np.interp(np.arange(count), seen, np.log(np.maximum(means, 1e-30))))
+    """Return the mean ratio at each step; missing steps are interpolated in logarithms."""
+    observed = np.unique(step)
+    means = np.array([ratio[step == number].mean() for number in observed])
+    return np.exp(np.interp(np.arange(count), observed, np.log(np.maximum(means, 1e-30))))

@@ -1,4 +1,4 @@
-"""Trains a mask's stand-ins on what counts, the final latents: gradient descent through the whole sampler."""
+"""Trains the stand-ins of a mask on the final latents, by gradient descent through the whole sampler."""
 
 from __future__ import annotations
 
@@ -11,24 +11,27 @@ import torch
 from torch import nn
 
 from fastcache_xdit.approx.calibration import Calibration
-from fastcache_xdit.approx.fitted import Fitted, Refitted, combined
+from fastcache_xdit.approx.fitted import Fitted, Refitted, weighted_sum
 from fastcache_xdit.approx.linear import Past
 from fastcache_xdit.config import FastCacheConfig
-from fastcache_xdit.decision.schedule import mask_for, skips
+from fastcache_xdit.decision.schedule import computed_steps, skipped_steps
 from fastcache_xdit.host.xdit.engine import Batch
 from fastcache_xdit.models.spec import Streams
 from fastcache_xdit.tuning.coverage import is_held_out
 from fastcache_xdit.tuning.refit import Refits
 from fastcache_xdit.tuning.runner import Runner, relative_error
 
-RATE = 0.1  # Adam's, in errors of the stand-in itself, see `fit.directions`
-JUDGED_EVERY = 8
+RATE = 0.1  # learning rate of Adam; `fit.directions` scales parameters to the error of the stand-in
+JUDGED_EVERY = 8  # iterations
 
 
-class Trained:
-    """`StandIn` of one segment under one mask: a fitted one, and what is learned beside it.
+class TrainableStandIn:
+    """A `StandIn` of one segment under one mask, with learned changes of its fitted coefficients.
 
-    Before `prepare` it is the fitted one, and notes for which streams it is asked.
+    Before `prepare` it equals the fitted one and records the streams that it is used for.
+
+    Args:
+        fitted: the fitted stand-in.
     """
 
     def __init__(self, fitted: Fitted) -> None:
@@ -45,100 +48,113 @@ class Trained:
         self.fitted.begin(sigmas)
 
     def prepare(self, mask: Sequence[bool]) -> None:
-        """Take parameters for every skipped step of a mask and every stream of the requests so far."""
-        for step, computed in skips(mask):
+        """Create parameters for every skipped step of a mask and every stream of the requests so far."""
+        for step, computed in skipped_steps(mask):
             for stream in Streams._fields:
                 if stream in self.streams:
                     self.computed[stream, step] = computed
         places = [(stream, step, computed) for (stream, step), computed in self.computed.items()]
         self._base = {place[:2]: self.fitted.coefficients(*place).float() for place in places}
         self._directions = {place[:2]: self.fitted.directions(*place).float() for place in places}
-        self.learned = {key: nn.Parameter(torch.zeros(ways.shape[:2])) for key, ways in self._directions.items()}
+        self.learned = {
+            key: nn.Parameter(torch.zeros(directions.shape[:2])) for key, directions in self._directions.items()
+        }
 
     def residual(self, stream: str, entered: torch.Tensor, past: Past) -> torch.Tensor:
-        """Return the fitted residual, or the one that is learned so far."""
+        """Return the residual with the coefficients learned so far, or with fitted ones before `prepare`."""
         self.streams.add(stream)
         if not self.learned:
             return self.fitted.residual(stream, entered, past)
         weights = self.coefficients(stream, past.step).to(entered.device).unbind(-1)
-        return combined(weights, entered, past.references[: self.references])
+        return weighted_sum(weights, entered, past.references[: self.references])
 
     def coefficients(self, stream: str, step: int) -> torch.Tensor:
-        """Return the weights [D, 2K+2] float32 of a skipped step, with their graph."""
-        place = stream, step
-        change = self.learned[place][:, None] @ self._directions[place]
-        return self._base[place] + change[:, 0]
+        """Return the weights [D, 2K+2] float32 of a skipped step, differentiable in the parameters."""
+        key = stream, step
+        change = self.learned[key][:, None] @ self._directions[key]
+        return self._base[key] + change[:, 0]
 
-    def copied(self) -> list[torch.Tensor]:
-        """Return a copy of what is learned so far."""
+    def snapshot(self) -> list[torch.Tensor]:
+        """Return a copy of the parameters."""
         return [parameter.detach().clone() for parameter in self.learned.values()]
 
     @torch.no_grad()
-    def restore(self, learned: Sequence[torch.Tensor]) -> None:
-        """Go back to what `copied` gave."""
-        for parameter, value in zip(self.learned.values(), learned, strict=True):
+    def restore(self, snapshot: Sequence[torch.Tensor]) -> None:
+        """Set the parameters to those of a snapshot."""
+        for parameter, value in zip(self.learned.values(), snapshot, strict=True):
             parameter.copy_(value)
 
     def refits(self) -> Refits:
-        """Return what it has come to."""
+        """Return the learned coefficients."""
         fitted, refits = self.fitted, Refits()
         for (stream, step), computed in self.computed.items():
-            name = Refitted(fitted.segment, fitted.name, fitted.sigmas, stream, step, computed[: self.references])
-            refits[name] = self.coefficients(stream, step).detach()
+            key = Refitted(fitted.segment, fitted.name, fitted.sigmas, stream, step, computed[: self.references])
+            refits[key] = self.coefficients(stream, step).detach()
         return refits
 
 
-class TrainedCalibration(Calibration):
-    """A calibration whose stand-in, of the one segment that is asked for, can be trained."""
+class TrainableCalibration(Calibration):
+    """A calibration whose stand-in can be trained, for models with one segment.
 
-    trained: Trained
+    Attributes:
+        trained: the stand-in that was asked for last.
+    """
+
+    trained: TrainableStandIn
 
     @classmethod
-    def of(cls, calibration: Calibration) -> TrainedCalibration:
-        """Return the same calibration, to be trained."""
+    def of(cls, calibration: Calibration) -> TrainableCalibration:
+        """Return a trainable copy of a calibration."""
         return cls(**{field.name: getattr(calibration, field.name) for field in fields(calibration) if field.init})
 
-    def stand_in(self, segment: str, name: str, carry_errors: bool, follows: bool = False) -> Trained:  # type: ignore[override]
-        """Return the stand-in, and keep it as `trained`."""
-        self.trained = Trained(super().stand_in(segment, name, carry_errors, follows))
+    def stand_in(self, segment: str, name: str, carry_errors: bool, follows: bool = False) -> TrainableStandIn:  # type: ignore[override]
+        """Return the trainable stand-in and store it as `trained`."""
+        self.trained = TrainableStandIn(super().stand_in(segment, name, carry_errors, follows))
         return self.trained
 
 
 class Polisher:
-    """Trains the stand-ins of found masks at one number of steps, in one process.
+    """Trains the stand-ins of masks at one number of steps, in one process.
 
-    The loss is the mean over samples of log |cached - uncached|^2 of the final latents, which is what a mean of PSNR is
-    to pictures: no sample that is lost all the same outweighs the others.
+    The loss is the mean over samples of log |cached - uncached|^2 of the final latents, the counterpart of a mean PSNR
+    of images. The logarithm keeps single samples with large errors from dominating.
 
     Args:
-        runner: the model; its call has the number of steps.
-        batches: prompts to train on, at least `HELD_OUT_EVERY` batches; the last of each so many judges.
-        iterations: batches to train on, over and over.
+        runner: the model; its call arguments include the number of steps.
+        batches: prompts to train on, at least `HELD_OUT_EVERY` batches; the last of every so many judges.
+        iterations: number of training batches; prompts are repeated.
     """
 
     def __init__(self, runner: Runner, batches: Sequence[Batch], iterations: int) -> None:
         self.runner, self.iterations = runner, iterations
         self.training = [batch for index, batch in enumerate(batches) if not is_held_out(index)]
         self.judging = [batch for index, batch in enumerate(batches) if is_held_out(index)]
-        self._truths: dict[Batch, torch.Tensor] = {}
+        self._references: dict[Batch, torch.Tensor] = {}
 
     def polish(self, config: FastCacheConfig, calibration: Calibration, report: Callable[[str], None]) -> Refits:
-        """Return the coefficients that serve held-out prompts best, which those of the calibration may be."""
-        self._truths = self._truths or {each: self.runner.uncached(each) for each in (*self.training, *self.judging)}
+        """Train the stand-ins of a mask and return the coefficients with the least error on held-out prompts.
+
+        Args:
+            config: the mask, as a schedule of one number of steps.
+            calibration: the fits to start from, which are returned if training does not improve them.
+            report: called with a line of text now and then.
+        """
+        batches = (*self.training, *self.judging)
+        self._references = self._references or {batch: self.runner.uncached(batch) for batch in batches}
         self.runner.host.transformer.requires_grad_(False)
-        trainable = TrainedCalibration.of(calibration)
+        trainable = TrainableCalibration.of(calibration)
         with self.runner.enabled(config, trainable) as cached, self.runner.engine.differentiable():
             with torch.no_grad():
-                cached.generate(self.judging[0])  # tells the noise levels and which streams there are
-            trainable.trained.prepare(mask_for(config.schedule or {}, len(self.runner.sigmas())))
+                cached.generate(self.judging[0])  # determines the noise levels and the streams
+            trainable.trained.prepare(computed_steps(config.schedule or {}, len(self.runner.sigmas())))
             return self._train(trainable.trained, cached.generate, report)
 
     def _train(
-        self, trained: Trained, generate: Callable[[Batch], torch.Tensor], report: Callable[[str], None]
+        self, trained: TrainableStandIn, generate: Callable[[Batch], torch.Tensor], report: Callable[[str], None]
     ) -> Refits:
         rate, optimizer = RATE, _optimizer(trained)
         first = least = self._judged(generate)
-        best = trained.copied()
+        best = trained.snapshot()
         for iteration, batch in zip(range(1, self.iterations + 1), itertools.cycle(self.training), strict=False):
             optimizer.param_groups[0]["lr"] = rate * (1 - (iteration - 1) / self.iterations)
             optimizer.zero_grad()
@@ -149,8 +165,8 @@ class Polisher:
                 now = self._judged(generate)
                 report(f"trained {iteration} batches: held-out latents {_decibels(first - now):+.2f} dB")
                 if now < least:
-                    least, best = now, trained.copied()
-                else:  # too far in one go: back to the best, and on from there by smaller steps
+                    least, best = now, trained.snapshot()
+                else:  # the steps were too large: continue from the best with smaller ones
                     trained.restore(best)
                     rate, optimizer = rate / 2, _optimizer(trained)
         trained.restore(best)
@@ -161,11 +177,11 @@ class Polisher:
             return sum(self._error(generate, batch).item() for batch in self.judging) / len(self.judging)
 
     def _error(self, generate: Callable[[Batch], torch.Tensor], batch: Batch) -> torch.Tensor:
-        """Mean over samples of log |cached - uncached|^2 / |uncached|^2."""
-        return 2 * relative_error(generate(batch), self._truths[batch]).log().mean()
+        """Return the mean over samples of log |cached - uncached|^2 / |uncached|^2."""
+        return 2 * relative_error(generate(batch), self._references[batch]).log().mean()
 
 
-def _optimizer(trained: Trained) -> torch.optim.Adam:
+def _optimizer(trained: TrainableStandIn) -> torch.optim.Adam:
     return torch.optim.Adam(trained.learned.values(), lr=RATE, betas=(0.9, 0.95))
 
 

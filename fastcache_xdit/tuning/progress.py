@@ -1,4 +1,4 @@
-"""What an interrupted calibration goes on from: files beside its output, gone once it is complete."""
+"""The files beside its output from which an interrupted calibration continues; removed at the end."""
 
 from __future__ import annotations
 
@@ -9,43 +9,59 @@ from typing import Any
 import torch
 
 from fastcache_xdit.approx.calibration import Calibration
+from fastcache_xdit.errors import UsageError
 from fastcache_xdit.host.xdit import world
 
 
 class Progress:
-    """Each rank's sums and state in a file of its own, and the fits that the parts of a round share in one of all."""
+    """A file for each rank with its sums and state, and one file with the fits of the current round.
 
-    def __init__(self, output: Path) -> None:
+    Args:
+        output: path of the calibration.
+        facts: how it is measured; one with other facts is not continued.
+    """
+
+    def __init__(self, output: Path, facts: dict[str, Any]) -> None:
+        self.facts = facts
         self.path = Path(f"{output}.progress.{world.rank()}")
         self._fits = Path(f"{output}.working")
 
     def save(self, state: dict[str, Any], tensors: dict[str, torch.Tensor]) -> None:
-        """Write this rank's state (for JSON) and sums; an interrupted write leaves the file as it was."""
+        """Write this rank's state (values for JSON) and sums; an interrupted write leaves the old file."""
         from safetensors.torch import save_file
 
         partial = Path(f"{self.path}.partial")
         partial.parent.mkdir(parents=True, exist_ok=True)
-        save_file(tensors, partial, {"state": json.dumps(state)})
+        save_file(tensors, partial, {"state": json.dumps({"facts": self.facts, **state})})
         partial.replace(self.path)
 
     def load(self) -> tuple[dict[str, Any], dict[str, torch.Tensor]] | None:
-        """Return what `save` wrote; None where nothing was interrupted."""
+        """Return what `save` wrote last; None if there is nothing to continue.
+
+        Raises:
+            UsageError: the interrupted calibration had other facts.
+        """
         from safetensors import safe_open
 
         if not self.path.exists():
             return None
         with safe_open(self.path, framework="pt") as file:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
-            return json.loads(file.metadata()["state"]), tensors
+            state = json.loads(file.metadata()["state"])
+        if state.pop("facts") != json.loads(json.dumps(self.facts)):
+            raise UsageError(
+                f"{self.path} is of an interrupted calibration with other options", "repeat those, or delete the file"
+            )
+        return state, tensors
 
-    def keep(self, calibration: Calibration) -> None:
-        """Write the fits of the parts that follow; the first rank does, and every rank must call it."""
+    def save_fits(self, calibration: Calibration) -> None:
+        """Write the fits for the parts that follow, on the first rank; every rank must call it."""
         if world.rank() == 0:
             calibration.save(self._fits)
         world.barrier()
 
-    def kept(self) -> Calibration | None:
-        """Return what `keep` wrote last, None where it has not been called."""
+    def load_fits(self) -> Calibration | None:
+        """Return what `save_fits` wrote last; None if there is nothing."""
         return Calibration.load(self._fits) if self._fits.exists() else None
 
     def clear(self) -> None:

@@ -1,4 +1,4 @@
-"""Collects second moments while a pipeline generates; activations never leave the request."""
+"""Records the states of segments while a pipeline generates, for second moments; activations are not stored."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from fastcache_xdit.tuning.pairs import Pairs
 from fastcache_xdit.tuning.runner import Runner
 from fastcache_xdit.undo import Undo
 
-# Token rows kept of one step, over all segments and of each: plenty for a fit of a few weights per channel.
+# Token rows recorded at one step, over all segments and at least for each: enough to fit a few weights per channel.
 MOST_ROWS, ENOUGH_ROWS = 16384, 256
 
 
@@ -39,20 +39,20 @@ class _Point(NamedTuple):
 
 
 class Recorder(Observer):
-    """Sees what enters and leaves each of some segments, which may overlap, at every step of a request.
+    """Records the input and output of segments, which may overlap, at every step of a request.
 
-    Where both branches of guidance run in one batch (uncond, then cond), or on two ranks, the states are combined as
-    their outputs will be, u + g (c - u): an error that both branches share is not amplified by guidance, and one in
-    their difference is, so that this is where a stand-in has to be right.
+    If both CFG branches run in one batch (uncond, then cond) or on two ranks, their states are combined like their
+    outputs, u + g (c - u). Guidance amplifies an error in the difference of the branches, but not one that both share,
+    and the combination gives such errors this weight in the fits.
 
     Args:
-        segments: what a cache may skip.
-        samples: samples of a batch; twice as many rows hold both branches.
-        guidance: the scale g.
-        pairs: sees segments and their stand-ins as well.
+        segments: the segments that a cache may skip.
+        samples: number of samples in a batch; twice as many rows hold both branches.
+        guidance: guidance scale g.
+        pairs: an observer of segments and stand-ins to forward calls to, if any.
     """
 
-    runs_skipped = True  # the trajectory is that of the stand-ins, the states are what blocks really give on it
+    runs_skipped = True  # the trajectory is that of the stand-ins, the recorded outputs are the true ones
 
     def __init__(self, segments: Sequence[Segment], samples: int, guidance: float, pairs: Pairs | None = None) -> None:
         self.segments = segments
@@ -62,11 +62,11 @@ class Recorder(Observer):
         self.sees_segments = pairs is not None
         self._clock = Clock()
         self._most_rows = max(MOST_ROWS // len(segments), ENOUGH_ROWS)
-        self._seen: dict[tuple[_Point, str], dict[tuple[str, int], torch.Tensor]] = defaultdict(dict)
+        self._states: dict[tuple[_Point, str], dict[tuple[str, int], torch.Tensor]] = defaultdict(dict)
         self._keys_values: dict[tuple[str, str], list[torch.Tensor]] = {}
 
     def attach(self, watched: Watched, undo: Undo) -> None:
-        """Watch blocks and projections, below the cache, where they show what they really give."""
+        """Wrap blocks and projections below the cache, to record their true outputs."""
         self._clock = watched.clock
         first = {segment.blocks[0].index: segment.blocks[0] for segment in self.segments}
         last = {segment.blocks[-1].index: segment.blocks[-1] for segment in self.segments}
@@ -77,33 +77,34 @@ class Recorder(Observer):
             undo.set(layer, "forward", self._projecting(name, layer.forward))
 
     def on_segment(self, segment: Segment, call: SegmentCall, output: Streams, estimate: Streams) -> None:
-        """Hand on what segments and stand-ins give."""
+        """Forward the outputs of segments and stand-ins to `pairs`."""
         if self.pairs:
             self.pairs.on_segment(segment, call, output, estimate)
 
     def add_to(self, moments: dict[str, dict[str, Moments]], sigmas: Sequence[float]) -> None:
-        """Add the finished request to `moments` by segment and stream."""
-        for segment, stream, residuals, entered in self._seen_by_segment(len(sigmas)):
-            known = moments.setdefault(segment, {})
-            known.setdefault(stream, Moments.empty(sigmas, entered[0].shape[-1])).add(residuals, entered)
+        """Add the finished request to `moments`, by segment and stream; `sigmas` are the noise levels of its steps."""
+        for segment, stream, residuals, entered in self._by_segment(len(sigmas)):
+            by_stream = moments.setdefault(segment, {})
+            by_stream.setdefault(stream, Moments.empty(sigmas, entered[0].shape[-1])).add(residuals, entered)
         for branch in sorted({branch for branch, _ in self._keys_values}):
-            seen = {name: rows for (each, name), rows in self._keys_values.items() if each == branch}
-            keys_values.add_to(moments.setdefault(keys_values.SEGMENT, {}), seen, sigmas)
+            rows_by_name = {name: rows for (other, name), rows in self._keys_values.items() if other == branch}
+            keys_values.add_to(moments.setdefault(keys_values.SEGMENT, {}), rows_by_name, sigmas)
 
     def add_to_covariances(self, covariances: dict[str, dict[str, Covariances]], steps: int) -> None:
-        """Add it to those that whole matrices are fitted from."""
-        for segment, stream, residuals, entered in self._seen_by_segment(steps):
-            known = covariances.setdefault(segment, {})
-            known.setdefault(stream, Covariances.empty(entered[0].shape[-1])).add(residuals, entered)
+        """Add the finished request of `steps` steps to `covariances`, by segment and stream."""
+        for segment, stream, residuals, entered in self._by_segment(steps):
+            by_stream = covariances.setdefault(segment, {})
+            by_stream.setdefault(stream, Covariances.empty(entered[0].shape[-1])).add(residuals, entered)
 
-    def _seen_by_segment(self, steps: int) -> Iterator[tuple[str, str, list[torch.Tensor], list[torch.Tensor]]]:
-        """Segment, stream, and residuals and entry states by step, for each branch."""
+    def _by_segment(self, steps: int) -> Iterator[tuple[str, str, list[torch.Tensor], list[torch.Tensor]]]:
+        """Yield segment, stream, and the residuals and entry states of each step, for each branch."""
         for segment in self.segments:
             for stream in Streams._fields:
-                into, out = (self._seen.get((point, stream), {}) for point in _ends(segment))
-                for branch in sorted({branch for branch, _ in out}):
-                    entered = [into[branch, step] for step in range(steps)]
-                    yield segment.key, stream, [out[branch, step] - entered[step] for step in range(steps)], entered
+                entries, outputs = (self._states.get((point, stream), {}) for point in _ends(segment))
+                for branch in sorted({branch for branch, _ in outputs}):
+                    entered = [entries[branch, step] for step in range(steps)]
+                    residuals = [outputs[branch, step] - entered[step] for step in range(steps)]
+                    yield segment.key, stream, residuals, entered
 
     def _watched(self, block: Block, enters: bool, leaves: bool) -> Callable[..., Any]:
         original = block.module.forward
@@ -136,7 +137,7 @@ class Recorder(Observer):
             return
         for stream, states in zip(Streams._fields, streams, strict=True):
             if states is not None:
-                self._seen[point, stream][now.branch, now.step] = _some_rows(self._guided(states), self._most_rows)
+                self._states[point, stream][now.branch, now.step] = _some_rows(self._guided(states), self._most_rows)
 
     def _guided(self, states: torch.Tensor) -> torch.Tensor:
         states = world.gather_cfg_branches(states)
@@ -154,7 +155,7 @@ def record(
     segments: Sequence[Segment],
     pairs: Pairs | None = None,
 ) -> Recorder:
-    """Generate one batch with the cache on, skipped blocks running as well, and return a recorder that has seen it."""
+    """Generate a batch with the cache on, skipped blocks running as well; return the recorder that observed it."""
     recorder = Recorder(segments, len(batch), runner.call.get("guidance_scale", 1.0), pairs)
     with runner.enabled(config, calibration, recorder) as cached:
         cached.generate(batch)
@@ -166,6 +167,6 @@ def _ends(segment: Segment) -> tuple[_Point, _Point]:
 
 
 def _some_rows(states: torch.Tensor, most: int) -> torch.Tensor:
-    """[B, N, D] -> [n, D] on the CPU: every row, or evenly spaced ones, the same at every step."""
+    """Return at most `most` evenly spaced rows on the CPU, [B, N, D] -> [n, D]; the same ones at every step."""
     rows = states.detach().flatten(0, 1)
     return rows[:: -(-len(rows) // most)].float().cpu().clone()

@@ -1,4 +1,4 @@
-"""Fits stand-ins anew for one mask, on the trajectory that the mask and these stand-ins themselves lead to."""
+"""Refits the stand-ins of a mask on the trajectory that the mask and these stand-ins lead to."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from dataclasses import replace
 import torch
 
 from fastcache_xdit.approx.calibration import Calibration
-from fastcache_xdit.approx.fitted import Fitted, Halves, Refitted
-from fastcache_xdit.approx.moments import Moments
+from fastcache_xdit.approx.fitted import Fitted, Refitted
+from fastcache_xdit.approx.moments import Halves, Moments
 from fastcache_xdit.config import FastCacheConfig
-from fastcache_xdit.decision.schedule import mask_for, skips
+from fastcache_xdit.decision.schedule import computed_steps, skipped_steps
 from fastcache_xdit.host.xdit import world
 from fastcache_xdit.host.xdit.engine import Batch
 from fastcache_xdit.segments.segment import Segment
@@ -20,7 +20,7 @@ from fastcache_xdit.tuning.recorder import record
 from fastcache_xdit.tuning.runner import Runner
 
 ROUNDS = 2
-BASE_SHARE = 0.3  # of the calibration's moments, to the new ones' 1: few prompts do not overrule many
+BASE_WEIGHT = 0.3  # of the calibration's moments relative to the new ones, which come from fewer prompts
 
 Refits = dict[Refitted, torch.Tensor]
 
@@ -29,9 +29,9 @@ class Refitter:
     """Refits masks at one number of steps.
 
     Args:
-        runner: the model; its call has the number of steps.
+        runner: the model; its call arguments include the number of steps.
         batches: prompts to fit on, at least `HELD_OUT_EVERY` batches.
-        base: the calibration that refits refine.
+        base: the calibration to refine.
     """
 
     def __init__(self, runner: Runner, batches: Sequence[Batch], base: Calibration) -> None:
@@ -40,7 +40,7 @@ class Refitter:
         self.base = base
 
     def refit(self, config: FastCacheConfig) -> Refits:
-        """Return stand-ins of a mask, refitted on its own trajectory; every rank must call it."""
+        """Return coefficients of a mask's stand-ins, refitted on its own trajectory; every rank must call it."""
         segment = Segment(0, tuple(self.runner.blocks[config.lead_blocks :]))
         sums: dict[str, dict[str, dict[str, Moments]]] = {half: {} for half in Halves._fields}
         refits: Refits = {}
@@ -65,17 +65,17 @@ class Refitter:
         }
         fitted = Fitted(config.stand_in, halves, coherence=self.base.coherence)
         refits: Refits = {}
-        for step, computed in skips(mask_for(config.schedule or {}, len(sigmas))):
+        for step, computed in skipped_steps(computed_steps(config.schedule or {}, len(sigmas))):
             for stream in halves:
-                name = Refitted(key, config.stand_in, sigmas, stream, step, computed[: fitted.references])
-                refits[name] = fitted.coefficients(stream, step, computed).float()
+                refitted = Refitted(key, config.stand_in, sigmas, stream, step, computed[: fitted.references])
+                refits[refitted] = fitted.coefficients(stream, step, computed).float()
         return refits
 
 
 def _blended(new: Moments, old: Moments) -> Moments:
-    """New moments of all ranks, and old ones."""
+    """Return the new moments of all ranks plus the scaled old ones."""
     new = Moments(new.sigmas, world.sum_over_ranks(new.gram))
-    scale = BASE_SHARE * _energy(new) / _energy(old)
+    scale = BASE_WEIGHT * _energy(new) / _energy(old)
     return new.plus(Moments(new.sigmas, scale * old.gram))
 
 

@@ -1,4 +1,4 @@
-"""Generates batches on every rank for calibration, tuning and benchmarks: final latents, known to all ranks."""
+"""Generates batches over all ranks for calibration, tuning and benchmarks; every rank receives the results."""
 
 from __future__ import annotations
 
@@ -23,19 +23,24 @@ from fastcache_xdit.segments.segment import Block
 
 @dataclass(frozen=True)
 class CachedRun:
-    """A model with its cache on: `generate` gives the final latents [B, ...] of a batch."""
+    """A model with its cache on.
+
+    Attributes:
+        handle: the handle of the cache.
+        generate: returns the final latents [B, ...] of a batch.
+    """
 
     handle: Handle
     generate: Callable[[Batch], torch.Tensor]
 
 
 class Runner:
-    """One model with fixed call arguments.
+    """A model with fixed call arguments.
 
     Args:
         engine: the model.
         call: arguments of every pipeline call, at least `num_inference_steps`.
-        region: the mask of an edit, for configs whose partial steps compute that alone.
+        region: mask of an edit, for configs with `tokens.score: region`.
     """
 
     def __init__(self, engine: Engine, call: dict[str, Any], region: torch.Tensor | None = None) -> None:
@@ -45,21 +50,21 @@ class Runner:
 
     @property
     def host(self) -> Host:
-        """Where the model runs."""
+        """The host of the model."""
         return host_of(self.engine.pipe)
 
     @property
     def blocks(self) -> list[Block]:
-        """All blocks of this rank in running order."""
+        """The blocks of this rank, in running order."""
         return self.host.blocks
 
     @property
     def block_names(self) -> list[str]:
-        """Their names."""
+        """The names of these blocks."""
         return [block.name for block in self.blocks]
 
     def steps(self, num_inference_steps: int) -> Runner:
-        """Return the same with another number of steps."""
+        """Return a runner of the same model with another number of steps."""
         return Runner(self.engine, {**self.call, "num_inference_steps": num_inference_steps}, self.region)
 
     def sigmas(self) -> list[float]:
@@ -68,7 +73,7 @@ class Runner:
         return [float(timestep) / scheduler.config.num_train_timesteps for timestep in scheduler.timesteps.tolist()]
 
     def images(self, batch: Batch, config: FastCacheConfig | None, calibration: Calibration | None = None) -> list[Any]:
-        """Generate PIL images, with a cache of its own or without one."""
+        """Generate PIL images, with the cache turned on for this batch or without a cache."""
         with self.enabled(config, calibration) if config else repaired(self.engine.pipe):
             parts = world.all_gather_objects(self.engine.generate(batch, **self.call))
         images = {index: image for part in parts for index, image in part.items()}
@@ -83,7 +88,7 @@ class Runner:
     def enabled(
         self, config: FastCacheConfig, calibration: Calibration | None = None, observer: Observer | None = None
     ) -> Iterator[CachedRun]:
-        """Turn the cache on for the length of a with block; arguments as in `enable`."""
+        """Turn the cache on inside a with block; arguments as in `enable`."""
         with fastcache(self.engine.pipe, config, calibration=calibration, observer=observer) as handle:
             if config.tokens and config.tokens.score == "region":
                 handle.focus(self.region)
@@ -91,11 +96,10 @@ class Runner:
 
     def _latents(self, batch: Batch) -> torch.Tensor:
         own = self.engine.generate(batch, **{**self.call, "output_type": "latent"})
-        latents = {index: each for part in world.all_gather_objects(own) for index, each in part.items()}
+        latents = {index: latent for part in world.all_gather_objects(own) for index, latent in part.items()}
         return torch.stack([latents[request.index].float().cpu() for request in batch])
 
 
-def relative_error(latents: torch.Tensor, truth: torch.Tensor) -> torch.Tensor:
-    """Return [B]: norm of the difference over the norm of `truth`, sample by sample."""
-    difference, whole = (latents - truth).flatten(1), truth.flatten(1)
-    return difference.norm(dim=1) / whole.norm(dim=1)
+def relative_error(latents: torch.Tensor, reference: torch.Tensor) -> torch.Tensor:
+    """Return the norm of the difference over the norm of the reference for each sample, [B, ...] -> [B]."""
+    return (latents - reference).flatten(1).norm(dim=1) / reference.flatten(1).norm(dim=1)

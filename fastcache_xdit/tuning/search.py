@@ -1,4 +1,4 @@
-"""Finds the mask of a config: planned by the dynamic programme, refined by a small seeded search on true images."""
+"""Searches for the mask of a config: planned from the calibration, then refined by a seeded search on images."""
 
 from __future__ import annotations
 
@@ -23,7 +23,15 @@ COHERENCES = (0.0, 0.5, 1.0)
 
 
 class Trial(NamedTuple):
-    """One config on the search prompts: how good, and at what cost."""
+    """The quality and cost of one config on the search prompts.
+
+    Attributes:
+        psnr_db: mean PSNR of its images against uncached ones.
+        compute_ratio: fraction of block calls executed.
+        mask: its mask.
+        config: the config.
+        refits: coefficients that belong to it.
+    """
 
     psnr_db: float
     compute_ratio: float
@@ -33,16 +41,16 @@ class Trial(NamedTuple):
 
 
 def compute_ratio(mask: str, lead_blocks: int, num_blocks: int, partial: float = 0.0) -> float:
-    """Block calls executed / all, for a mask with so many lead blocks; a step marked p counts as `partial`."""
+    """Return the fraction of block calls that a mask executes; a step marked p counts as the fraction `partial`."""
     computed = mask.count("1") + partial * mask.count("p")
     return (computed * num_blocks + (len(mask) - computed) * lead_blocks) / (len(mask) * num_blocks)
 
 
 def affordable(budget: float, steps: int, lead_blocks: int, num_blocks: int) -> int:
-    """The most computed steps whose compute ratio stays within `budget`.
+    """Return the largest number of computed steps whose compute ratio is within `budget`.
 
     Raises:
-        UsageError: not even one step fits.
+        UsageError: the budget is too small for one step.
     """
     lead = lead_blocks / num_blocks
     computed = int((budget - lead) / (1 - lead) * steps + 1e-9)
@@ -55,18 +63,18 @@ def affordable(budget: float, steps: int, lead_blocks: int, num_blocks: int) -> 
 
 @dataclass
 class Search:
-    """Searches at one number of steps, on prompts whose uncached images are generated once.
+    """Searches masks for one number of steps, on prompts whose uncached images are generated once.
 
     Args:
-        runner: the model; its call has the number of steps.
-        batches: search prompts, which calibration may share and evaluation must not.
-        calibration: of the model.
-        path: where it lies, for the configs that are found.
-        lead_blocks: always computed; a schedule needs none, since it looks at no change.
+        runner: the model; its call arguments include the number of steps.
+        batches: search prompts, which may be those of the calibration but not of the evaluation.
+        calibration: the calibration of the model.
+        path: its path, for the resulting configs.
+        lead_blocks: number of lead blocks; a schedule needs none, since it measures no change.
         seed: of the order in which moves are tried.
-        start: a config whose mask for this number of steps is tried too, where it is within the budget.
-        refitter: fits the best mask's stand-ins anew.
-        polisher: trains them after that.
+        start: a config whose mask is tried too, if it is within the budget.
+        refitter: refits the stand-ins of the best mask.
+        polisher: trains them afterwards.
     """
 
     runner: Runner
@@ -82,13 +90,17 @@ class Search:
 
     def __post_init__(self) -> None:
         self.num_blocks = len(self.runner.block_names)
-        self.truth = [to_tensor(self.runner.images(batch, None)) for batch in self.batches]
+        self.references = [to_tensor(self.runner.images(batch, None)) for batch in self.batches]
         self.sigmas = self.runner.sigmas()
         self.steps = len(self.sigmas)
         self._planner: tuple[ErrorTable, list[float]] | None = None
 
     def best(self, budget: float, evaluations: int, report: Callable[[str], None]) -> Trial:
-        """The best config found within `budget` of the block calls, by at most so many evaluations."""
+        """Return the best config with at most the fraction `budget` of the block calls, by so many evaluations.
+
+        Raises:
+            UsageError: the budget is too small, or the calibration lacks the segment.
+        """
         trials = [self.evaluate(mask) for mask in self._planned(budget)]
         best = max(trials, key=lambda trial: trial.psnr_db)
         report(f"planned {len(trials)} masks for {budget:.0%}: {best.psnr_db:.1f} dB")
@@ -99,7 +111,7 @@ class Search:
         return self._polished(best, self.polisher, report) if self.polisher else best
 
     def evaluate(self, mask: str) -> Trial:
-        """Mean PSNR of a mask on the search prompts; each is tried once."""
+        """Return the trial of a mask on the search prompts; a mask is evaluated once."""
         if mask not in self.tried:
             config = FastCacheConfig.scheduled(mask, calibration=self.path, stand_in=FORM, lead_blocks=self.lead_blocks)
             ratio = compute_ratio(mask, self.lead_blocks, self.num_blocks)
@@ -107,34 +119,37 @@ class Search:
         return self.tried[mask]
 
     def _polished(self, best: Trial, polisher: Polisher, report: Callable[[str], None]) -> Trial:
-        """Trained further; kept where that helps the search prompts as well as those that judged it."""
+        """Train the stand-ins of the best trial; return it, or the old one if it is better on the search prompts."""
         refits = polisher.polish(best.config, replace(self.calibration, refits=best.refits), report)
         trial = best._replace(psnr_db=self._psnr(best.config, refits), refits=refits)
         report(f"polished: {best.psnr_db:.1f} -> {trial.psnr_db:.1f} dB")
-        return max(best, trial, key=lambda each: each.psnr_db)
+        return max(best, trial, key=lambda option: option.psnr_db)
 
     def _refitted(self, best: Trial, refitter: Refitter, report: Callable[[str], None]) -> Trial:
-        """Fitted anew where that helps: most for few computed steps, which lead far from the uncached trajectory."""
+        """Refit the stand-ins of the best trial; return it, or the old one if it is better.
+
+        This helps most with few computed steps, which lead far from the uncached trajectory.
+        """
         refits = refitter.refit(best.config)
         trial = best._replace(psnr_db=self._psnr(best.config, refits), refits=refits)
         report(f"refitted: {best.psnr_db:.1f} -> {trial.psnr_db:.1f} dB")
-        return max(best, trial, key=lambda each: each.psnr_db)
+        return max(best, trial, key=lambda option: option.psnr_db)
 
     def _psnr(self, config: FastCacheConfig, refits: Refits | None = None) -> float:
         calibration = replace(self.calibration, refits=refits) if refits else self.calibration
         psnrs: list[float] = []
-        for batch, truth in zip(self.batches, self.truth, strict=True):
-            psnrs += psnr_db(to_tensor(self.runner.images(batch, config, calibration)), truth)
+        for batch, reference in zip(self.batches, self.references, strict=True):
+            psnrs += psnr_db(to_tensor(self.runner.images(batch, config, calibration)), reference)
         return sum(psnrs) / len(psnrs)
 
     def _planned(self, budget: float) -> list[str]:
-        """The given mask, those of the dynamic programme by measured and by equal weights of the steps, an even one."""
+        """Return the mask of `start`, planned masks with measured and with equal gains, and an evenly spaced one."""
         computed = affordable(budget, self.steps, self.lead_blocks, self.num_blocks)
         table, gains = self._table()
         plans = [plan(table, weights, computed, c) for weights in (gains, [1.0] * self.steps) for c in COHERENCES]
         given = (self.start.schedule or {}).get(self.steps, "") if self.start else ""
         masks = [given] if given.count("1") == computed and "p" not in given else []
-        return list(dict.fromkeys([*masks, *(each.mask for each in plans), uniform_mask(self.steps, computed)]))
+        return list(dict.fromkeys([*masks, *(planned.mask for planned in plans), uniform_mask(self.steps, computed)]))
 
     def _table(self) -> tuple[ErrorTable, list[float]]:
         if self._planner is None:
@@ -150,7 +165,7 @@ class Search:
         return self._planner
 
     def _climb(self, best: Trial, evaluations: int, report: Callable[[str], None]) -> Trial:
-        """Move one computed step by one place at a time, for as long as that helps."""
+        """Move one computed step by one place at a time, while that improves the mask."""
         generator, moves = random.Random(self.seed), self._moves(best)
         generator.shuffle(moves)
         while moves and evaluations > 0:
@@ -163,8 +178,8 @@ class Search:
         return best
 
     def _moves(self, trial: Trial) -> list[str]:
-        """Untried masks with one computed step moved by one place; the first step stays computed."""
+        """Return the untried masks with one computed step moved by one place; the first step stays computed."""
         mask = trial.mask
         swaps = [step for step in range(1, self.steps - 1) if mask[step] != mask[step + 1]]
         moved = [mask[:step] + mask[step + 1] + mask[step] + mask[step + 2 :] for step in swaps]
-        return [each for each in moved if each not in self.tried]
+        return [candidate for candidate in moved if candidate not in self.tried]

@@ -1,4 +1,4 @@
-"""What calibration adds up on its way, on this rank: moments, and covariances where whole matrices are asked for."""
+"""The sums of a calibration on this rank: moments, and covariances if full matrices are fitted."""
 
 from __future__ import annotations
 
@@ -6,16 +6,19 @@ from collections.abc import Mapping, Sequence
 
 import torch
 
-from fastcache_xdit.approx.fitted import Halves
 from fastcache_xdit.approx.maps import Covariances, fit_maps
-from fastcache_xdit.approx.moments import Moments
+from fastcache_xdit.approx.moments import Halves, Moments
 from fastcache_xdit.approx.packing import MapsBySegment, MomentsBySegment
 from fastcache_xdit.host.xdit import world
 from fastcache_xdit.tuning.recorder import Recorder
 
 
 class Sums:
-    """Sums by half of the requests (`Halves`), segment and stream."""
+    """Sums by half of the requests (`Halves`), segment and stream.
+
+    Args:
+        with_covariances: whether to add up covariances too.
+    """
 
     def __init__(self, with_covariances: bool) -> None:
         self._with_covariances = with_covariances
@@ -30,7 +33,7 @@ class Sums:
             recorder.add_to_covariances(self._covariances[half], len(sigmas))
 
     def moments(self, sigmas: Sequence[float]) -> MomentsBySegment:
-        """Return the sums over all ranks; every rank must call it."""
+        """Return the moments summed over all ranks; every rank must call it."""
         moments: MomentsBySegment = {}
         for segment, streams in sorted(self._moments["training"].items()):
             for stream in sorted(streams):
@@ -45,12 +48,12 @@ class Sums:
         for segment, streams in sorted(self._covariances["training"].items()):
             for stream in sorted(streams):
                 sums = (self._covariances[half][segment][stream] for half in Halves._fields)
-                training, held_out = (Covariances(*map(world.sum_over_ranks, each)) for each in sums)
+                training, held_out = (Covariances(*map(world.sum_over_ranks, covariances)) for covariances in sums)
                 maps.setdefault(segment, {})[stream] = fit_maps(training, held_out)
         return maps
 
     def tensors(self) -> dict[str, torch.Tensor]:
-        """Return this rank's sums by name, for a file to go on from."""
+        """Return this rank's sums by name, for a file."""
         grams = {
             f"{half}/{segment}/{stream}": moments.gram
             for half, segments in self._moments.items()
@@ -67,11 +70,11 @@ class Sums:
         return grams | covariances
 
     def restore(self, tensors: Mapping[str, torch.Tensor], sigmas: Sequence[float]) -> None:
-        """Take what `tensors` gave."""
+        """Set the sums to those that `tensors` returned; `sigmas` are the noise levels of the steps."""
         for name in tensors:
             half, segment, stream, *field = name.split("/")
             if not field:
                 self._moments[half].setdefault(segment, {})[stream] = Moments(sigmas, tensors[name])
             elif field == ["rows"]:
-                parts = (tensors[f"{half}/{segment}/{stream}/{each}"] for each in Covariances._fields)
+                parts = (tensors[f"{half}/{segment}/{stream}/{part}"] for part in Covariances._fields)
                 self._covariances[half].setdefault(segment, {})[stream] = Covariances(*parts)

@@ -1,4 +1,4 @@
-"""What a user asks for (a budget, a speedup, a quality) as a search, and its answers as one config."""
+"""Targets of tuning (a budget, a speedup, a quality), the search for them, and the resulting config."""
 
 from __future__ import annotations
 
@@ -12,26 +12,26 @@ from fastcache_xdit.tuning.refit import Refits
 from fastcache_xdit.tuning.search import Search, Trial
 
 KINDS = {"budget": (0.0, 1.0), "speedup": (1.0, 100.0), "psnr": (0.0, 100.0)}  # allowed range, ends excluded
-Report = Callable[[str], None]
+ReportLine = Callable[[str], None]
 
 
 class Target(NamedTuple):
-    """`budget=0.4` (share of block FLOPs), `speedup=2.5` (wall time) or `psnr=34` (dB, mean over the prompts)."""
+    """A target such as `budget=0.4` (fraction of block FLOPs), `speedup=2.5` (of wall time) or `psnr=34` (mean, dB)."""
 
     kind: str
     value: float
 
     @classmethod
     def parse(cls, text: str) -> Target:
-        """Read KIND=NUMBER.
+        """Parse KIND=NUMBER.
 
         Raises:
-            UsageError: another kind, or a number out of its range.
+            UsageError: the kind is unknown, or the number is out of range.
         """
         kind, _, number = text.partition("=")
         if kind not in KINDS:
             raise UsageError(
-                f"target {text!r} is not known", f"give one of {', '.join(f'{each}=NUMBER' for each in KINDS)}"
+                f"target {text!r} is not known", f"give one of {', '.join(f'{name}=NUMBER' for name in KINDS)}"
             )
         low, high = KINDS[kind]
         try:
@@ -43,11 +43,11 @@ class Target(NamedTuple):
         return cls(kind, value)
 
 
-def find(search: Search, target: Target, evaluations: int, report: Report) -> Trial:
-    """The best config for a target at the search's number of steps.
+def find(search: Search, target: Target, evaluations: int, report: ReportLine) -> Trial:
+    """Return the best config for a target at the search's number of steps.
 
     Raises:
-        UsageError: no config reaches the target; the message says what is within reach.
+        UsageError: no config reaches the target; says what is possible.
     """
     if target.kind == "budget":
         return search.best(target.value, evaluations, report)
@@ -56,8 +56,8 @@ def find(search: Search, target: Target, evaluations: int, report: Report) -> Tr
     return search.best(_budget_for(search, target.value, report), evaluations, report)
 
 
-def _cheapest(search: Search, psnr: float, evaluations: int, report: Report) -> Trial:
-    """The fewest computed steps that reach `psnr`: bisection, then the search proper, then fewer while it holds."""
+def _cheapest(search: Search, psnr: float, evaluations: int, report: ReportLine) -> Trial:
+    """Return the config with the fewest computed steps that reaches `psnr`: bisect, search, then try one step less."""
     low, high = 1, search.steps
     while high - low > 1:
         middle = (low + high) // 2
@@ -70,22 +70,22 @@ def _cheapest(search: Search, psnr: float, evaluations: int, report: Report) -> 
     return refined if refined.psnr_db >= psnr else best
 
 
-def _budget_for(search: Search, speedup: float, report: Report) -> float:
-    """The share of block calls at which wall time is 1 / speedup, from two timings: seconds = fixed + share * slope."""
-    whole, half = _seconds(search, None), _seconds(search, search.best(0.5, 0, report).config)
-    fixed = 2 * half - whole
-    budget = (whole / speedup - fixed) / (whole - fixed)
-    report(f"{whole:.2f} s uncached, {half:.2f} s with half the blocks: {speedup:g}x needs {budget:.0%} of them")
+def _budget_for(search: Search, speedup: float, report: ReportLine) -> float:
+    """Return the budget that gives the speedup, from two timings: seconds = fixed + budget * slope."""
+    full, half = _seconds(search, None), _seconds(search, search.best(0.5, 0, report).config)
+    fixed = 2 * half - full
+    budget = (full / speedup - fixed) / (full - fixed)
+    report(f"{full:.2f} s uncached, {half:.2f} s with half the blocks: {speedup:g}x needs {budget:.0%} of them")
     if budget <= 2 / search.steps:
         raise UsageError(
-            f"{speedup:g}x is out of reach at {search.steps} steps: what is not blocks takes {fixed / whole:.0%} of "
-            f"the time, so that {whole / (fixed + (whole - fixed) * 3 / search.steps):.1f}x is the most"
+            f"{speedup:g}x is out of reach at {search.steps} steps: what is not blocks takes {fixed / full:.0%} of "
+            f"the time, so that {full / (fixed + (full - fixed) * 3 / search.steps):.1f}x is the most"
         )
     return budget
 
 
 def _seconds(search: Search, config: FastCacheConfig | None) -> float:
-    """Least of three timings of one batch."""
+    """Return the least of three wall times of one batch, in seconds."""
     times = []
     for _ in range(3):
         start = time.perf_counter()
@@ -95,7 +95,7 @@ def _seconds(search: Search, config: FastCacheConfig | None) -> float:
 
 
 def merged(trials: Sequence[Trial]) -> tuple[FastCacheConfig, Refits]:
-    """One config that holds every trial's mask (they must agree in lead blocks and stand-in), and all refits."""
+    """Return one config with the masks of all trials, and their refits; lead blocks and stand-in must be the same."""
     schedule: dict[int, str] = {}
     refits: Refits = {}
     for trial in trials:

@@ -1,4 +1,4 @@
-"""Versions of what a measurement depends on."""
+"""Versions of the software that a measurement depends on."""
 
 from __future__ import annotations
 
@@ -7,6 +7,6 @@ from importlib.metadata import version
 
 
 def versions() -> dict[str, str]:
-    """Return the versions of Python and of the packages that compute."""
+    """Return the versions of Python and of the main packages, by name."""
     packages = ("torch", "diffusers", "xfuser", "fastcache_xdit")
     return {"python": platform.python_version(), **{name: version(name) for name in packages}}

@@ -9,10 +9,12 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 
 from fastcache_xdit.approx.calibration import Calibration
-from fastcache_xdit.approx.fitted import Coherence, Halves, Refitted
+from fastcache_xdit.approx.coherence import Coherence
+from fastcache_xdit.approx.fitted import Refitted
 from fastcache_xdit.approx.identity import IDENTITY, check_identity
 from fastcache_xdit.approx.linear import Past, Reference
 from fastcache_xdit.approx.maps import fit_maps
+from fastcache_xdit.approx.moments import Halves
 from tests.approx.test_fit import LEVELS, moments, trajectory
 from tests.approx.test_maps import seen
 

@@ -3,11 +3,12 @@
 import pytest
 import torch
 
+from fastcache_xdit.approx.coherence import Coherence
 from fastcache_xdit.approx.fit import Places, directions, error_made, fit
-from fastcache_xdit.approx.fitted import Coherence, Fitted, Halves
+from fastcache_xdit.approx.fitted import Fitted
 from fastcache_xdit.approx.forms import FORMS
 from fastcache_xdit.approx.linear import Past, Reference
-from fastcache_xdit.approx.moments import Moments
+from fastcache_xdit.approx.moments import Halves, Moments
 
 LEVELS = (0.9, 0.7, 0.5, 0.3, 0.1)
 CHANNELS, ROWS = 3, 400

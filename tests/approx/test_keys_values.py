@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from fastcache_xdit.approx.fitted import Halves
 from fastcache_xdit.approx.keys_values import STREAM, KeysValues, KeysValuesForecast, add_to
+from fastcache_xdit.approx.moments import Halves
 
 LEVELS = (1.0, 0.8, 0.6, 0.4, 0.2)
 LAYERS = {"0 keys": (1.5, -0.75), "0 values": (0.25, 0.5)}

@@ -9,7 +9,7 @@ from PIL import Image
 
 from fastcache_xdit.bench.peers.results import slug
 from fastcache_xdit.cli.main import main
-from tests.evaluate.peers.rows import CONDITIONS, row
+from tests.bench.peers.rows import CONDITIONS, row
 
 CHROMIUM = next(
     (path for name in ("chromium", "chromium-browser", "google-chrome") if (path := shutil.which(name))), ""

@@ -7,7 +7,7 @@ import pytest
 from fastcache_xdit.clock import FUSED, Tick
 from fastcache_xdit.config import FastCacheConfig
 from fastcache_xdit.decision.evidence import Decision, Evidence, Track
-from fastcache_xdit.decision.policy import decide, foreseen
+from fastcache_xdit.decision.policy import decide, planned_skips
 from fastcache_xdit.decision.significance import Online
 from fastcache_xdit.options import TokensConfig
 
@@ -59,7 +59,7 @@ def test_what_forces_computing(evidence, at, reason):
 def test_hard_limits_stand_above_what_a_mask_foresees(limits, skipped):
     free = {"warmup_steps": 1, "cooldown_steps": 0, "max_consecutive_skips": 9, **limits}
     config = FastCacheConfig(test="none", schedule={10: "1001101000"}, **free)
-    assert "".join("01"[each] for each in foreseen("1001101000", config)) == skipped
+    assert "".join("01"[each] for each in planned_skips("1001101000", config)) == skipped
 
 
 def test_a_small_change_is_skipped():

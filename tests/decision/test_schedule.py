@@ -2,7 +2,7 @@
 
 import pytest
 
-from fastcache_xdit.decision.schedule import marks_for, mask_for, skips, uniform_mask
+from fastcache_xdit.decision.schedule import computed_steps, marks_at, skipped_steps, uniform_mask
 
 
 def text(mask):
@@ -10,19 +10,19 @@ def text(mask):
 
 
 def test_a_listed_number_of_steps_takes_its_mask():
-    assert text(mask_for({4: "1010", 6: "100100"}, 6)) == "100100"
+    assert text(computed_steps({4: "1010", 6: "100100"}, 6)) == "100100"
 
 
 def test_another_number_stretches_the_nearest():
-    assert text(mask_for({4: "1010", 20: "1" * 20}, 8)) == "10001000"
-    assert text(mask_for({4: "1010"}, 2)) == "11"
+    assert text(computed_steps({4: "1010", 20: "1" * 20}, 8)) == "10001000"
+    assert text(computed_steps({4: "1010"}, 2)) == "11"
 
 
 def test_partial_marks_are_stretched_too_and_are_no_references():
-    assert marks_for({4: "1p10"}, 4) == "1p10"
-    assert marks_for({4: "1p10"}, 8) == "10p01000"
-    assert marks_for({4: "1p1p"}, 2) == "11", "where they meet, the step is computed"
-    assert text(mask_for({4: "1p10"}, 4)) == "1010"
+    assert marks_at({4: "1p10"}, 4) == "1p10"
+    assert marks_at({4: "1p10"}, 8) == "10p01000"
+    assert marks_at({4: "1p1p"}, 2) == "11", "where they meet, the step is computed"
+    assert text(computed_steps({4: "1p10"}, 4)) == "1010"
 
 
 @pytest.mark.parametrize("steps, computed, expected", [(6, 3, "101010"), (8, 3, "10010100"), (5, 5, "11111")])
@@ -31,5 +31,5 @@ def test_uniform_masks_spread_the_computed_steps(steps, computed, expected):
 
 
 def test_skips_look_back_to_all_computed_steps():
-    assert skips([True, True, False, True, False, False]) == [(2, (1, 0)), (4, (3, 1, 0)), (5, (3, 1, 0))]
-    assert skips([True, True]) == []
+    assert skipped_steps([True, True, False, True, False, False]) == [(2, (1, 0)), (4, (3, 1, 0)), (5, (3, 1, 0))]
+    assert skipped_steps([True, True]) == []

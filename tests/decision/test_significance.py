@@ -10,7 +10,7 @@ from scipy.stats import chi2
 
 from fastcache_xdit.clock import FUSED, Tick
 from fastcache_xdit.decision.evidence import Evidence, Track
-from fastcache_xdit.decision.significance import Calibrated, Insignificant, Online, Paper, Spread, quantile
+from fastcache_xdit.decision.significance import Calibrated, NoTest, Online, Paper, Spread, quantile
 
 
 def ask(test, change=0.1, step=0, motion=0.0, order=1, observed=(), skipped=0, values=1):
@@ -84,4 +84,4 @@ def test_other_schedules_are_interpolated_in_the_noise_level():
 
 
 def test_without_a_test_nothing_is_significant():
-    assert ask(Insignificant(), change=5.0) == (0.0, False)
+    assert ask(NoTest(), change=5.0) == (0.0, False)

@@ -6,7 +6,7 @@ import shutil
 import pytest
 
 from fastcache_xdit.doctor import checkpoint
-from fastcache_xdit.host.xdit import layout
+from fastcache_xdit.host.xdit.checkpoint import possible_layouts
 from shapes.loading import calibration_path, model_path, shipped_calibrations
 from tests import tiny
 
@@ -36,15 +36,15 @@ def test_a_folder_without_pipeline_is_one_problem(tmp_path):
 @pytest.mark.parametrize("ranks, number", [(1, 1), (2, 6), (3, 5), (4, 20)])
 def test_layouts_are_all_products(ranks, number):
     """Of 2 ranks, each of 6 kinds; of 4, the 15 pairs and the 5 kinds other than CFG alone."""
-    found = layout.possible(ranks, None)
-    assert len(found) == number and len({tuple(each.values()) for each in found}) == number
+    found = possible_layouts(ranks, None)
+    assert len(found) == number and len({each for each in found}) == number
 
 
 def test_layouts_keep_to_the_model(flux):
     """4 heads, 8 blocks and no second branch."""
-    assert {each["cfg_degree"] for each in layout.possible(8, flux)} == {1}
-    assert max(each["ulysses_degree"] * each["tensor_parallel_degree"] for each in layout.possible(8, flux)) == 4
-    assert max(each["pipefusion_parallel_degree"] for each in layout.possible(16, flux)) == 8
+    assert {each.degrees["cfg_degree"] for each in possible_layouts(8, flux)} == {1}
+    assert max(each.ulysses_degree * each.tensor_parallel_degree for each in possible_layouts(8, flux)) == 4
+    assert max(each.pipefusion_parallel_degree for each in possible_layouts(16, flux)) == 8
     assert "16 ranks" in checkpoint.layouts(flux, 16).found and "pipefusion 8" in checkpoint.layouts(flux, 16).found
 
 

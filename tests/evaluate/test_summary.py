@@ -6,7 +6,7 @@ import pytest
 from PIL import Image
 
 from fastcache_xdit.evaluate import summary
-from fastcache_xdit.evaluate.compare import Comparison, Run
+from fastcache_xdit.evaluate.compare import Comparison, RankResult
 from fastcache_xdit.evaluate.output import OutputFolder
 from fastcache_xdit.evaluate.report import write_report
 from fastcache_xdit.parallel.ledger import Entry
@@ -20,7 +20,7 @@ def page(*skips, segment="a.1"):
 
 
 def run(seconds, images=(), computed=0, approximated=0, ledgers=()):
-    made = Run(seconds=seconds, images={index: Image.new("RGB", (16, 16), value) for index, value in images})
+    made = RankResult(seconds=seconds, images={index: Image.new("RGB", (16, 16), value) for index, value in images})
     for name, count, is_computed in (("a.0", computed, True), ("a.1", approximated, False)):
         for _ in range(count):
             made.counters.note(name, 4, is_computed)

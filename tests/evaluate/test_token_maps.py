@@ -6,13 +6,13 @@ from PIL import Image
 
 from fastcache_xdit.clock import Tick
 from fastcache_xdit.evaluate.token_maps import TokenMaps, assembled, heat, over
-from fastcache_xdit.partial.balance import Own
+from fastcache_xdit.partial.balance import LocalTokens
 from fastcache_xdit.tokens.selection import Selection
 
 
 def seen(maps, step, index, scores, rows=None):
     """One call of the watch, with two samples of which the second one is not drawn."""
-    kept = Own(Selection(torch.tensor([index, list(range(len(index)))])))
+    kept = LocalTokens(Selection(torch.tensor([index, list(range(len(index)))])))
     patch = None if rows is None else rows[0]
     maps.on_tokens(Tick("fused", patch, step, 8, rows), kept, torch.tensor([scores, [9.0] * len(scores)]))
 

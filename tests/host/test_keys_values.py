@@ -33,9 +33,9 @@ class Fitted:
 class Store:
     """One request's keys [1, 2 rows, 1] and values, which are the same, asked for as xDiT does; gives the keys."""
 
-    def __init__(self, bounds=(0, 1, 2), layers=(LAYER,), fitted=None) -> None:
+    def __init__(self, bounds=(0, 1, 2), layers=(LAYER,), forecast=None) -> None:
         self.clock, self.manager = Clock(), Manager()
-        self.extended = PatchKeysValues(self.clock, dict.fromkeys(layers, "attn"), lambda: list(bounds), fitted)
+        self.extended = PatchKeysValues(self.clock, dict.fromkeys(layers, "attn"), lambda: list(bounds), forecast)
         self._update = self.extended.wrapped(self._write)
         self.begin()
 
@@ -128,14 +128,14 @@ def test_with_a_single_step_to_go_by_it_is_reused():
 
 
 def test_a_calibration_gives_weights_for_keys_and_others_for_values():
-    store = teach(Store(fitted=Fitted()))
+    store = teach(Store(forecast=Fitted()))
     assert store.patch(0, 14) == [14, 0.5 * 22 + 0.25 * 20]
     assert store.asked[0, :, 1].tolist() == [14, 2 * 22 - 20]
     assert store.held() == [14, 22]
 
 
 def test_a_layer_that_the_calibration_does_not_know_follows_the_line():
-    store = teach(Store(fitted=Fitted()))
+    store = teach(Store(forecast=Fitted()))
     store.extended.layers = {LAYER: "another"}
     assert store.patch(0, 14) == [14, 26]
 

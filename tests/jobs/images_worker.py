@@ -25,7 +25,7 @@ def main(model: str, call: dict[str, Any], options: dict[str, Any]) -> dict[str,
     register()
     join(replicas=1)
     recipe = Recipe(model=model, dtype="float32", seed=0, call=call, cache=CACHE)
-    replica = Replica(recipe, options)
+    replica = Replica(recipe, loading.xdit_options(options))
     first, other, small, broken, neighbour = (_item(number) for number in range(5))
     small = small.model_copy(update={"width": 64, "height": 64})
     broken = broken.model_copy(update={"guidance": 1e38})

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from fastcache_xdit.jobs.item import Figures, Item, Outcome
+from fastcache_xdit.jobs.item import Figures, Item, ItemOutcome
 from fastcache_xdit.jobs.recipe import Recipe, checked
 from fastcache_xdit.jobs.store import Store
 from fastcache_xdit.jobs.submit import items_of
@@ -29,6 +29,6 @@ def store(folder: Path, count: int, **changes: Any) -> Store:
     return Store.create(folder, recipe(**changes), items([{"prompt": f"prompt {n}"} for n in range(count)], **changes))
 
 
-def outcomes(taken: Any) -> list[Outcome]:
+def outcomes(taken: Any) -> list[ItemOutcome]:
     """What a model that paints each item's number would return."""
-    return [Outcome(item.id, image=str(item.id).encode()) for item in taken]
+    return [ItemOutcome(item.id, image=str(item.id).encode()) for item in taken]

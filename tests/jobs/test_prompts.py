@@ -13,7 +13,7 @@ from hypothesis import strategies as some
 from pyarrow import parquet
 
 from fastcache_xdit.jobs.prompts import read_prompts
-from fastcache_xdit.jobs.recipe import LONGEST_PROMPT, REASON_LENGTH, BadLine, Line, checked
+from fastcache_xdit.jobs.recipe import LONGEST_PROMPT, REASON_LENGTH, BadLine, PromptLine, checked
 
 LINES = [
     {"prompt": "a red circle", "seed": 3, "width": 64, "height": 128, "steps": 8, "guidance": 1.5},
@@ -33,7 +33,7 @@ def test_txt_is_one_prompt_a_line(tmp_path):
 
 
 def test_every_kind_of_file_gives_the_same_lines(tmp_path):
-    columns = list(Line.model_fields)
+    columns = list(PromptLine.model_fields)
     rows = [",".join(f'"{line.get(name, "")}"' for name in columns) for line in LINES]
     parquet.write_table(
         pyarrow.Table.from_pylist([dict.fromkeys(columns) | line for line in LINES]), tmp_path / "p.parquet"
@@ -41,7 +41,7 @@ def test_every_kind_of_file_gives_the_same_lines(tmp_path):
     write(tmp_path, "p.jsonl", "\n".join(json.dumps(line) for line in LINES))
     write(tmp_path, "p.csv", "\n".join([",".join(columns), *rows]))
     for name in ("p.jsonl", "p.csv", "p.parquet"):
-        assert read_prompts(tmp_path / name) == [Line(**line) for line in LINES]
+        assert read_prompts(tmp_path / name) == [PromptLine(**line) for line in LINES]
 
 
 @pytest.mark.parametrize(
@@ -66,7 +66,7 @@ def test_every_kind_of_file_gives_the_same_lines(tmp_path):
 )
 def test_a_bad_line_says_why_and_spoils_no_other(tmp_path, line, words):
     before, bad, after = read_prompts(write(tmp_path, "p.jsonl", b'{"prompt": "a"}\n' + line + b'\n{"prompt": "b"}\n'))
-    assert (before, after) == (Line(prompt="a"), Line(prompt="b"))
+    assert (before, after) == (PromptLine(prompt="a"), PromptLine(prompt="b"))
     assert isinstance(bad, BadLine) and all(word in bad.reason for word in words), bad
     assert len(bad.reason) <= REASON_LENGTH
 
@@ -74,12 +74,16 @@ def test_a_bad_line_says_why_and_spoils_no_other(tmp_path, line, words):
 def test_bad_bytes_and_cells_of_tables(tmp_path):
     path = write(tmp_path, "p.csv", b'prompt,steps\na,5\n\xff,5\nb,c,d\n"e, f",\n\n' + b"x" * 200_000 + b",1\ng,2\n")
     first, latin, cells, quoted, long, last = read_prompts(path)
-    assert (first, quoted, last) == (Line(prompt="a", steps=5), Line(prompt="e, f"), Line(prompt="g", steps=2))
+    assert (first, quoted, last) == (
+        PromptLine(prompt="a", steps=5),
+        PromptLine(prompt="e, f"),
+        PromptLine(prompt="g", steps=2),
+    )
     assert "not UTF-8" in latin.reason and "3 cells in 2 columns" in cells.reason and "not CSV" in long.reason
     texts = pyarrow.StringArray.from_buffers(2, *pyarrow.array([b"ok", b"\xff"]).buffers()[1:])
     parquet.write_table(pyarrow.table({"prompt": texts}), tmp_path / "p.parquet")
     good, bad = read_prompts(tmp_path / "p.parquet")
-    assert good == Line(prompt="ok") and "not UTF-8" in bad.reason
+    assert good == PromptLine(prompt="ok") and "not UTF-8" in bad.reason
 
 
 @pytest.mark.parametrize(
@@ -103,10 +107,10 @@ def test_a_bad_file_is_refused(tmp_path, name, content, words):
 cells = some.none() | some.booleans() | some.integers() | some.floats() | some.text() | some.lists(some.integers())
 
 
-@given(some.dictionaries(some.sampled_from([*Line.model_fields, "other"]), cells))
+@given(some.dictionaries(some.sampled_from([*PromptLine.model_fields, "other"]), cells))
 def test_no_line_raises(values):
     line = checked(values)
-    assert isinstance(line, Line) or (0 < len(line.reason) <= REASON_LENGTH and line.reason.isprintable())
+    assert isinstance(line, PromptLine) or (0 < len(line.reason) <= REASON_LENGTH and line.reason.isprintable())
 
 
 @given(some.binary())
@@ -118,4 +122,6 @@ def test_no_file_raises_anything_but_a_users_error(content):
             except ValueError as error:
                 assert folder in str(error)
             else:
-                "".join(line.prompt if isinstance(line, Line) else line.text + line.reason for line in lines).encode()
+                "".join(
+                    line.prompt if isinstance(line, PromptLine) else line.text + line.reason for line in lines
+                ).encode()

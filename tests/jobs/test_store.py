@@ -18,10 +18,10 @@ from hypothesis import strategies as some
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 from pyarrow import parquet
 
+from fastcache_xdit.files import checksum
 from fastcache_xdit.jobs.desk import StoreDesk
 from fastcache_xdit.jobs.export import damaged, export
-from fastcache_xdit.jobs.files import checksum
-from fastcache_xdit.jobs.item import Outcome
+from fastcache_xdit.jobs.item import ItemOutcome
 from fastcache_xdit.jobs.store import Store
 from tests.jobs.jobs import FIGURES, items, outcomes, recipe, store
 
@@ -35,7 +35,7 @@ def test_a_batch_is_claimed_once_and_done(tmp_path):
     assert [[item.id for item in work.items] for work in (first, second)] == [[0, 1], [2]]
     assert one.next() == ((), True), "others hold items that may come back"
     one.deliver(outcomes(first.items), FIGURES)
-    two.deliver([Outcome(2, error="NaN")], FIGURES)
+    two.deliver([ItemOutcome(2, error="NaN")], FIGURES)
     assert one.next() == ((), False)
     assert job.counts() == {"pending": 0, "running": 0, "done": 2, "failed": 1}
     done = job.items("state = 'done'")
@@ -123,7 +123,7 @@ CRASHES = [(call, when) for call in ("os.fsync", "os.replace", "store.record") f
 DYING = """
 import os, signal, sys
 from pathlib import Path
-from fastcache_xdit.jobs import files
+from fastcache_xdit import files
 from fastcache_xdit.jobs.desk import StoreDesk
 from fastcache_xdit.jobs.store import Store
 from tests.jobs.jobs import FIGURES, outcomes

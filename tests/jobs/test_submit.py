@@ -7,7 +7,7 @@ from collections import Counter
 from hypothesis import given
 from hypothesis import strategies as some
 
-from fastcache_xdit.jobs.recipe import BadLine, Line
+from fastcache_xdit.jobs.recipe import BadLine, PromptLine
 from fastcache_xdit.jobs.submit import items_of
 from tests.jobs.jobs import items, recipe
 
@@ -27,7 +27,7 @@ def test_a_size_that_the_model_cannot_make_fails_at_once():
 
 
 def test_bad_lines_keep_their_place_and_seeds_do_not_shift():
-    made = items_of([BadLine(text="?", reason="no"), Line(prompt="b")], recipe(), 8)
+    made = items_of([BadLine(text="?", reason="no"), PromptLine(prompt="b")], recipe(), 8)
     assert [(item.id, item.state, item.batch) for item in made] == [(0, "failed", None), (1, "pending", 0)]
     assert made[1].seed == 8
 

@@ -9,7 +9,7 @@ import torch
 
 from fastcache_xdit import FastCacheConfig, Handle, fastcache
 from fastcache_xdit.clock import Tick
-from fastcache_xdit.partial.balance import Own
+from fastcache_xdit.partial.balance import LocalTokens
 from tests.parallel.cached import Answer, asked
 
 
@@ -39,7 +39,7 @@ def partly(pipe: Any, family: str, config: dict, twice: bool = False, **request:
         if config["tokens"].get("score") == "region":
             handle.focus(REGION)
         answer = asked(handle, pipe, family, **request)
-        rows = {key[1:]: known[0][1] for key, known in handle._session.driver.partial.context._stored.items()}
+        rows = {key[1:]: known[0][1] for key, known in handle._session.driver.partial.keys_values._stored.items()}
         again = asked(handle, pipe, family, **request).latents if twice else None
         return TokenAnswer(**vars(answer), again=again, kept=kept, rows=rows, store=_in_store(handle, rows))
 
@@ -48,10 +48,10 @@ def _watch(handle: Handle) -> dict[tuple[int, int | None], torch.Tensor]:
     found = {}
 
     def watch(tick: Tick, kept: Any, scores: torch.Tensor) -> None:
-        if isinstance(kept, Own):
+        if isinstance(kept, LocalTokens):
             found[tick.step, tick.patch] = kept.selection.index
 
-    handle._session.driver.partial.watch = watch
+    handle._session.driver.partial.on_tokens = watch
     return found
 
 

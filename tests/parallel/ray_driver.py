@@ -52,7 +52,7 @@ def _on_ray() -> tuple[numpy.ndarray, list[str]]:
 
 def _alone() -> tuple[numpy.ndarray, str]:
     join(replicas=1)
-    single = engine.Engine(MODEL, {}, "float32")  # cached as well: the command line said so
+    single = engine.Engine(MODEL, loading.xdit_options({}), "float32")  # cached as well: the command line said so
     images = single.generate((engine.Request(0, PROMPT, SEED),), **CALL)
     return numpy.asarray(images[0]), str(applied()[-1].report())
 

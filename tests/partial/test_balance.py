@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fastcache_xdit.options import TokensConfig
-from fastcache_xdit.partial.balance import Moved, Own, TokenScores, choose_tokens
+from fastcache_xdit.partial.balance import LocalTokens, ReshardedTokens, TokenScores, choose_tokens
 from fastcache_xdit.tokens.selection import select
 from tests.tokens.drawing import PROPERTY, random, seeds
 
@@ -48,7 +48,7 @@ def test_padded_shares_are_equal_and_hold_what_one_process_keeps(drawn):
     if any(kept is None for kept in found):
         assert found == [None] * ranks
         return
-    assert isinstance(alone, Own) and len({kept.count for kept in found}) == 1
+    assert isinstance(alone, LocalTokens) and len({kept.count for kept in found}) == 1
     for sample in range(batch):
         kept = torch.cat([rank * length + each.selection.index[sample] for rank, each in enumerate(found)])
         assert set(alone.selection.index[sample].tolist()) <= set(kept.tolist())
@@ -71,7 +71,9 @@ def test_moved_rows_are_equal_shares_and_come_home(drawn):
     assert torch.equal(torch.cat(home, dim=1), wanted.put(-wanted.take(x), x))
 
 
-def together(played: list[Played], found: list[Moved], verb: str, arguments: list[tuple]) -> list[torch.Tensor]:
+def together(
+    played: list[Played], found: list[ReshardedTokens], verb: str, arguments: list[tuple]
+) -> list[torch.Tensor]:
     """Every rank sends, then every rank gets what all have sent."""
     for each, kept, mine in zip(played, found, arguments, strict=True):
         each.everyone = None

@@ -141,7 +141,7 @@ def test_a_region_is_computed_and_nothing_else():
         mask[:, : size // 2] = 1
         with fastcache(pipe, config) as handle:
             handle.focus(mask)
-            handle._session.driver.partial.watch = lambda tick, kept, scores: chosen.append(kept)
+            handle._session.driver.partial.on_tokens = lambda tick, kept, scores: chosen.append(kept)
             found.append(generate(pipe, "pixart"))
         assert {entry.tokens for entry in handle.report().ledger} == {None, 32}
     assert torch.equal(*found)
@@ -192,7 +192,7 @@ def test_both_halves_of_guidance_keep_the_same_tokens():
 def watched(handle):
     """Collect the indices of what partial steps keep."""
     found = []
-    handle._session.driver.partial.watch = lambda tick, kept, scores: found.append(kept.selection.index)
+    handle._session.driver.partial.on_tokens = lambda tick, kept, scores: found.append(kept.selection.index)
     return found
 
 
@@ -221,7 +221,7 @@ def test_a_partial_step_by_hand(family, score):
 
 
 def stored(handle, name):
-    return handle._session.driver.partial.context._stored["fused", None, name][0][1]
+    return handle._session.driver.partial.keys_values._stored["fused", None, name][0][1]
 
 
 class ByHand:
@@ -321,12 +321,12 @@ def test_what_cannot_work_is_refused_by_name(target, tokens, words):
 def test_a_model_whose_spec_does_not_say_how_is_refused_by_name():
     spec = ModelSpec("Strange", {"blocks": BlockSpec()})
     with pytest.raises(ValueError, match="tokens with Strange is not supported"):
-        check_tokens(TokensConfig(keep_ratio=0.5), spec, [], None)
+        check_tokens(TokensConfig(keep_ratio=0.5), spec, [], Topology())
 
 
 def test_what_the_host_cannot_do_with_a_part_is_refused_by_name():
     with pytest.raises(ValueError, match="tokens with FP8 is not supported; leave one of them out"):
-        check_tokens(TokensConfig(keep_ratio=0.5), SPECS[0], [], None, "FP8")
+        check_tokens(TokensConfig(keep_ratio=0.5), SPECS[0], [], Topology(), "FP8")
 
 
 @pytest.mark.parametrize(

@@ -6,10 +6,11 @@ import pytest
 import torch
 from diffusers import DiffusionPipeline, FluxPipeline
 
-from shapes import flux
+from shapes import flux, training
 from shapes.flow import tokenize
 from shapes.loading import model_path
 from shapes.recipes import RECIPES
+from shapes.transformer_training import TrainingRun
 
 
 @pytest.fixture
@@ -84,3 +85,43 @@ def test_answers_of_the_teacher_serve_twice(monkeypatch):
     monkeypatch.setattr(stream, "_ask", ask)
     assert all(len(stream.next(4).inputs[0]) == 4 for _ in range(5))
     assert asked_for == [4, 2, 2, 2, 2] and len(stream.kept) == 4
+
+
+def learned(model: torch.nn.Module) -> None:
+    """What an optimiser's step does to the parameters, as far as an average is concerned."""
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(torch.randn_like(parameter))
+
+
+def test_the_average_forgets_faster_at_the_start():
+    model = torch.nn.Linear(3, 2)
+    expected = [parameter.detach().clone() for parameter in model.parameters()]
+    average = training.moving_average(model)
+    for step in range(2000):
+        learned(model)
+        average.update_parameters(model)
+        decay = min(0.99, (1 + step) / (10 + step))
+        torch._foreach_lerp_(expected, [parameter.detach() for parameter in model.parameters()], 1 - decay)
+    assert all(map(torch.equal, average.module.parameters(), expected))
+
+
+def test_a_checkpoint_goes_on_where_it_was_saved(tmp_path):
+    def run() -> TrainingRun:
+        return TrainingRun(RECIPES["shapes-pixart"].parts(None), random.Random(0))
+
+    first, second = run(), run()
+    for _ in range(3):
+        learned(first.model)
+        first.average.update_parameters(first.model)
+        first.step += 1
+    training.save_checkpoint(tmp_path / "saved.pt", first.state(spent=5.0))
+    state = training.load_checkpoint(tmp_path / "saved.pt")
+    assert all(type(value) is torch.Tensor for value in state["average"])
+    second.restore(state)
+    assert second.step == 3 and second.spent == 5.0
+    for training_run in (first, second):
+        torch.manual_seed(1)
+        learned(training_run.model)
+        training_run.average.update_parameters(training_run.model)
+    assert all(map(torch.equal, first.average.parameters(), second.average.parameters()))

@@ -8,11 +8,10 @@ from hypothesis import strategies as st
 from fastcache_xdit.tokens.saliency import moving, token_change
 from fastcache_xdit.tokens.selection import (
     bucketed,
+    larger_of_branches,
     rank_count,
-    reshard,
     select,
     select_global,
-    share_pairs,
 )
 from tests.tokens.drawing import PROPERTY, random, scores, tokens
 
@@ -82,7 +81,7 @@ def test_shared_inputs_are_taken_alike(case):
     x, picked = case
     table = random(0, x.shape[1], 3, 2)
     batched = picked.take(table.expand(len(x), -1, -1, -1))
-    assert torch.equal(picked.take_shared(table), batched)
+    assert torch.equal(picked.look_up(table), batched)
     assert torch.equal(picked.take(table[None]), batched)
 
 
@@ -92,13 +91,13 @@ def test_counts_are_rounded_up_to_a_bucket(count, rounded):
 
 
 def test_guidance_branches_keep_the_same_tokens():
-    shared = share_pairs(torch.tensor([[1.0, 5.0], [0.0, 2.0], [3.0, 4.0], [1.0, 1.0]]))
+    shared = larger_of_branches(torch.tensor([[1.0, 5.0], [0.0, 2.0], [3.0, 4.0], [1.0, 1.0]]))
     assert shared.tolist() == [[3.0, 5.0], [1.0, 2.0]] * 2
 
 
 def test_guidance_branches_come_in_pairs():
     with pytest.raises(ValueError, match="3 rows"):
-        share_pairs(torch.zeros(3, 2))
+        larger_of_branches(torch.zeros(3, 2))
 
 
 @PROPERTY
@@ -132,28 +131,12 @@ def test_no_rank_keeps_more_than_the_busiest_needs(case):
     assert rank_count(kept, ranks, ranks * length, 1) == max(parts)
 
 
-@PROPERTY
-@given(shards())
-def test_resharded_chunks_are_the_selection_in_order(case):
-    gathered, count = case
-    ranks, rows, length = gathered.shape
-    kept = select_global(gathered, bucketed(count, ranks, ranks * length))
-    chunks = reshard(kept, ranks)
-    assert chunks.shape == (ranks, rows, kept.index.shape[1] // ranks)
-    assert torch.equal(torch.cat(list(chunks), dim=1), kept.index)
-
-
-def test_an_uneven_reshard_is_refused():
-    with pytest.raises(ValueError, match="3 tokens do not divide among 2 ranks"):
-        reshard(select(torch.zeros(1, 4), 3), 2)
-
-
 def test_nothing_is_read_back_from_the_device():
     """The meta device has no numbers: whatever asks for one fails, and so does a tensor made elsewhere."""
     x = torch.zeros(2, 12, 4, dtype=torch.bfloat16, device="meta")
-    saliency = share_pairs(token_change(x, x))
+    saliency = larger_of_branches(token_change(x, x))
     picked = select(saliency, 5)
     assert moving(saliency, saliency.mean(1), 0.1).device.type == "meta"
     assert picked.put(picked.take(x), x).shape == x.shape
-    assert picked.take_shared(x[0]).shape == (2, 5, 4)
-    assert reshard(select_global(saliency.view(2, 3, 4).transpose(0, 1), 6), 3).shape == (3, 2, 2)
+    assert picked.look_up(x[0]).shape == (2, 5, 4)
+    assert select_global(saliency.view(2, 3, 4).transpose(0, 1), 6).index.shape == (2, 6)

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from fastcache_xdit.tuning.coherence import TRIED, best_way
+from fastcache_xdit.tuning.coherence import TRIED, best_candidate
 
 
 def errors(gain, spread, images=16):
@@ -17,10 +17,10 @@ def errors(gain, spread, images=16):
 
 @pytest.mark.parametrize("gain, spread, way", [(0.3, 0.1, 2), (0.3, 2.0, 0), (-0.1, 0.1, 0), (0.0, 0.0, 0)])
 def test_a_gain_must_be_clear(gain, spread, way):
-    assert best_way(errors(gain, spread)) == way
+    assert best_candidate(errors(gain, spread)) == way
 
 
 def test_one_image_that_tips_over_does_not_decide():
     found = errors(0.3, 0.05)
     found[4, 2] = 10
-    assert best_way(found) == 2
+    assert best_candidate(found) == 2

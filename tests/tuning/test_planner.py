@@ -6,8 +6,7 @@ import random
 import pytest
 import torch
 
-from fastcache_xdit.approx.fitted import Halves
-from fastcache_xdit.approx.moments import Moments
+from fastcache_xdit.approx.moments import Halves, Moments
 from fastcache_xdit.tuning.planner import ErrorTable, plan
 
 STEPS = 8

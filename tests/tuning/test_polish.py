@@ -9,7 +9,7 @@ import torch
 
 from fastcache_xdit import FastCacheConfig
 from fastcache_xdit.approx.calibration import Calibration
-from fastcache_xdit.host.xdit import engine
+from fastcache_xdit.host.xdit import engine, loading
 from fastcache_xdit.plugin import register
 from fastcache_xdit.tuning import polish
 from fastcache_xdit.tuning.polish import Polisher
@@ -23,7 +23,7 @@ PROMPTS = ["a red circle left of a blue square on a dark background", "a pink tr
 @pytest.fixture(scope="module")
 def runner():
     register()
-    running = engine.Engine(str(model_path("shapes-pixart")), {}, "float32")
+    running = engine.Engine(str(model_path("shapes-pixart")), loading.xdit_options({}), "float32")
     running.pipe.set_progress_bar_config(disable=True)
     return Runner(running, {**generation_defaults("shapes-pixart"), "num_inference_steps": len(MASK)})
 

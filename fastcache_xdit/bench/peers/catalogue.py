@@ -1,4 +1,4 @@
-"""Everybody who takes part, in the order of tables."""
+"""List the caches that take part, in the order of tables."""
 
 from __future__ import annotations
 
@@ -10,14 +10,17 @@ from fastcache_xdit.bench.peers.peer import Peer
 
 
 def catalogue(configs: Mapping[str, Path]) -> list[Peer]:
-    """FastCache with a model's tuned config files (by label), then everybody else."""
+    """Return FastCache with a model's tuned config files, by label, and all other caches."""
     ours = [own.tuned(configs)] if configs else []
     plain = [own.online(), own.fixed_interval(), own.fewer_steps()]
     return [*ours, *plain, *dbcache.peers(), *diffusers_hooks.peers(), *in_tree.peers()]
 
 
 def unscored() -> list[Peer]:
-    """Those whose pace alone is of interest: no calibration, and a fixed interval is what even masks are."""
+    """Return the caches whose speed is measured on random weights, where nothing is calibrated.
+
+    FastCache's even masks are a fixed interval, so the other one is left out.
+    """
     return [
         own.even_masks(),
         own.online(),

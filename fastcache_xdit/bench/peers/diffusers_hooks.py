@@ -1,4 +1,4 @@
-"""The caches of diffusers' hooks."""
+"""The caches that diffusers has as hooks."""
 
 from __future__ import annotations
 
@@ -10,101 +10,101 @@ from collections.abc import Iterator
 from typing import Any
 
 from fastcache_xdit.bench.peers.lending import LENT, enabled, step_of, timestep_of
-from fastcache_xdit.bench.peers.peer import Apply, Peer, Setting, Site
+from fastcache_xdit.bench.peers.peer import Apply, Peer, Setting, Subject
 
 SUBLAYERS = r".*blocks\.\d+\.(attn\d?|ff|ff_context|ffn)"  # attention and MLP outputs, as TaylorSeer's paper caches
 
 
 @contextlib.contextmanager
-def _first_block(site: Site, threshold: float) -> Iterator[dict[str, Any]]:
+def _first_block(subject: Subject, threshold: float) -> Iterator[dict[str, Any]]:
     from diffusers import FirstBlockCacheConfig
 
-    with enabled(site, FirstBlockCacheConfig(threshold=threshold)) as changes:
+    with enabled(subject, FirstBlockCacheConfig(threshold=threshold)) as changes:
         yield changes
 
 
 @functools.lru_cache(maxsize=1)
-def _ratios(site: Site) -> list[float]:
-    """MagCache's ratios, which its calibration prints; of several arrays (one per guidance branch) the first."""
+def _ratios(subject: Subject) -> list[float]:
+    """Run MagCache's calibration and read the ratios it prints: the first array, where guidance has two branches."""
     from diffusers import MagCacheConfig
 
     printed = io.StringIO()
-    calibrating = MagCacheConfig(calibrate=True, num_inference_steps=site.steps)
-    with enabled(site, calibrating), contextlib.redirect_stdout(printed):
-        site.rehearse()
+    calibrating = MagCacheConfig(calibrate=True, num_inference_steps=subject.steps)
+    with enabled(subject, calibrating), contextlib.redirect_stdout(printed):
+        subject.rehearse()
     lines = printed.getvalue().splitlines()
     return next(ast.literal_eval(line) for line in lines if line.startswith("[") and line.endswith("]"))
 
 
 @contextlib.contextmanager
-def _magnitude(site: Site, **knobs: Any) -> Iterator[dict[str, Any]]:
+def _magnitude(subject: Subject, **knobs: Any) -> Iterator[dict[str, Any]]:
     from diffusers import MagCacheConfig
 
-    config = MagCacheConfig(mag_ratios=_ratios(site), num_inference_steps=site.steps, **knobs)
-    with enabled(site, config) as changes:
+    config = MagCacheConfig(mag_ratios=_ratios(subject), num_inference_steps=subject.steps, **knobs)
+    with enabled(subject, config) as changes:
         yield changes
 
 
 @contextlib.contextmanager
-def _taylorseer(site: Site, **knobs: Any) -> Iterator[dict[str, Any]]:
+def _taylorseer(subject: Subject, **knobs: Any) -> Iterator[dict[str, Any]]:
     import torch
     from diffusers import TaylorSeerCacheConfig
 
-    # Its factors are bfloat16 by default, which would lose what a float32 model knows.
+    # Its factors are bfloat16 by default, too coarse for a float32 model.
     config = TaylorSeerCacheConfig(taylor_factors_dtype=torch.float32, **knobs)
-    with enabled(site, config) as changes:
+    with enabled(subject, config) as changes:
         yield changes
 
 
 @contextlib.contextmanager
-def _spectral(site: Site, **knobs: Any) -> Iterator[dict[str, Any]]:
+def _spectral(subject: Subject, **knobs: Any) -> Iterator[dict[str, Any]]:
     from diffusers import SeaCacheConfig
 
     def latents(module: Any, args: Any, kwargs: Any) -> list[Any] | None:
-        """(C, T, H, W) of each sample, where states are still pictures; videos and packed tokens have adapters."""
+        """Return each sample as (C, T, H, W) where states are pictures; diffusers adapts videos and packed tokens."""
         states = args[0] if args else kwargs.get("hidden_states")
         return [sample[:, None] for sample in states] if states is not None and states.ndim == 4 else None
 
-    lent = None if hasattr(site.pipe.transformer, "enable_cache") else latents
-    with enabled(site, SeaCacheConfig(raw_vision_callback=lent, **knobs)) as changes:
+    lent = None if hasattr(subject.pipe.transformer, "enable_cache") else latents
+    with enabled(subject, SeaCacheConfig(raw_vision_callback=lent, **knobs)) as changes:
         yield changes
 
 
 @contextlib.contextmanager
-def _broadcast(site: Site, spatial: int, cross: int) -> Iterator[dict[str, Any]]:
+def _broadcast(subject: Subject, spatial: int, cross: int) -> Iterator[dict[str, Any]]:
     from diffusers import PyramidAttentionBroadcastConfig
 
     config = PyramidAttentionBroadcastConfig(
         spatial_attention_block_skip_range=spatial,
         cross_attention_block_skip_range=cross,
-        current_timestep_callback=lambda: timestep_of(site),
+        current_timestep_callback=lambda: timestep_of(subject),
     )
-    with enabled(site, config) as changes:
+    with enabled(subject, config) as changes:
         yield changes
 
 
 @contextlib.contextmanager
-def _faster(site: Site, attention: int, guidance: int) -> Iterator[dict[str, Any]]:
+def _faster(subject: Subject, attention: int, guidance: int) -> Iterator[dict[str, Any]]:
     from diffusers import FasterCacheConfig
 
     config = FasterCacheConfig(
         spatial_attention_block_skip_range=attention,
         unconditional_batch_skip_range=guidance,
-        attention_weight_callback=lambda _: step_of(site) / site.steps,  # from 0 to 1, as its paper has it
-        current_timestep_callback=lambda: timestep_of(site),
+        attention_weight_callback=lambda _: step_of(subject) / subject.steps,  # from 0 to 1, as its paper has it
+        current_timestep_callback=lambda: timestep_of(subject),
         tensor_format="BCHW",
     )
-    with enabled(site, config) as changes:
+    with enabled(subject, config) as changes:
         yield changes
 
 
 def _sweep(words: str, *values: Any, **fixed: Any) -> tuple[Setting, ...]:
-    """Settings over a knob, or over several that go together: `_sweep("a b", (1, 2), (3, 4))`."""
+    """Return settings over one knob, or over several that go together: `_sweep("a b", (1, 2), (3, 4))`."""
     names = words.split()
     rows = [value if isinstance(value, tuple) else (value,) for value in values]
     return tuple(
         Setting(
-            ", ".join(f"{name} {each:g}" for name, each in zip(names, row, strict=True)),
+            ", ".join(f"{name} {value:g}" for name, value in zip(names, row, strict=True)),
             dict(zip(names, row, strict=True)) | fixed,
         )
         for row in rows
@@ -124,7 +124,7 @@ SWEEPS = {
 
 
 def peers() -> list[Peer]:
-    """All of them."""
+    """Return all of diffusers' caches."""
     magnitude, sublayers = f"calibrated on a prompt of its own; {LENT}", f"attention and MLP outputs, order 1; {LENT}"
     return [
         _peer("FirstBlockCache", _first_block, "first block", LENT),

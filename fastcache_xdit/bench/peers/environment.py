@@ -1,4 +1,4 @@
-"""Where and how a benchmark was run, for those who read its results."""
+"""Record where and how a benchmark was run."""
 
 from __future__ import annotations
 
@@ -15,24 +15,24 @@ import torch
 
 
 def digest(*contents: bytes) -> str:
-    """Twelve letters that tell contents apart."""
+    """Return twelve hexadecimal digits that tell contents apart."""
     return hashlib.sha256(b"".join(contents)).hexdigest()[:12]
 
 
 def circumstances(ranks: int) -> dict[str, str]:
-    """Machine, date and command line."""
+    """Return machine, date and command line."""
     now = datetime.now(timezone.utc).strftime("%Y-%m-%d %H:%M UTC")
     return {"machine": machine(), "date": now, "command": command(ranks)}
 
 
 def command(ranks: int) -> str:
-    """This process's command line, as a user would type it."""
+    """Return this process's command line, as a user would type it."""
     start = f"torchrun --nproc_per_node {ranks}" if ranks > 1 else "python"
     return f"{start} -m fastcache_xdit {shlex.join(sys.argv[1:])}"
 
 
 def package_version(package: str) -> str:
-    """The installed version of a distribution."""
+    """Return the installed version of a distribution, or `not installed`."""
     try:
         return version(package)
     except PackageNotFoundError:
@@ -40,7 +40,7 @@ def package_version(package: str) -> str:
 
 
 def machine() -> str:
-    """The accelerator, or the processor with its cores and the threads that a process uses."""
+    """Name the accelerator, or the processor with its cores and the threads of a process."""
     if torch.cuda.is_available():
         return torch.cuda.get_device_name()
     threads = torch.get_num_threads()

@@ -1,38 +1,28 @@
-"""Who is ahead at what compute: each cache by the best that its own sweep reaches."""
+"""Compare caches at the same compute, each by the best that its own sweep reaches."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
 
-import matplotlib
-
-matplotlib.use("Agg")
-import matplotlib.pyplot as plt
-from matplotlib.colors import to_hex
-
-from fastcache_xdit.bench.peers.results import Row, Study
+from fastcache_xdit.bench.peers.study import ResultRow, Study
 
 BUDGETS = {"1/1.5": 1 / 1.5, "1/2": 1 / 2, "1/3": 1 / 3, "1/4": 1 / 4, "1/5": 1 / 5}
-PALETTE = [to_hex(plt.get_cmap("tab20")(number)) for number in range(20)]
-OURS, THEIRS = PALETTE[6:8], PALETTE[:6] + PALETTE[8:]  # reds are ours alone
-ROUNDING = 1.01  # whole steps and what stand-ins take beside them meet a budget only so closely
+ROUNDING = 1.01  # whole steps, and the FLOPs of stand-ins, meet a budget only so closely
 
 
-def frontier(rows: Sequence[Row]) -> list[Row]:
-    """Settings that no other of these beats in both compute and PSNR, cheapest first."""
-    best: list[Row] = []
+def frontier(rows: Sequence[ResultRow]) -> list[ResultRow]:
+    """Return the settings that no other one beats in both compute and PSNR, cheapest first."""
+    best: list[ResultRow] = []
     for row in sorted(rows, key=lambda row: (row["compute"], -row["scores"]["psnr_db"])):
         if not best or row["scores"]["psnr_db"] > best[-1]["scores"]["psnr_db"]:
             best.append(row)
     return best
 
 
-def within(rows: Sequence[Row], budget: float) -> Row | None:
-    """The best setting that costs no more than a share of the block FLOPs."""
+def within(rows: Sequence[ResultRow], budget: float) -> ResultRow | None:
+    """Return the best setting that costs no more than a share of the block FLOPs; None where all cost more."""
     return max(
         (row for row in rows if row["compute"] <= budget * ROUNDING),
         key=lambda row: row["scores"]["psnr_db"],
@@ -40,28 +30,32 @@ def within(rows: Sequence[Row], budget: float) -> Row | None:
     )
 
 
-def at_budget(rows: Sequence[Row], budget: float) -> float | None:
-    """PSNR in dB of one cache's settings at a share of the block FLOPs; None where even the cheapest costs more.
+def at_budget(rows: Sequence[ResultRow], budget: float) -> float | None:
+    """Return one cache's PSNR in dB at a share of the block FLOPs; None where even its cheapest setting costs more.
 
-    Of FastCache the best setting that there is. Others are given what lies straight between two of their settings, over
-    log compute, so that none is behind for the coarseness of its sweep.
+    For FastCache it is that of the best setting that costs no more. For the others it is interpolated between their two
+    nearest settings, linearly over log compute, so that none is behind for the coarseness of its sweep.
     """
-    known = within(rows, budget)
-    if known is None:
+    below = within(rows, budget)
+    if below is None:
         return None
-    left, low = known["compute"], known["scores"]["psnr_db"]
     above = [row for row in frontier(rows) if row["compute"] > budget * ROUNDING]
-    if not above or left >= budget or known.get("ours"):
-        return low
-    right, high = above[0]["compute"], above[0]["scores"]["psnr_db"]
-    return low + (high - low) * math.log(budget / left) / math.log(right / left)
+    cost, psnr = below["compute"], below["scores"]["psnr_db"]
+    if not above or cost >= budget or below.get("ours"):
+        return psnr
+    next_cost, next_psnr = above[0]["compute"], above[0]["scores"]["psnr_db"]
+    return psnr + (next_psnr - psnr) * math.log(budget / cost) / math.log(next_cost / cost)
 
 
 @dataclass(frozen=True)
 class Margin:
-    """At one budget: our best, the best of the others and who that is, in dB; None where nobody reaches it.
+    """FastCache beside the best other cache at one budget.
 
-    `accuracy` is the share of the prompts' attributes that our best shows; None also where the model has no checker.
+    Attributes:
+        budget: its name.
+        ours, best: PSNR in dB of FastCache's best setting and of the best other cache; None where nobody reaches it.
+        accuracy: share of the prompts' attributes that ours shows; None also where the model has no checker.
+        peer: the best other cache.
     """
 
     budget: str
@@ -72,59 +66,35 @@ class Margin:
 
     @property
     def ahead(self) -> float | None:
-        """By how much we are ahead; negative where we are behind."""
+        """Return by how many dB FastCache is ahead; negative where it is behind."""
         return None if self.ours is None or self.best is None else self.ours - self.best
 
 
 def by_peer(study: Study) -> dict[str, dict[str, float | None]]:
-    """PSNR of each cache at each budget."""
-    ran = study.ran()
-    mine = {peer: [row for row in ran if row["peer"] == peer] for peer in study.peers()}
+    """Return each cache's PSNR in dB at each budget."""
     return {
-        peer: {name: at_budget(rows, budget) for name, budget in BUDGETS.items()} for peer, rows in mine.items() if rows
+        peer: {name: at_budget(rows, budget) for name, budget in BUDGETS.items()}
+        for peer, rows in rows_by_peer(study).items()
     }
 
 
+def rows_by_peer(study: Study) -> dict[str, list[ResultRow]]:
+    """Return the settings that ran of each cache, in the order of tables."""
+    rows: dict[str, list[ResultRow]] = {}
+    for row in study.ran():
+        rows.setdefault(row["peer"], []).append(row)
+    return rows
+
+
 def margins(study: Study) -> list[Margin]:
-    """Ours against the best of the others at every budget."""
+    """Compare FastCache with the best of the others at every budget."""
     ours = [row for row in study.ran() if row.get("ours")]
     others = {peer: values for peer, values in by_peer(study).items() if all(row["peer"] != peer for row in ours)}
-    found = []
-    for name, budget in BUDGETS.items():
-        mine = within(ours, budget)
-        psnr, accuracy = (mine["scores"]["psnr_db"], mine["scores"]["prompt_accuracy"]) if mine else (None, None)
-        known = [(value, peer) for peer, values in others.items() if (value := values[name]) is not None]
-        best, peer = max(known, default=(None, ""))
-        found.append(Margin(name, psnr, accuracy, best, peer))
-    return found
+    return [_margin(name, within(ours, budget), others) for name, budget in BUDGETS.items()]
 
 
-def draw(study: Study) -> Path:
-    """The figure `frontier.png` beside the results."""
-    figure, panel = plt.subplots(figsize=(9, 5.5))
-    for number, peer in enumerate(by_peer(study)):
-        rows = [row for row in study.ran() if row["peer"] == peer]
-        _line(panel, peer, rows, number)
-    panel.set_xlabel("block FLOPs saved, times")
-    panel.set_ylabel("PSNR against uncached, dB")
-    panel.set_xscale("log", base=2)
-    ticks = [1, 1.5, 2, 3, 4, 5, 6]
-    panel.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
-    panel.minorticks_off()
-    panel.set_title(study.title)
-    panel.grid(alpha=0.3)
-    panel.legend(fontsize=7, frameon=False, loc="center left", bbox_to_anchor=(1, 0.5))
-    figure.tight_layout()
-    path = study.folder / "frontier.png"
-    figure.savefig(path, dpi=110)
-    plt.close(figure)
-    return path
-
-
-def _line(panel: Any, peer: str, rows: Sequence[Row], number: int) -> None:
-    ours = rows[0].get("ours")
-    best = frontier(rows)
-    palette = OURS if ours else THEIRS
-    colour = palette[number % len(palette)]
-    x, y = [1 / row["compute"] for row in best], [row["scores"]["psnr_db"] for row in best]
-    panel.plot(x, y, "o-", color=colour, linewidth=2.6 if ours else 1.1, markersize=5 if ours else 3, label=peer)
+def _margin(budget: str, ours: ResultRow | None, others: Mapping[str, Mapping[str, float | None]]) -> Margin:
+    scores = ours["scores"] if ours else {"psnr_db": None, "prompt_accuracy": None}
+    reached = [(psnr, peer) for peer, values in others.items() if (psnr := values[budget]) is not None]
+    best, peer = max(reached, default=(None, ""))
+    return Margin(budget, scores["psnr_db"], scores["prompt_accuracy"], best, peer)

@@ -1,4 +1,4 @@
-"""Pipelines of the size of published models, with random weights: what steps cost there, and nothing of quality."""
+"""Build pipelines of published models' size with random weights, to time steps; they say nothing about quality."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ class Architecture:
     Attributes:
         pipeline, transformer, scheduler: class names in diffusers.
         config: of the transformer, where the class's own defaults differ.
-        text: shape of one prompt's embeddings, by the call's argument.
-        empty: components that embeddings and latents make superfluous.
+        text: shapes of one prompt's embeddings and masks, by the call's argument.
+        empty: components that are not needed, since embeddings go in and latents come out.
         call: further arguments of the pipeline's call.
     """
 
@@ -68,13 +68,13 @@ ARCHITECTURES = {
 
 
 class FullSize:
-    """A `Place` with random weights, made where they are used.
+    """A `Backend` with random weights, made on the device that uses them.
 
     Args:
         architecture: of `ARCHITECTURES`.
         dtype: of `DTYPES`.
         device: where it runs.
-        changes: to the transformer's config, for tests.
+        changes: replaced values of the transformer's config, for tests.
     """
 
     ranks = 1
@@ -93,19 +93,19 @@ class FullSize:
         self._dtype, self._device = DTYPES[dtype], device
 
     def generate(self, batch: Batch, call: dict[str, Any]) -> torch.Tensor:
-        """See `Place`; always latents, of one random prompt for each seed."""
+        """Generate latents as `Backend` says, of random embeddings for each seed."""
         draw = torch.Generator().manual_seed(batch[0].seed)
         text = {name: self._drawn(name, (len(batch), *shape), draw) for name, shape in self._text.items()}
         return self.pipe(**{**call, "output_type": "latent"}, **text, generator=draw)[0].cpu()
 
     def _drawn(self, name: str, shape: Shape, draw: torch.Generator) -> torch.Tensor:
-        """Embeddings, or a mask that hides none of them."""
+        """Draw embeddings, or make a mask that hides none of them."""
         drawn = torch.ones(shape) if name.endswith("mask") else torch.randn(shape, generator=draw)
         return drawn.to(self._device, self._dtype)
 
 
 def _random(kind: Any, config: dict[str, Any], dtype: torch.dtype, device: str) -> torch.nn.Module:
-    """A transformer of the class's own random start, drawn on the device in the dtype; the same in every run."""
+    """Initialise a transformer on the device in the dtype; its weights are the same in every run."""
     before = torch.get_default_dtype()
     torch.set_default_dtype(dtype)
     try:

@@ -1,7 +1,7 @@
-"""Diffusers' caches on any transformer.
+"""Lend diffusers' caches what a transformer lacks, so that each gets its best chance.
 
-A class without diffusers' cache mixin (PixArt is one) is lent it, and its calls a cache context with the step's index
-and noise level, which its pipeline does not give: every cache gets its best chance.
+A class without diffusers' cache mixin (PixArt is one) is lent it, and its calls run in a cache context with the step's
+index and sigma, which its pipeline does not give.
 """
 
 from __future__ import annotations
@@ -11,20 +11,20 @@ import functools
 from collections.abc import Iterator
 from typing import Any
 
-from fastcache_xdit.bench.peers.peer import Site
+from fastcache_xdit.bench.peers.peer import Subject
 from fastcache_xdit.undo import Undo
 
 LENT = "diffusers' cache mixin and a cache context are lent to transformers that lack them"
 
 
 @contextlib.contextmanager
-def enabled(site: Site, config: Any) -> Iterator[dict[str, Any]]:
-    """A cache of diffusers, by its config, for the length of a with block."""
-    transformer = site.pipe.transformer
+def enabled(subject: Subject, config: Any) -> Iterator[dict[str, Any]]:
+    """Switch a cache of diffusers on, by its config, for the length of a with block."""
+    transformer = subject.pipe.transformer
     with _mixin_lent(transformer) as lent:
         transformer.enable_cache(config)
         try:
-            with _contexts_given(site) if lent else contextlib.nullcontext():
+            with _contexts_given(subject) if lent else contextlib.nullcontext():
                 yield {}
         finally:
             transformer.disable_cache()
@@ -46,15 +46,15 @@ def _mixin_lent(transformer: Any) -> Iterator[bool]:
 
 
 @contextlib.contextmanager
-def _contexts_given(site: Site) -> Iterator[None]:
-    transformer = site.pipe.transformer
+def _contexts_given(subject: Subject) -> Iterator[None]:
+    transformer = subject.pipe.transformer
     original = transformer.forward
 
     @functools.wraps(original)
     def forward(*args: Any, **kwargs: Any) -> Any:
-        index = step_of(site)
-        sigma = float(site.pipe.scheduler.sigmas[index])
-        with transformer.cache_context("both", step_index=index, num_inference_steps=site.steps, sigma=sigma):
+        index = step_of(subject)
+        sigma = float(subject.pipe.scheduler.sigmas[index])
+        with transformer.cache_context("both", step_index=index, num_inference_steps=subject.steps, sigma=sigma):
             return original(*args, **kwargs)
 
     with Undo() as undo:
@@ -62,11 +62,11 @@ def _contexts_given(site: Site) -> Iterator[None]:
         yield
 
 
-def step_of(site: Site) -> int:
-    """Index of the step that is being computed."""
-    return site.pipe.scheduler.step_index or 0
+def step_of(subject: Subject) -> int:
+    """Return the index of the running step."""
+    return subject.pipe.scheduler.step_index or 0
 
 
-def timestep_of(site: Site) -> int:
-    """Its timestep, 1000 to 0."""
-    return int(site.pipe.scheduler.timesteps[step_of(site)])
+def timestep_of(subject: Subject) -> int:
+    """Return the timestep of the running step, 1000 to 0."""
+    return int(subject.pipe.scheduler.timesteps[step_of(subject)])

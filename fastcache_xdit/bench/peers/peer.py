@@ -1,4 +1,4 @@
-"""What a cache is to the benchmark: a name, a sweep of its own knob, and a way to be switched on and off."""
+"""Describe a cache to the benchmark: its name, a sweep of its own knob, and how to switch it on and off."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from typing import Any
 
 
 @dataclass(frozen=True, eq=False)
-class Site:
-    """A pipeline that caches are tried on.
+class Subject:
+    """The pipeline that a cache is tried on.
 
     Attributes:
         pipe: the pipeline; its `transformer` is what caches change.
         steps: number of denoising steps of a request.
-        rehearse: runs one request on prompts that are not measured, for caches that calibrate.
+        rehearse: run one request on a prompt that is not measured, for caches that calibrate.
     """
 
     pipe: Any
@@ -31,8 +31,8 @@ class Setting:
     knobs: dict[str, Any] = field(default_factory=dict)
 
 
-# Switches the cache on for one request; gives the call arguments that it changes. Whatever it raises on entering is
-# the cache's refusal, and is reported in its own words.
+# Switch the cache on for one request, and give the call arguments that it changes. Whatever it raises on entering is
+# the cache's refusal, reported in its own words.
 Apply = Callable[..., AbstractContextManager[dict[str, Any]]]
 
 
@@ -41,13 +41,13 @@ class Peer:
     """One cache.
 
     Attributes:
-        name: as it is called in tables; unique.
+        name: in tables; unique.
         package: the distribution it comes from, whose version is recorded.
-        apply: called as `apply(site, **setting.knobs)`.
+        apply: called as `apply(subject, **setting.knobs)`.
         settings: from the most careful to the boldest.
-        parallel: it can run on several ranks without their deciding apart.
+        parallel: its ranks decide alike, so that it can run on several.
         ours: it is FastCache.
-        note: what a reader should know of how it was run.
+        note: what readers should know about how it was run.
     """
 
     name: str

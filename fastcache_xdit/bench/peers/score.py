@@ -1,4 +1,4 @@
-"""Figures of pictures: likeness to the uncached ones, and how well they do the task itself."""
+"""Score pictures: likeness to the uncached ones, and how well they show what prompts ask for."""
 
 from __future__ import annotations
 
@@ -12,21 +12,24 @@ import torch
 from PIL import Image
 
 from fastcache_xdit.bench.features import drawn_features, features, frechet, temporal_frechet
+from fastcache_xdit.bench.peers.sample import Sample
 from fastcache_xdit.evaluate.quality import psnr_db, shapes_accuracy, ssim
 from fastcache_xdit.host.xdit.engine import Batch
-from shapes.shapes import IMAGE_SIZE
+from fastcache_xdit.shipped import IMAGE_SIZE
 
-PLACES = (0.5,)  # of the trajectory, where neighbouring predictions are compared: each costs two decodings
+PLACES = (0.5,)  # along the trajectory, where neighbouring predictions are compared: each costs two decodings
 
 
 @dataclass(frozen=True)
 class Scores:
-    """Of one setting, or of the uncached pictures themselves; None where the model gives no such figure.
+    """Figures of one setting, or of the uncached pictures themselves; None where the model has no such figure.
 
-    PSNR is of each image, then averaged. `latent_error` is |cached - uncached| / |uncached| of the final latents, the
-    mean over prompts. `prompt_accuracy` is the checker's share of right attributes. `classifier_frechet` is the
-    distance to true drawings of the same prompts, `classifier_t_frechet` that between predictions of neighbouring
-    steps, of the first batch.
+    Attributes:
+        psnr_db, psnr_db_min, ssim: against the uncached pictures, picture by picture; means, and the least.
+        latent_error: |cached - uncached| / |uncached| of the final latents, the mean over prompts.
+        prompt_accuracy: share of the prompts' attributes that the checker finds.
+        classifier_frechet: distance to drawings of the same prompts.
+        classifier_t_frechet: distance between predictions of neighbouring steps, of the first batch.
     """
 
     psnr_db: float
@@ -38,8 +41,8 @@ class Scores:
     classifier_t_frechet: float | None
 
 
-def score(pipe: Any, batches: Sequence[Batch], sample: Any, truth: Any) -> Scores:
-    """Figures of a `Sample` against the uncached one."""
+def score(pipe: Any, batches: Sequence[Batch], sample: Sample, truth: Sample) -> Scores:
+    """Score a sample against the uncached one."""
     prompts = tuple(request.prompt for batch in batches for request in batch)
     psnr, likeness = psnr_db(sample.pictures, truth.pictures), ssim(sample.pictures, truth.pictures)
     return Scores(
@@ -47,20 +50,20 @@ def score(pipe: Any, batches: Sequence[Batch], sample: Any, truth: Any) -> Score
         psnr_db_min=min(psnr),
         ssim=sum(likeness) / len(likeness),
         latent_error=_latent_error(sample.latents, truth.latents),
-        prompt_accuracy=shapes_accuracy(as_images(_whole(prompts, sample.pictures)), prompts),
+        prompt_accuracy=shapes_accuracy(as_images(_joined_frames(prompts, sample.pictures)), prompts),
         classifier_frechet=_frechet(prompts, sample.pictures),
         classifier_t_frechet=_temporal(pipe, sample.tape.clean, sample.latents),
     )
 
 
 def as_images(pictures: torch.Tensor) -> list[Image.Image]:
-    """[N, 3, H, W] in 0..1 as PIL images."""
+    """Return [N, 3, H, W] in 0..1 as PIL images."""
     values = (pictures * 255).round().byte().permute(0, 2, 3, 1).numpy()
-    return [Image.fromarray(each) for each in values]
+    return [Image.fromarray(picture) for picture in values]
 
 
-def _whole(prompts: Sequence[str], pictures: torch.Tensor) -> torch.Tensor:
-    """[N T, 3, H, W] -> [N, 3, H, T W]: one picture for each prompt, the frames of videos side by side."""
+def _joined_frames(prompts: Sequence[str], pictures: torch.Tensor) -> torch.Tensor:
+    """Bring [N T, 3, H, W] to [N, 3, H, T W]: one picture for each prompt, the frames of videos side by side."""
     return pictures.unflatten(0, (len(prompts), -1)).movedim(1, -2).flatten(-2)
 
 
@@ -84,7 +87,7 @@ def _frechet(prompts: tuple[str, ...], pictures: torch.Tensor) -> float | None:
 
 
 def _temporal(pipe: Any, clean: Sequence[torch.Tensor], latents: torch.Tensor | None) -> float | None:
-    """None where nothing was taped."""
+    """Return the t-Frechet distance, None where nothing was taped."""
     if latents is None or not clean:
         return None
     firsts = [min(int(place * len(clean)), len(clean) - 2) for place in PLACES]
@@ -95,9 +98,9 @@ def _temporal(pipe: Any, clean: Sequence[torch.Tensor], latents: torch.Tensor | 
 
 @torch.no_grad()
 def _decoded(pipe: Any, latents: torch.Tensor, shape: torch.Size) -> torch.Tensor:
-    """Pictures [N, 3, H, W] in 0..1, frames of videos one after the other, of latents in the scheduler's form.
+    """Decode latents in the scheduler's form to pictures [N, 3, H, W] in 0..1, a video's frames one after the other.
 
-    `shape` is that which the decoder takes.
+    `shape` is the form that the decoder takes.
     """
     drawn = pipe.vae.decode(_unscaled(pipe.vae.config, _unpacked(pipe, latents, shape))).sample.float().cpu()
     pictures = drawn if drawn.ndim == 4 else drawn.transpose(1, 2).flatten(0, 1)
@@ -112,8 +115,10 @@ def _unpacked(pipe: Any, latents: torch.Tensor, shape: torch.Size) -> torch.Tens
 
 
 def _unscaled(config: Any, latents: torch.Tensor) -> torch.Tensor:
-    """As pipelines bring latents back to what their autoencoder gave: one factor and shift, or each channel's own."""
+    """Bring latents back to what the autoencoder gave, as pipelines do: one factor and shift, or each channel's own."""
     if getattr(config, "latents_mean", None):
-        mean, std = (latents.new_tensor(each).view(-1, 1, 1, 1) for each in (config.latents_mean, config.latents_std))
+        mean, std = (
+            latents.new_tensor(values).view(-1, 1, 1, 1) for values in (config.latents_mean, config.latents_std)
+        )
         return latents * std + mean
     return latents / config.scaling_factor + (getattr(config, "shift_factor", None) or 0.0)

@@ -1,4 +1,4 @@
-"""Real xDiT behind one call: load a pipeline on all ranks, generate images for prompts."""
+"""Put xDiT behind one call: load a pipeline on all ranks, generate images for prompts."""
 
 from __future__ import annotations
 
@@ -11,8 +11,9 @@ from typing import Any
 
 import torch
 
+from fastcache_xdit.errors import UsageError
 from fastcache_xdit.host.xdit import video
-from fastcache_xdit.host.xdit.loading import load_pipeline
+from fastcache_xdit.host.xdit.loading import XditOptions, load_pipeline
 
 BINNED_SAMPLE_SIZES = (32, 64, 128)  # the only ones for which diffusers' PixArt has tables of aspect ratios
 
@@ -32,15 +33,16 @@ Batch = tuple[Request, ...]  # generated together
 class Engine:
     """An xDiT pipeline on all ranks of the job; arguments and errors are those of `load_pipeline`."""
 
-    def __init__(self, model: str, options: dict[str, Any], dtype: str) -> None:
+    def __init__(self, model: str, options: XditOptions, dtype: str) -> None:
         self.pipe = load_pipeline(model, options, dtype)
+        _tell_mistakes(getattr(self.pipe, "module", self.pipe))
         self.is_video = video.is_video(self.pipe)
-        self.replicas = options.get("data_parallel_degree") or 1
+        self.replicas = options.data_parallel_degree
         self.accepts = set(inspect.signature(type(self.pipe).__call__).parameters)
         self._call = self.pipe
 
     def generate(self, batch: Batch, **call: Any) -> dict[int, Any]:
-        """Run one batch; returns {index: PIL image} on the rank of each replica that holds images, else {}.
+        """Run one batch; return {index: PIL image} on the rank of each replica that holds images, else {}.
 
         Every rank must call it with the same batch. Arguments that the pipeline does not take are left out. A video
         comes as one image, see `video.strip`.
@@ -58,9 +60,9 @@ class Engine:
 
     @contextlib.contextmanager
     def differentiable(self) -> Iterator[None]:
-        """Latents keep their graph for the length of a with block; in one process only.
+        """Let latents keep their graph for the length of a with block; in one process only.
 
-        Pipelines' own calls forbid gradients: what they wrap is called instead, which in one process is diffusers'.
+        xDiT's pipeline calls forbid gradients, so the function inside is called: in one process, diffusers' own.
         """
         pipe = getattr(self.pipe, "module", self.pipe)
         self._call = functools.partial(inspect.unwrap(type(pipe).__call__), pipe)
@@ -74,11 +76,11 @@ class Engine:
         return getattr(config, "sample_size", None) in BINNED_SAMPLE_SIZES
 
     def _padded(self, batch: Batch) -> Batch:
-        """A batch that splits evenly over data-parallel replicas; the last prompt fills up."""
+        """A batch that splits evenly over data-parallel replicas: the last request is repeated."""
         return batch + batch[-1:] * (-len(batch) % self.replicas)
 
     def _own(self, batch: Batch) -> Batch:
-        """What xDiT gives this replica of a batch: contiguous chunks in replica order."""
+        """This replica's part of a batch; xDiT gives out contiguous chunks in replica order."""
         if self.replicas == 1:
             return batch
         from xfuser.core.distributed import get_data_parallel_rank
@@ -86,6 +88,20 @@ class Engine:
         padded = self._padded(batch)
         size = len(padded) // self.replicas
         return padded[get_data_parallel_rank() * size :][:size]
+
+
+def _tell_mistakes(pipe: Any) -> None:
+    """Have the pipeline's own check of a call, such as for sizes, raise a UsageError where it raises a ValueError."""
+    check = pipe.check_inputs
+
+    @functools.wraps(check)
+    def check_inputs(*args: Any, **kwargs: Any) -> None:
+        try:
+            check(*args, **kwargs)
+        except ValueError as error:
+            raise UsageError(str(error)) from None
+
+    pipe.check_inputs = check_inputs
 
 
 def batches(prompts: Sequence[str], size: int, seed: int) -> list[Batch]:

@@ -1,4 +1,4 @@
-"""xDiT pipelines and transformers: unwrapping, topology, PipeFusion patches."""
+"""The host for xDiT pipelines and transformers: unwrapping, topology, PipeFusion patches."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from fastcache_xdit.undo import Undo
 
 
 def is_xdit(target: Any) -> bool:
-    """Return whether xDiT made this pipeline or transformer; does not import xfuser."""
+    """Return whether this pipeline or transformer is one of xDiT's, without importing xfuser."""
     parts = (target, getattr(target, "transformer", None))
     return any(base.__module__.startswith("xfuser.") for part in parts for base in type(part).__mro__)
 
@@ -32,7 +32,7 @@ class XditHost(Host):
     """An xDiT pipeline wrapper, a diffusers pipeline with an xDiT transformer, or that transformer.
 
     Raises:
-        UsageError: no transformer, another cache already on, or a layout that FastCache does not support.
+        UsageError: there is no transformer, another cache is on, or FastCache does not support the layout.
     """
 
     def __init__(self, target: Any) -> None:
@@ -43,12 +43,12 @@ class XditHost(Host):
         super().__init__(transformer, model, None if target is transformer else getattr(target, "scheduler", None))
         self.topology = topology()
         self.spans = _spans(transformer)
-        self.whole_only = _whole_only()
+        self.rules_out_partial = _rules_out_partial()
         self.can_run_ahead = ahead.possible(target)
         self._pipe = target
 
     def current_patch(self) -> Patch | None:
-        """Return the PipeFusion patch that is being computed, None while the full local sequence is."""
+        """Return the PipeFusion patch of the current call; None for the full local sequence."""
         from xfuser.core.distributed import get_runtime_state
 
         if self.topology.pipefusion_parallel_degree == 1 or not (state := get_runtime_state()).patch_mode:
@@ -57,27 +57,27 @@ class XditHost(Host):
         return Patch(number, (bounds[number], bounds[number + 1]), number == state.num_pipeline_patch - 1)
 
     def fix(self, undo: Undo) -> list[str]:
-        """Repair the defects of xDiT that this layout can meet, and return their names."""
+        """Fix the defects of xDiT that this layout can meet, and return their names."""
         return apply_fixes(undo)
 
     def extend_keys_values(
         self, undo: Undo, clock: Clock, layers: Mapping[nn.Module, str], forecast: KeysValuesForecast | None
     ) -> Callable[[], int]:
-        """Extend xDiT's store of keys and values; without pipeline stages no key is old, and nothing is done."""
+        """Extend xDiT's store of keys and values; without PipeFusion no key is stale, and nothing is done."""
         if self.topology.pipefusion_parallel_degree == 1:
             return lambda: 0
         return keys_values.install(undo, clock, layers, forecast)
 
     def run_ahead(self, undo: Undo, session: Session, config: FastCacheConfig) -> None:
-        """Give the loops of all stages the computed steps alone."""
+        """Pass only the computed steps to the loops of all stages; the last stage runs the skipped ones."""
         ahead.install(self._pipe, undo, session, self.blocks[0], config)
 
 
 def topology() -> Topology:
-    """Return xDiT's degrees and this rank.
+    """Return xDiT's parallel degrees and this rank.
 
     Raises:
-        UsageError: parameters are fully sharded.
+        UsageError: the parameters are fully sharded.
     """
     from xfuser.core import distributed as xdit
 
@@ -93,12 +93,12 @@ def topology() -> Topology:
     )
 
 
-def _whole_only() -> str:
-    """FP8 communication packs queries with keys, and tells padded text by the number of queries."""
+def _rules_out_partial() -> str:
+    """Name a feature that needs the queries of all tokens: FP8 communication packs them with the keys."""
     from xfuser.core.distributed import get_runtime_state, runtime_state
 
-    on = runtime_state.runtime_state_is_initialized() and getattr(get_runtime_state(), "fp8_comms", None) is not None
-    return "xDiT's FP8 communication" if on else ""
+    is_on = runtime_state.runtime_state_is_initialized() and getattr(get_runtime_state(), "fp8_comms", None) is not None
+    return "xDiT's FP8 communication" if is_on else ""
 
 
 def _refuse_no_warmup() -> None:
@@ -109,20 +109,22 @@ def _refuse_no_warmup() -> None:
 
 
 def _inner(transformer: nn.Module) -> nn.Module:
-    """The diffusers model inside xDiT's composing wrapper; runner models are subclasses and hold their own blocks."""
+    """Return the model that holds the blocks: inside xDiT's wrapper, or the transformer itself in a runner model."""
     from xfuser.model_executor.base_wrapper import xFuserBaseWrapper
 
     return transformer.module if isinstance(transformer, xFuserBaseWrapper) else transformer
 
 
 def _spans(transformer: nn.Module) -> dict[str, Span]:
-    """Where this stage's blocks are in each whole block list; nothing where xDiT has not cut the lists."""
+    """Return the part of each block list that this stage holds; nothing if xDiT has not cut the lists."""
     from xfuser.core.distributed import get_pipeline_parallel_rank, get_pipeline_parallel_world_size, get_runtime_state
 
-    lists = vars(transformer).get("blocks_idx")  # per list, its blocks' numbers in the whole model
+    lists = vars(transformer).get("blocks_idx")  # by list, its first and last block number in the whole model
     if lists is None:
         return {}
-    total, stages = max(stop for _, stop in lists.values()), get_pipeline_parallel_world_size()
-    layers = get_runtime_state().parallel_config.pp_config.attn_layer_num_for_pp or [-(-total // stages)] * stages
+    total, num_stages = max(stop for _, stop in lists.values()), get_pipeline_parallel_world_size()
+    layers = (
+        get_runtime_state().parallel_config.pp_config.attn_layer_num_for_pp or [-(-total // num_stages)] * num_stages
+    )
     first = sum(layers[: get_pipeline_parallel_rank()])
     return {name: Span(max(0, first - start), stop - start) for name, (start, stop) in lists.items()}

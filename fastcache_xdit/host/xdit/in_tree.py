@@ -1,10 +1,9 @@
-"""xDiT's own caches, switched on and off again: xDiT itself has no way back."""
+"""Switch xDiT's own caches on and off again; xDiT itself has no way back."""
 
 from __future__ import annotations
 
 import contextlib
 import json
-import os
 import sys
 from collections.abc import Iterator
 from typing import Any
@@ -14,10 +13,10 @@ from fastcache_xdit.host.xdit import world
 
 @contextlib.contextmanager
 def in_tree_cache(pipe: Any, method: str, steps: int, threshold: float) -> Iterator[None]:
-    """`method` (teacache, fbcache or dbcache) on a pipeline of this one process for the length of a with block.
+    """Use `method` (teacache, fbcache or dbcache) on a pipeline of this one process for the length of a with block.
 
     Raises:
-        Whatever xDiT raises where the method does not know the model.
+        Exception: whatever xDiT raises where the method does not know the model.
     """
     from xfuser.model_executor.cache import apply_cache
 
@@ -38,11 +37,10 @@ def in_tree_cache(pipe: Any, method: str, steps: int, threshold: float) -> Itera
 
 
 def _start_groups() -> None:
-    """xDiT's process groups, of this process alone; dbcache asks them for its layout."""
+    """Start xDiT's process groups with this process alone, because dbcache reads its layout from them."""
     from xfuser.core import distributed
 
-    for name, value in world.RANK_DEFAULTS.items():
-        os.environ.setdefault(name, value)
+    world.be_alone()
     if not distributed.model_parallel_is_initialized():
         distributed.init_distributed_environment(rank=0, world_size=1)
         distributed.initialize_model_parallel()

@@ -1,25 +1,30 @@
-"""xDiT's pipelines: importing xDiT, its configuration, and loading a checkpoint into its classes."""
+"""Import xDiT, build its options, and load a checkpoint into its classes."""
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import os
 import warnings
-from typing import Any
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import torch
 
 from fastcache_xdit.errors import UsageError
 from fastcache_xdit.host import cpu
-from fastcache_xdit.host.xdit import video
-from fastcache_xdit.host.xdit.world import RANK_DEFAULTS
+from fastcache_xdit.host.xdit import video, world
 
+if TYPE_CHECKING:
+    from xfuser import xFuserArgs
+
+XditOptions: TypeAlias = "xFuserArgs"  # xDiT is imported where it is used, once `prepare` has run
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 NOT_SUPPORTED = ("CogVideoXPipeline", "ConsisIDPipeline", "LattePipeline", "FluxControlPipeline")
 
 
 def default_dtype() -> str:
-    """float32 on a CPU, bfloat16 on an accelerator."""
+    """Choose float32 on a CPU, bfloat16 on an accelerator."""
     return "bfloat16" if cpu.has_accelerator() else "float32"
 
 
@@ -31,20 +36,42 @@ def prepare() -> None:
     cpu.prepare()
 
 
-def load_pipeline(model: str, options: dict[str, Any], dtype: str) -> Any:
+def xdit_options(values: Mapping[str, Any]) -> XditOptions:
+    """Build xDiT's options from those of `values` that are its own, by name; None counts as not given.
+
+    Raises:
+        UsageError: a value, or a mix of values, that xDiT refuses.
+    """
+    from xfuser import xFuserArgs
+
+    known = {field.name for field in dataclasses.fields(xFuserArgs)}
+    try:
+        return xFuserArgs(**{name: value for name, value in values.items() if name in known and value is not None})
+    except (ValueError, OSError) as error:
+        raise UsageError(f"xDiT refuses these options: {error}") from None
+
+
+def with_values(options: XditOptions, **values: Any) -> XditOptions:
+    """Copy xDiT's options with other values; dataclasses.replace fails, because building them alters some fields."""
+    changed = copy.copy(options)
+    for name, value in values.items():
+        setattr(changed, name, value)
+    return changed
+
+
+def load_pipeline(model: str, options: XditOptions, dtype: str) -> Any:
     """Load the checkpoint `model` (a folder or a hub id) into xDiT's classes and return the pipeline, in place.
 
     Every rank calls it; xDiT starts the process groups on the way.
 
     Args:
         model: folder or hub id of a diffusers pipeline that xDiT has a wrapper for.
-        options: fields of `xFuserArgs` (degrees, runtime options).
+        options: degrees and runtime options, made by `xdit_options`; their own model and cache method do not count.
         dtype: a key of `DTYPES`; also the type that PipeFusion sends.
     Raises:
         UsageError: xDiT has no wrapper for the pipeline, or it is not one from text.
     """
-    for name, value in RANK_DEFAULTS.items():
-        os.environ.setdefault(name, value)
+    world.be_alone()
     engine_config = _engine_config(model, options)
     engine_config.runtime_config.dtype = DTYPES[dtype]
     silence_loading()
@@ -59,26 +86,29 @@ def load_pipeline(model: str, options: dict[str, Any], dtype: str) -> Any:
     return pipe
 
 
-def _engine_config(model: str, options: dict[str, Any]) -> Any:
-    from xfuser import xFuserArgs
-
-    known = {field.name for field in dataclasses.fields(xFuserArgs)}
-    chosen = {name: value for name, value in options.items() if name in known and value is not None}
-    chosen.pop("cache_method", None)  # the plugin is switched on and off by its caller, not by xDiT
-    backend = chosen.pop("attention_backend", None) or cpu.attention_backend(chosen.get("ring_degree", 1))
-    engine_config, _ = xFuserArgs(**{**chosen, "model": model, "attention_backend": backend}).create_config()
+def _engine_config(model: str, options: XditOptions) -> Any:
+    backend = options.attention_backend or cpu.attention_backend(options.ring_degree)
+    # the plugin is switched on and off by its caller, not by xDiT
+    chosen = with_values(options, model=model, attention_backend=backend, cache_method=None)
+    try:
+        engine_config, _ = chosen.create_config()
+    except ValueError as error:
+        raise UsageError(f"xDiT refuses these options: {error}") from None
     return engine_config
 
 
 def _pipeline_name(model: str) -> str:
-    """Class name of the diffusers pipeline saved at `model`."""
+    """Read the class name of the diffusers pipeline saved at `model`; a hub id that is not there is a UsageError."""
     import diffusers
 
-    return diffusers.DiffusionPipeline.load_config(model)["_class_name"]
+    try:
+        return diffusers.DiffusionPipeline.load_config(model)["_class_name"]
+    except OSError as error:
+        raise UsageError(f"cannot read the model {model}: {' '.join(str(error).split())}") from None
 
 
 def _wrapper_of(name: str) -> Any:
-    """xDiT's pipeline class for a diffusers pipeline class."""
+    """Find xDiT's pipeline class for a diffusers pipeline class."""
     import diffusers
     from xfuser.model_executor.pipelines.register import xFuserPipelineWrapperRegister
 
@@ -92,15 +122,15 @@ def _wrapper_of(name: str) -> Any:
         raise UsageError(f"xDiT has no pipeline for {name}", f"it has {', '.join(known)}") from None
 
 
-def _apply_vae_options(pipe: Any, options: dict[str, Any]) -> None:
-    if options.get("enable_tiling"):
+def _apply_vae_options(pipe: Any, options: XditOptions) -> None:
+    if options.enable_tiling:
         pipe.vae.enable_tiling()
-    if options.get("enable_slicing"):
+    if options.enable_slicing:
         pipe.vae.enable_slicing()
 
 
 def silence_loading() -> None:
-    """No progress bars of loading: one per rank would scramble the terminal."""
+    """Switch off the progress bars of loading: one per rank would scramble the terminal."""
     import diffusers.utils.logging
     import transformers.utils.logging
 

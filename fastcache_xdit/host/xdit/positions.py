@@ -1,4 +1,4 @@
-"""Positions of image tokens, which xDiT leaves behind for later requests."""
+"""Restore the positions of image tokens, which xDiT alters for all later requests."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from torch import nn
 class Positions:
     """The positions that a model was loaded with.
 
-    At another size xDiT works them out anew and keeps them, in other precision than those that were loaded. Back at
-    the first size an image would differ, by rounding, from the one that a fresh process makes.
+    At another image size xDiT computes them anew and keeps them, in another precision than the loaded ones. Back at
+    the first size an image would then differ, by rounding, from one that a fresh process makes.
     """
 
     def __init__(self, transformer: nn.Module) -> None:
@@ -24,7 +24,7 @@ class Positions:
         ]
 
     def restore(self) -> None:
-        """As if no request had been made."""
+        """Put the loaded positions back, as if no request had been made."""
         for module, values in self._loaded:
             for name, value in values.items():
                 setattr(module, name, value)

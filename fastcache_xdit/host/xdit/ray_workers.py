@@ -1,4 +1,4 @@
-"""xDiT's own Ray workers with the cache: they are processes of their own, into which the plugin has to be brought."""
+"""Bring the cache into xDiT's own Ray workers, which are processes of their own."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ Enable = Callable[[Any, "str | None"], Any]
 
 @dataclass(frozen=True)
 class Cached:
-    """Takes the place of the pipeline class that xDiT sends to its workers.
+    """Replaces the pipeline class that xDiT sends to its workers, and loads it with the cache on.
 
     Attributes:
         kind: the pipeline class.
@@ -28,7 +28,7 @@ class Cached:
     text: str | None
 
     def from_pretrained(self, *args: Any, **kwargs: Any) -> Any:
-        """Load the pipeline in this worker, cached; the worker then has a method that reports."""
+        """Load the pipeline in this worker with the cache on, and give the worker a method that reports."""
         from xfuser.ray.worker.worker import DiTWorker
 
         pipe = self.kind.from_pretrained(*args, **kwargs)
@@ -42,8 +42,8 @@ class Cached:
 def extend(enable: Enable, text: Callable[[], str | None], hook: str, undo: Undo) -> None:
     """Have `RayDiffusionPipeline` load cached pipelines, in workers that begin with `hook`; a second call does nothing.
 
-    `text` gives `--cache_config` as the script's command line has it by then. `hook` names a function that makes xDiT
-    importable without an accelerator; where there is one, or the script has started Ray itself, workers do without.
+    `text` returns `--cache_config` as the script's command line has it when a pipeline is loaded. `hook` names a
+    function that makes xDiT importable without an accelerator. If the script started Ray itself, workers do not run it.
     """
     import ray
     from xfuser.ray.pipeline import pipeline_utils

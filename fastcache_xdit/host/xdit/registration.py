@@ -1,4 +1,4 @@
-"""Makes `fastcache` a cache method of xDiT beside its own: flags, validation, and the places that apply a cache."""
+"""Make `fastcache` a cache method of xDiT beside its own: flags, validation, and the places that apply a cache."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def _extend_flags(undo: Undo) -> None:
 
 
 def _add_method(parser: argparse.ArgumentParser) -> argparse.ArgumentParser:
-    """`--cache` is a second name of `--cache_method`, which also takes `fastcache`."""
+    """Add `--cache` as a second name of `--cache_method`, which also takes `fastcache`."""
     flags = parser._option_string_actions
     method = flags["--cache_method"]
     method.choices = [*(method.choices or ()), METHOD]
@@ -55,7 +55,7 @@ def _add_method(parser: argparse.ArgumentParser) -> argparse.ArgumentParser:
 
 
 def _add_pipefusion_flags(parser: argparse.ArgumentParser) -> None:
-    """What the runner lacks although its configuration has the fields."""
+    """Add flags that the runner lacks although its configuration has the fields."""
     parser.add_argument("--warmup_steps", type=int, default=1, help="PipeFusion: first steps over the full sequence.")
     parser.add_argument("--num_pipeline_patch", type=int, default=None, help="PipeFusion: patches per step.")
 
@@ -65,7 +65,7 @@ def _add_nothing(parser: argparse.ArgumentParser) -> None:
 
 
 def _extend_runner(apply: Apply, undo: Undo) -> None:
-    """Runner models: let validation pass, and dispatch by name at each of the three places that hold the dispatcher."""
+    """Let validation of the runner's models pass, and dispatch by name in each module that imported the dispatcher."""
     from xfuser.model_executor import cache
     from xfuser.model_executor.cache import adapters
     from xfuser.model_executor.models.runner_models.base_model import xFuserModel
@@ -94,7 +94,7 @@ def _extend_runner(apply: Apply, undo: Undo) -> None:
 
 
 def _extend_pipelines(apply: Apply, hook: str, undo: Undo) -> None:
-    """Pipeline wrappers: they forget the command line's method, and would apply it before the pipeline is complete."""
+    """Apply the command line's method to a pipeline wrapper once it is complete; xDiT would do it before, or forget."""
     from xfuser import xFuserArgs
     from xfuser.model_executor.pipelines.base_pipeline import xFuserPipelineBaseWrapper
 

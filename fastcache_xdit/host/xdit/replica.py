@@ -1,4 +1,4 @@
-"""Data-parallel replicas that work at their own pace: each is a world of its own to xDiT."""
+"""Data-parallel replicas that work at their own pace: to xDiT each is a world of its own."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def join(replicas: int) -> int:
 
 
 def meet(seconds: float) -> bool:
-    """Whether all ranks of the replica come here within `seconds`."""
+    """Wait for all ranks of the replica, at most `seconds`; return whether all of them came."""
     from xfuser.core.distributed import get_world_group
 
     try:

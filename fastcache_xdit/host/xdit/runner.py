@@ -1,12 +1,17 @@
-"""xDiT's runner knows models by name; this lets it run a checkpoint folder on disk."""
+"""Let xDiT's runner, which knows models by name, run a checkpoint folder on disk."""
 
 from __future__ import annotations
 
+import copy
 import dataclasses
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from fastcache_xdit.errors import UsageError
-from fastcache_xdit.host.xdit.layout import pipeline_class
+from fastcache_xdit.host.xdit import world
+from fastcache_xdit.host.xdit.checkpoint import pipeline_class
+from fastcache_xdit.host.xdit.loading import XditOptions
 
 # Pipeline class: xDiT's model name.
 RUNNERS = {"FluxPipeline": "FLUX.1-dev", "StableDiffusion3Pipeline": "SD3.5", "WanPipeline": "Wan2.1-T2V"}
@@ -19,6 +24,17 @@ def check_registered(name: str) -> None:
     if name not in MODEL_REGISTRY:
         known = ", ".join(sorted(MODEL_REGISTRY, key=str.lower))
         raise UsageError(f"no such model: {name}", f"give a checkpoint folder, or a model of xDiT's runner: {known}")
+
+
+def check_accepted(name: str, options: XditOptions, flags: Mapping[str, Any]) -> None:
+    """Raise UsageError where xDiT's model called `name` refuses these options, or its runner's flags behind them."""
+    from xfuser.model_executor.models.runner_models.base_model import MODEL_REGISTRY
+
+    world.be_alone()  # xDiT asks for its rank whenever it logs
+    try:
+        MODEL_REGISTRY[name](copy.copy(options)).preprocess_args(dict(flags))  # no weights are loaded
+    except ValueError as error:
+        raise UsageError(f"xDiT's runner refuses these options: {error}") from None
 
 
 def add_local_model(name: str) -> None:

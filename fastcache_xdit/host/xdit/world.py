@@ -12,18 +12,29 @@ from fastcache_xdit.host import cpu
 RANK_DEFAULTS = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "0"}
 
 
+def be_alone() -> None:
+    """Set what torchrun sets in the environment, for a process that it did not start: one rank of one."""
+    for name, value in RANK_DEFAULTS.items():
+        os.environ.setdefault(name, value)
+
+
 def rank() -> int:
-    """This process's rank as torchrun set it; 0 where torchrun did not start it."""
+    """Return this process's rank as torchrun set it; 0 where torchrun did not start it."""
     return int(os.environ.get("RANK", 0))
 
 
+def is_first_rank() -> bool:
+    """Tell whether this process speaks for all; true without torchrun."""
+    return rank() == 0
+
+
 def size() -> int:
-    """The number of ranks that torchrun started; 1 without it."""
+    """Return the number of ranks that torchrun started; 1 without it."""
     return int(os.environ.get("WORLD_SIZE", 1))
 
 
 def gather_objects(value: Any) -> list[Any]:
-    """Values of all ranks, in rank order, on the first rank; an empty list elsewhere."""
+    """Gather a value from each rank: all of them, in rank order, on the first rank, an empty list elsewhere."""
     if size() == 1:
         return [value]
     from xfuser.core.distributed import get_world_group
@@ -34,7 +45,7 @@ def gather_objects(value: Any) -> list[Any]:
 
 
 def all_gather_objects(value: Any) -> list[Any]:
-    """Values of all ranks, in rank order, on every rank."""
+    """Gather a value from each rank: all of them, in rank order, on every rank."""
     if size() == 1:
         return [value]
     from xfuser.core.distributed import get_world_group
@@ -45,12 +56,15 @@ def all_gather_objects(value: Any) -> list[Any]:
 
 
 def sum_over_ranks(tensor: torch.Tensor) -> torch.Tensor:
-    """Sum over all ranks of a CPU tensor, in rank order, so that every rank holds the same bits."""
+    """Sum a CPU tensor over all ranks, in rank order, so that every rank holds the same bits."""
     return torch.stack(all_gather_objects(tensor)).sum(dim=0) if size() > 1 else tensor
 
 
 def gather_cfg_branches(states: torch.Tensor) -> torch.Tensor:
-    """[B, ...] -> [2B, ...], uncond then cond, where CFG parallelism gave each rank one branch; else as given."""
+    """Put the branches of guidance together: [B, ...] -> [2B, ...], uncond then cond, under CFG parallelism.
+
+    Without it, one rank holds both and gets `states` back as given.
+    """
     if size() == 1:
         return states
     from xfuser.core.distributed import get_cfg_group

@@ -1,6 +1,6 @@
 """Results made by hand."""
 
-from fastcache_xdit.bench.peers.results import Study
+from fastcache_xdit.bench.peers.study import Study
 
 CONDITIONS = {
     "model": "shapes-pixart",

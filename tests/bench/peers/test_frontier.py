@@ -2,8 +2,9 @@
 
 import pytest
 
-from fastcache_xdit.bench.peers.frontier import at_budget, draw, frontier, margins
-from tests.evaluate.peers.rows import row, study
+from fastcache_xdit.bench.peers.curves import draw_study
+from fastcache_xdit.bench.peers.frontier import at_budget, frontier, margins
+from tests.bench.peers.rows import row, study
 
 ROWS = [row("other", "a", 1.0, 60.0), row("other", "b", 0.25, 30.0), row("other", "worse", 0.5, 20.0)]
 
@@ -44,4 +45,4 @@ def test_margins_name_the_best_other(tmp_path):
 
 
 def test_the_figure_is_drawn(tmp_path):
-    assert draw(study(tmp_path, *ROWS)).stat().st_size > 10_000
+    assert draw_study(study(tmp_path, *ROWS)).stat().st_size > 10_000

@@ -5,7 +5,8 @@ import pytest
 from fastcache_xdit.bench.peers import own
 from fastcache_xdit.bench.peers.catalogue import unscored
 from fastcache_xdit.bench.peers.full_size import ARCHITECTURES, FullSize
-from fastcache_xdit.bench.peers.measure import RAN, Bench, Plan
+from fastcache_xdit.bench.peers.measure import BenchPlan, PeerBench
+from fastcache_xdit.bench.peers.measurement import RAN
 from fastcache_xdit.host import cpu
 from fastcache_xdit.host.xdit.engine import batches
 
@@ -23,8 +24,8 @@ def bench(request):
     architecture = ARCHITECTURES[request.param]
     call = {**architecture.call, **SIZE} | ({"num_frames": 5} if "num_frames" in architecture.call else {})
     measured, rehearsal = batches(["", ""], 1, 0)
-    plan = Plan([measured], measured, rehearsal, 1, call, scored=False)
-    return Bench(lambda: FullSize(architecture, "float32", "cpu", **FEW[request.param]), plan)
+    plan = BenchPlan([measured], measured, rehearsal, 1, call, scored=False)
+    return PeerBench(lambda: FullSize(architecture, "float32", "cpu", **FEW[request.param]), plan)
 
 
 def test_a_mask_computes_what_it_says(bench):

@@ -2,9 +2,10 @@
 
 import pytest
 
+from fastcache_xdit.bench.peers.backends import PlainBackend
 from fastcache_xdit.bench.peers.catalogue import catalogue
-from fastcache_xdit.bench.peers.measure import CRASHED, NOTHING, RAN, REFUSED, Bench, Plan
-from fastcache_xdit.bench.peers.site import Plain
+from fastcache_xdit.bench.peers.measure import BenchPlan, PeerBench
+from fastcache_xdit.bench.peers.measurement import CRASHED, NOTHING, RAN, REFUSED
 from fastcache_xdit.host import cpu
 from fastcache_xdit.host.xdit.engine import batches
 from shapes.loading import generation_defaults, model_path, tuned_configs
@@ -19,8 +20,8 @@ def bench():
     cpu.prepare()
     measured, rehearsal = batches(prompts(2, 0), 1, 0)
     call = {**generation_defaults("shapes-pixart"), "num_inference_steps": STEPS}
-    plan = Plan([measured], measured, rehearsal, repetitions=1, call=call)
-    return Bench(lambda: Plain(str(model_path("shapes-pixart")), "float32"), plan)
+    plan = BenchPlan([measured], measured, rehearsal, repetitions=1, call=call)
+    return PeerBench(lambda: PlainBackend(str(model_path("shapes-pixart")), "float32"), plan)
 
 
 @pytest.mark.parametrize("peer", PEERS, ids=lambda peer: peer.name)
@@ -53,12 +54,12 @@ def test_xdit_refuses_what_its_caches_do_not_know(bench):
 
 def test_a_crash_is_reported_and_the_model_loaded_anew(bench):
     (online,) = [peer for peer in PEERS if peer.name == "FastCache, online"]
-    before = bench.place
-    bench.place.pipe.vae.decode = None
+    before = bench.backend
+    bench.backend.pipe.vae.decode = None
     outcome = bench.measure(online, online.settings[-1])
     assert outcome.status == CRASHED
     assert "NoneType" in outcome.error
-    assert bench.place is not before
+    assert bench.backend is not before
     again = bench.measure(online, online.settings[-1])
     assert again.status == RAN, again.error
 

@@ -5,35 +5,36 @@ import json
 import pytest
 import torch
 
-from fastcache_xdit.bench.peers.measure import Outcome
-from fastcache_xdit.bench.peers.results import RESULTS, Results, studies, write_csv
-from tests.evaluate.peers.rows import CONDITIONS, row
+from fastcache_xdit.bench.peers.measurement import Measurement
+from fastcache_xdit.bench.peers.results import Results, write_csv
+from fastcache_xdit.bench.peers.study import RESULTS, studies
+from tests.bench.peers.rows import CONDITIONS, row
 
 
 @pytest.fixture
 def results(tmp_path):
     made = Results(tmp_path, CONDITIONS)
-    made.add(Outcome("uncached", "", "ran", compute=1.0, pictures=torch.zeros(6, 3, 8, 8)))
-    made.add(Outcome("other", "a", "crashed", error="ValueError: no\nand more"))
+    made.add(Measurement("uncached", "", "ran", compute=1.0, pictures=torch.zeros(6, 3, 8, 8)))
+    made.add(Measurement("other", "a", "crashed", error="ValueError: no\nand more"))
     return made
 
 
 def test_what_is_there_is_known(results):
-    assert results.known() == {("uncached", ""), ("other", "a")}
+    assert results.measured() == {("uncached", ""), ("other", "a")}
 
 
 def test_a_line_cut_short_is_run_again(results):
     with (results.folder / RESULTS).open("a") as lines:
         lines.write('{"peer": "other", "sett')
-    assert ("other", "a") in results.known()
-    assert len(results.known()) == 2
+    assert ("other", "a") in results.measured()
+    assert len(results.measured()) == 2
 
 
 def test_a_line_after_one_cut_short_is_kept(results):
     (results.folder / RESULTS).write_text('{"peer": "other", "sett')
     results = Results(results.folder, CONDITIONS)
-    results.add(Outcome("other", "b", "crashed", error="ValueError: no"))
-    assert results.known() == {("other", "b")}
+    results.add(Measurement("other", "b", "crashed", error="ValueError: no"))
+    assert results.measured() == {("other", "b")}
 
 
 def test_other_conditions_are_refused(results):

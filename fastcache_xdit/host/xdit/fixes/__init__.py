@@ -1,7 +1,7 @@
-"""Cures for defects of xDiT 0.7 that change its results, or stop it, with no cache at all.
+"""Fixes for defects of xDiT 0.7 that change its results, or stop it, even without a cache.
 
-A cached run can be compared with nothing while the uncached one is wrong. Each fix is one row of `FIXES`, goes
-through the undo log, and leaves with it.
+They are needed because a cached run can only be compared with an uncached one that is right. Each fix is a row of
+`FIXES` and is undone with the undo log.
 """
 
 from __future__ import annotations
@@ -17,14 +17,20 @@ from fastcache_xdit.undo import Undo
 
 __all__ = ["FIXES", "Fix", "apply_fixes", "refuse", "supported"]
 
-RELEASE = "0.7"  # the fixes were written against, and checked with, this release of xfuser only
+RELEASE = "0.7"  # the fixes were written for and tested with this release of xfuser
 
 _log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class Fix:
-    """One defect and its cure; `apply` changes nothing and returns False where the layout cannot meet the defect."""
+    """One defect and its fix.
+
+    Attributes:
+        name: short name, as in `Report.fixes`.
+        reason: what is wrong without the fix.
+        apply: applies it; returns False and changes nothing if this layout cannot meet the defect.
+    """
 
     name: str
     reason: str
@@ -43,9 +49,10 @@ FIXES = (
 
 
 def apply_fixes(undo: Undo) -> list[str]:
-    """Apply every fix that this layout can need and return their names; all ranks call it, after xDiT made its groups.
+    """Apply every fix that this layout needs and return their names.
 
-    Outside the release that the fixes were written for, nothing is applied and a warning says so.
+    Every rank must call this, after xDiT made its groups. With another release of xfuser than `RELEASE`, nothing is
+    applied and a warning says so.
     """
     version = importlib.metadata.version("xfuser")
     if not supported(version):

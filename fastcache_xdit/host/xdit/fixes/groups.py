@@ -1,4 +1,4 @@
-"""Sequence-parallel groups that know about tensor parallelism."""
+"""A fix for sequence-parallel groups that ignore tensor parallelism."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ def follow_tensor_parallel(undo: Undo) -> bool:
     """Make the Ulysses and ring groups subdivide xDiT's own sequence groups (defect D4).
 
     xDiT numbers tensor-parallel ranks innermost, so two tensor and two sequence ranks share images as [0, 2] and
-    [1, 3]. The library that makes the Ulysses and ring groups knows no tensor parallelism and pairs [0, 1] and
-    [2, 3]: attention then exchanges heads between ranks that hold the same tokens.
+    [1, 3]. The library that makes the Ulysses and ring groups ignores tensor parallelism and pairs [0, 1] and
+    [2, 3]; attention then exchanges heads between ranks that hold the same tokens.
     """
     state = importlib.import_module("xfuser.core.distributed.parallel_state")
     sequence, tensor = state.get_sp_group(), state.get_tp_group()
     if sequence.world_size == 1 or tensor.world_size == 1:
         return False
-    mine, degree = sequence.ranks, sequence.ulysses_world_size
-    place = mine.index(dist.get_rank())
-    ulysses = group_of(mine[place - place % degree :][:degree])
-    ring = group_of(mine[place % degree :: degree])
+    ranks, degree = sequence.ranks, sequence.ulysses_world_size
+    place = ranks.index(dist.get_rank())
+    ulysses = group_of(ranks[place - place % degree :][:degree])
+    ring = group_of(ranks[place % degree :: degree])
     _install(undo, sequence, ulysses, ring)
     return True
 

@@ -1,4 +1,4 @@
-"""Two defects in how PipeFusion stores the keys and values of patches that are not being computed."""
+"""Fixes for how PipeFusion stores the keys and values of patches that are not being computed."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from fastcache_xdit.undo import Undo
 def once(undo: Undo) -> bool:
     """Store the keys and values of joint attention once per call (defects D1, D2).
 
-    SD3 and FLUX.2 store them in their attention processor, then hand the layer to the sequence-parallel attention,
-    which finds the same store and does it again: without sequence parallelism the first asynchronous step fails on
-    sizes. Only stores of the other kind, made for that second place, may be used there.
+    SD3 and FLUX.2 store them in their attention processor and then pass the layer to the sequence-parallel attention,
+    which finds the same store and stores them again; without sequence parallelism the first asynchronous step fails
+    because sizes differ. There, only stores of the kind that is made for that attention may be used.
     """
     usp = importlib.import_module("xfuser.model_executor.layers.usp")
     stores = importlib.import_module("xfuser.core.cache_manager.cache_manager").get_cache_manager().cache
@@ -31,8 +31,8 @@ def once(undo: Undo) -> bool:
 def by_patch(undo: Undo) -> bool:
     """Store keys and values patch by patch from the first step on (defect D3).
 
-    Under Ulysses the synchronous steps store them rank by rank, while the asynchronous steps write each patch into
-    its own slot: the first patch lands on rows of another one, which are missing until that one has run.
+    Under Ulysses the synchronous steps store them rank by rank, but the asynchronous steps write each patch into its
+    own slot: the first patch overwrites rows of another one, which are missing until that one has run.
     """
     manager = importlib.import_module("xfuser.core.cache_manager.cache_manager").CacheManager
     distributed = importlib.import_module("xfuser.core.distributed")

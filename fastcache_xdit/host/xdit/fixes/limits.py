@@ -1,4 +1,4 @@
-"""Layouts that xDiT accepts, gets wrong, and that no small fix makes right."""
+"""Layouts that xDiT accepts but computes wrongly, and that no small fix corrects."""
 
 from __future__ import annotations
 
@@ -6,10 +6,14 @@ from fastcache_xdit.errors import UsageError
 
 
 def refuse(*, ulysses: int = 1, ring: int = 1, flux_image_tokens: int = 0) -> None:
-    """Raise UsageError for such a layout; `flux_image_tokens` is the image length of FLUX.1 with one pipeline stage.
+    """Refuse such a layout.
 
+    Args:
+        ulysses: Ulysses degree.
+        ring: ring degree.
+        flux_image_tokens: image tokens of FLUX.1 without PipeFusion; 0 for others.
     Raises:
-        UsageError: names the combination, what is allowed, and what to do.
+        UsageError: the layout is one of them; names what is allowed.
     """
     if ring > 1 and flux_image_tokens % (ulysses * ring):
         raise UsageError(

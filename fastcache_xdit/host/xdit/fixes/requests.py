@@ -1,4 +1,4 @@
-"""What xDiT works out at the start of a request: the heights of patches and the number of warm-up steps."""
+"""Fixes for what xDiT computes at the start of a request: patch heights and the number of warm-up steps."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from fastcache_xdit.undo import Undo
 
 
 def unequal_patches(undo: Undo) -> bool:
-    """Give every sequence rank the same share of each pipeline patch (defect D6).
+    """Give every sequence rank an equal part of each PipeFusion patch (defect D6).
 
-    xDiT lists the shares rank by rank and reads the list patch by patch. That is the same while all patches are
-    equal; where the last one is shorter, ranks hold different token counts for one patch and cannot exchange heads.
+    xDiT lists the parts rank by rank and reads the list patch by patch. That makes no difference while all patches are
+    equal; if the last one is shorter, ranks hold different token counts of a patch and cannot exchange heads.
     """
     module = importlib.import_module("xfuser.core.distributed.runtime_state")
     kind = module.DiTRuntimeState
@@ -27,7 +27,7 @@ def unequal_patches(undo: Undo) -> bool:
 
     undo.set(kind, "_calc_patches_metadata", calculate)
     if module.runtime_state_is_initialized():
-        module.get_runtime_state().ready = False  # sizes of an earlier request have to be worked out again
+        module.get_runtime_state().ready = False  # sizes of an earlier request must be computed again
     return True
 
 
@@ -45,23 +45,23 @@ def _share_out(state: Any, degree: int, rank: int) -> None:
 
 
 def patch_heights(state: Any, degree: int) -> list[int]:
-    """Return the height of each pipeline patch in latent rows, all sequence ranks together, as xDiT rounds it."""
+    """Return the height of each pipeline patch in latent rows, all sequence ranks together, rounded as in xDiT."""
     height = state.input_config.height // state.vae_scale_factor
     unit = degree * state.backbone_patch_size
-    asked = -(-height // state.parallel_config.pp_config.num_pipeline_patch)
-    full, count = -(-asked // unit) * unit, state.num_pipeline_patch
+    requested = -(-height // state.parallel_config.pp_config.num_pipeline_patch)
+    full, count = -(-requested // unit) * unit, state.num_pipeline_patch
     return [full] * (count - 1) + [height - full * (count - 1)]
 
 
 def rank_spans(heights: list[int], degree: int, rank: int) -> list[list[int]]:
-    """Return where this rank's share of each patch starts and ends in the image.
+    """Return where this rank's part of each patch starts and ends in the image.
 
     >>> rank_spans([8, 8, 4], degree=2, rank=1)
     [[4, 8], [12, 16], [18, 20]]
     """
     starts = running_sums(heights)
-    shares = [height // degree for height in heights]
-    return [[at + rank * share, at + (rank + 1) * share] for at, share in zip(starts, shares, strict=False)]
+    sizes = [height // degree for height in heights]
+    return [[start + rank * size, start + (rank + 1) * size] for start, size in zip(starts, sizes, strict=False)]
 
 
 def running_sums(values: list[int]) -> list[int]:
@@ -70,10 +70,10 @@ def running_sums(values: list[int]) -> list[int]:
 
 
 def warmup_clamp(undo: Undo) -> bool:
-    """Keep the configured warm-up when a short request is over (defect D8).
+    """Restore the configured number of warm-up steps after a short request (defect D8).
 
-    A request with fewer steps than warm-up steps lowers the setting itself, and nothing raises it again: later
-    requests leave the synchronous steps too early. A value set by the user in between is the new setting.
+    A request with fewer steps than warm-up steps lowers the setting permanently, so that later requests leave the
+    synchronous steps too early. A value that the user sets in between is kept.
     """
     kind = importlib.import_module("xfuser.core.distributed.runtime_state").DiTRuntimeState
     clamped: weakref.WeakKeyDictionary[Any, tuple[int, int]] = weakref.WeakKeyDictionary()
@@ -85,8 +85,8 @@ def warmup_clamp(undo: Undo) -> bool:
 def _restoring(original: Any, clamped: weakref.WeakKeyDictionary) -> Any:
     def set_parameters(self, *args: Any, **kwargs: Any) -> None:
         settings = self.runtime_config
-        configured, left = clamped.get(self, (settings.warmup_steps, settings.warmup_steps))
-        if settings.warmup_steps == left:
+        configured, lowered = clamped.get(self, (settings.warmup_steps, settings.warmup_steps))
+        if settings.warmup_steps == lowered:
             settings.warmup_steps = configured
         configured = settings.warmup_steps
         original(self, *args, **kwargs)

@@ -1,1 +1,1 @@
-"""What PipeFusion's stages need beyond one cache per stage."""
+"""Parts for PipeFusion beyond one cache per stage: skipped steps on one stage, and keys and values kept up to date."""

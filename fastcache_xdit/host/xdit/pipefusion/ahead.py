@@ -1,10 +1,10 @@
-"""Skipped steps under PipeFusion without messages: the last stage takes them alone, ahead of the other patches.
+"""Skipped steps under PipeFusion without messages: the last stage runs them alone, ahead of the other patches.
 
-xDiT's loops send every patch through all stages at every step. A stage waits for its turn even where nothing is
-computed, and each run of computed steps fills and drains the pipeline anew. Where a mask says which steps are skipped,
-none of this is needed: what all blocks would add is made of residuals (method.md 2), and whatever lies before and after
-the blocks every stage holds. So the loops of all stages are given the computed steps alone. After each, the last stage
-takes the skipped ones that follow for the patch it has just finished, before it turns to the next patch; the first
+xDiT's loops send every patch through all stages at every step. A stage waits for its turn even if nothing is computed,
+and each run of computed steps fills and drains the pipeline anew. If a schedule says which steps are skipped, none of
+this is needed: the stand-in estimates the residual of all blocks (method.md 2), and every stage holds the layers before
+and after the blocks. So the loops of all stages receive only the computed steps. After each of them, the last stage
+runs the following skipped steps for the patch that it has just finished, before it turns to the next patch. The first
 stage gets that patch back at its next computed step, and the pipeline stays full.
 """
 
@@ -17,8 +17,8 @@ from typing import Any
 import torch
 
 from fastcache_xdit.config import FastCacheConfig
-from fastcache_xdit.decision.policy import foreseen
-from fastcache_xdit.decision.schedule import marks_for
+from fastcache_xdit.decision.policy import planned_skips
+from fastcache_xdit.decision.schedule import marks_at
 from fastcache_xdit.host.xdit.pipefusion.scheduler_memory import SchedulerMemory, is_known
 from fastcache_xdit.host.xdit.pipefusion.single_stage import SingleStage, stages
 from fastcache_xdit.runtime.session import Session
@@ -29,7 +29,7 @@ LOOPS = ("_sync_pipeline", "_async_pipeline")
 
 
 def possible(pipe: Any) -> bool:
-    """Return whether this is a pipeline of xDiT with stages, whose patches can be at different steps."""
+    """Return whether this is an xDiT pipeline with PipeFusion stages whose patches can be at different steps."""
     methods = (*LOOPS, "_backbone_forward", "_scheduler_step")
     if not all(hasattr(type(pipe), name) for name in methods):
         return False
@@ -37,7 +37,7 @@ def possible(pipe: Any) -> bool:
 
 
 def install(pipe: Any, undo: Undo, session: Session, first_block: Block, config: FastCacheConfig) -> None:
-    """Let the last stage take skipped steps alone, for as long as the undo log lives, where that is `possible`."""
+    """Let the last stage run skipped steps alone, for as long as the undo log is open; it must be `possible`."""
     ahead = Ahead(pipe, session, first_block, config)
     for name in LOOPS:
         undo.set(pipe, name, ahead.looped(getattr(pipe, name), begins=name == LOOPS[0]))
@@ -47,13 +47,13 @@ def install(pipe: Any, undo: Undo, session: Session, first_block: Block, config:
 
 
 class Ahead:
-    """Stands around the loops of one pipeline, on every stage.
+    """Wraps the loops of one pipeline, on every stage.
 
     Args:
         pipe: the pipeline.
-        session: of its transformer.
+        session: the session of its transformer.
         first_block: the first block of this stage.
-        config: whose schedule says which steps are skipped.
+        config: its schedule says which steps are skipped.
     """
 
     def __init__(self, pipe: Any, session: Session, first_block: Block, config: FastCacheConfig) -> None:
@@ -63,19 +63,19 @@ class Ahead:
         self._memory = SchedulerMemory(pipe)
         self._timesteps: list[torch.Tensor] = []
         self._skips: Sequence[bool] = ()
-        self._begun = 0  # steps of the request that a loop has taken on
-        self._computed: list[int] = []  # steps of the loop that runs
-        self._to_come: dict[int | None, Iterator[int]] = {}  # of these, by patch
+        self._begun = 0  # number of the request's steps that were passed to a loop
+        self._computed: list[int] = []  # computed steps of the running loop
+        self._to_come: dict[int | None, Iterator[int]] = {}  # those still to come, by patch
         self._step = 0
 
     def looped(self, loop: Callable[..., Any], begins: bool) -> Callable[..., Any]:
-        """Return one of xDiT's `LOOPS` over the computed steps alone; `begins`: it is the first of a request."""
+        """Return a wrapper of one of xDiT's `LOOPS` that runs only computed steps; `begins`: the first of a request."""
 
         @functools.wraps(loop)
         def run(*args: Any, timesteps: Sequence[torch.Tensor], **kwargs: Any) -> Any:
             if begins:
                 self._begin()
-                kwargs["sync_only"] = all(self._skips[len(timesteps) :])  # then nothing is left for patches
+                kwargs["sync_only"] = all(self._skips[len(timesteps) :])  # no step is left for the loop over patches
             first, self._begun = self._begun, self._begun + len(timesteps)
             self._computed = [step for step in range(first, self._begun) if not self._skips[step]]
             self._to_come.clear()
@@ -90,17 +90,17 @@ class Ahead:
         return run
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
-        """Run `_backbone_forward` at the step that is the current patch's turn."""
+        """Run xDiT's `_backbone_forward` at the next computed step of the current patch."""
         self._step, self._alone.call = self._next_step(), kwargs
         with self.session.clock.at(self._step):
             output = self._backbone(*args, **kwargs)
         if not stages().is_pipeline_last_stage():
             for following in self._run_after(self._step):
-                self.session.skip_elsewhere(following)
+                self.session.record_remote_skip(following)
         return output
 
     def stepped(self, advance: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:
-        """Return `_scheduler_step` that gives the latents of the patch's next computed step, on the last stage."""
+        """Return a `_scheduler_step` for the last stage that continues to the patch's next computed step."""
 
         @functools.wraps(advance)
         def run(noise: torch.Tensor, latents: torch.Tensor, t: torch.Tensor, *extra: Any) -> torch.Tensor:
@@ -118,15 +118,15 @@ class Ahead:
     def _begin(self) -> None:
         self._timesteps, self._begun = list(self.pipe.scheduler.timesteps), 0
         self._memory.clear()
-        self._skips = foreseen(marks_for(self.config.schedule or {}, len(self._timesteps)), self.config)
+        self._skips = planned_skips(marks_at(self.config.schedule or {}, len(self._timesteps)), self.config)
 
     def _next_step(self) -> int:
-        """Every patch takes the loop's steps in order; a timestep's own value is on the device."""
+        """Return the next step of the current patch, by counting: the value of a timestep is on the device."""
         patch = self.session.current_patch()
         return next(self._to_come.setdefault(patch and patch.number, iter(self._computed)))
 
     def _run_after(self, step: int) -> Iterator[int]:
-        """The skipped steps up to the next computed one."""
+        """Yield the skipped steps up to the next computed one."""
         for following in range(step + 1, len(self._skips)):
             if not self._skips[following]:
                 return

@@ -1,4 +1,4 @@
-"""A scheduler's memory of each PipeFusion patch, as if every patch had a scheduler of its own."""
+"""A separate scheduler memory for each PipeFusion patch, as if every patch had its own scheduler."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 from fastcache_xdit.clock import Patch
 from fastcache_xdit.undo import Undo
 
-# What schedulers that take each value of the latents by itself remember, beside the index of the step.
+# State of schedulers that treat each value of the latents independently, beside the index of the step.
 REMEMBERED = {
     "FlowMatchEulerDiscreteScheduler": (),
     "DPMSolverMultistepScheduler": ("model_outputs", "lower_order_nums"),
@@ -18,12 +18,12 @@ REMEMBERED = {
 
 
 def is_known(pipe: Any) -> bool:
-    """Return whether patches can be at different steps of this pipeline's scheduler."""
+    """Return whether patches can be at different steps with this pipeline's scheduler."""
     return type(_inner(pipe)).__name__ in REMEMBERED
 
 
 class SchedulerMemory:
-    """Swaps what the scheduler of a pipeline remembers, patch by patch."""
+    """Swaps the state of a pipeline's scheduler from patch to patch."""
 
     def __init__(self, pipe: Any) -> None:
         self._outer, self._scheduler = pipe.scheduler, _inner(pipe)
@@ -31,12 +31,15 @@ class SchedulerMemory:
         self._by_patch: dict[int | None, dict[str, Any]] = {}
 
     def clear(self) -> None:
-        """Begin a request."""
+        """Forget the states of the last request."""
         self._by_patch.clear()
 
     @contextmanager
     def of(self, patch: Patch | None, step: int) -> Iterator[None]:
-        """Make the scheduler's step diffusers' own, for latents of this patch (none: whole ones) at this step."""
+        """Inside the with block, set up the scheduler for this patch (None: full latents) at this step.
+
+        Its `step` is then diffusers' own, without xDiT's wrapper.
+        """
         number = patch.number if patch else None
         if self._by_patch:
             self._recall(self._by_patch.get(number) or self._rows(patch))
@@ -51,17 +54,17 @@ class SchedulerMemory:
             setattr(self._scheduler, name, value)
 
     def _rows(self, patch: Patch | None) -> dict[str, Any]:
-        """What was remembered of whole latents [B, C, H, W], for a patch of their lines."""
+        """Return the state for full latents [B, C, H, W], cut to the lines of a patch."""
         if patch is None:
             return {}
         bounds = importlib.import_module("xfuser.core.distributed").get_runtime_state().pp_patches_start_idx_local
         lines = slice(bounds[patch.number], bounds[patch.number + 1])
         return {
-            name: [each if each is None else each[:, :, lines] for each in value] if isinstance(value, list) else value
+            name: [item if item is None else item[:, :, lines] for item in value] if isinstance(value, list) else value
             for name, value in self._by_patch[None].items()
         }
 
 
 def _inner(pipe: Any) -> Any:
-    """Diffusers' scheduler inside xDiT's wrapper."""
+    """Return diffusers' scheduler from inside xDiT's wrapper."""
     return getattr(pipe.scheduler, "module", pipe.scheduler)

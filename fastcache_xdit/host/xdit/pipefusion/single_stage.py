@@ -19,21 +19,21 @@ TEXTS = "encoder_hidden_states_cache"
 
 
 def stages() -> Any:
-    """Return xDiT's module that knows the PipeFusion stages."""
+    """Return xDiT's module with the functions about PipeFusion stages."""
     return importlib.import_module("xfuser.core.distributed.parallel_state")
 
 
 class SingleStage:
-    """Calls of one pipeline's transformer beside xDiT's loops.
+    """Calls the transformer of a pipeline outside xDiT's loops.
 
     Args:
         pipe: the pipeline.
-        session: of its transformer.
+        session: the session of its transformer.
         first_block: the first block of this stage.
         backbone: xDiT's `_backbone_forward`.
 
     Attributes:
-        text: what the loop that runs was given as `prompt_embeds`.
+        text: `prompt_embeds` of the running loop.
         call: arguments of the last call of the backbone.
     """
 
@@ -46,22 +46,22 @@ class SingleStage:
         self.call: dict[str, Any] = {}
 
     def clear(self) -> None:
-        """Free what was kept of a request."""
+        """Free the tensors of the last request."""
         self.text, self.call = None, {}
 
     def predict(self, latents: torch.Tensor, t: torch.Tensor, step: int) -> torch.Tensor:
-        """Return what the model predicts for the current patch at a skipped step."""
+        """Return the prediction of the model for the current patch at a skipped step."""
         with self._only_stage(), self._session.clock.at(step):
             output = self._backbone(**self._first_stage_call(latents, t))
         return output[0] if isinstance(output, tuple) else output
 
     def entering(self, latents: torch.Tensor, t: torch.Tensor) -> Streams:
-        """Return what entered the first stage's blocks.
+        """Return the streams that entered the blocks of the first stage.
 
-        The call ends at the first block, by an exception: nothing else ends a forward, and what follows (this stage's
-        blocks, the last layers) would be computed for nothing.
+        An exception ends the call at the first block. There is no other way to end a forward, and the rest of it (this
+        stage's blocks, the last layers) is not needed.
         """
-        with self._only_stage(), self._session.aside(), Undo() as undo:
+        with self._only_stage(), self._session.bypassed(), Undo() as undo:
             undo.set(self._first_block.module, "forward", self._stop)
             try:
                 self._backbone(**self._first_stage_call(latents, t))
@@ -73,16 +73,16 @@ class SingleStage:
         raise _FirstBlockReached(self._first_block.spec.read(self._signature.bind(*args, **kwargs).arguments))
 
     def _first_stage_call(self, latents: torch.Tensor, t: torch.Tensor) -> dict[str, Any]:
-        """The last call's arguments as the first stage has them."""
+        """Return the arguments of the last call as the first stage receives them."""
         text = {"encoder_hidden_states": self.text} if "encoder_hidden_states" in self.call else {}
         return {**self.call, "latents": latents, "t": t, **text}
 
     @contextmanager
     def _only_stage(self) -> Iterator[None]:
-        """Let the transformer take this stage for the first and the last one.
+        """Make the transformer treat this stage as the only one, inside the with block.
 
-        xDiT's transformers ask module functions, and take no argument instead. SD3 keeps the first patch's text for the
-        others, which must not be that of a step that is ahead.
+        xDiT's transformers read the stage from module functions; there is no argument for it. SD3 keeps the text of the
+        first patch for the other patches, which must not receive that of a later step.
         """
         with Undo() as undo:
             if TEXTS in vars(self._transformer):
@@ -93,7 +93,7 @@ class SingleStage:
 
 
 class _FirstBlockReached(Exception):
-    """Carries out what was about to enter the first block."""
+    """Ends a forward at the first block, with the streams that were about to enter it."""
 
     def __init__(self, entered: Streams) -> None:
         super().__init__()

@@ -1,0 +1,53 @@
+"""How a session learns of new requests and CFG branches from the scheduler and the transformer."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from fastcache_xdit.host.base import Host
+from fastcache_xdit.runtime.session import Session
+from fastcache_xdit.undo import Undo
+
+
+def sigmas_of(scheduler: Any) -> Callable[[], list[float]] | None:
+    """Return a function that reads the noise levels, 1 to 0, of the announced request; None without a scheduler.
+
+    Image-to-image requests begin later in the list of the scheduler.
+    """
+    if scheduler is None:
+        return None
+    train_steps = float(getattr(scheduler.config, "num_train_timesteps", 1000))
+
+    def sigmas() -> list[float]:
+        timesteps = scheduler.timesteps[getattr(scheduler, "begin_index", None) or 0 :]
+        return [float(timestep) / train_steps for timestep in timesteps.tolist()]
+
+    return sigmas
+
+
+def listen(host: Host, session: Session, undo: Undo) -> None:
+    """Announce new requests and CFG branches to the session, for as long as the undo log is open.
+
+    Requests are recognised by `scheduler.set_timesteps`, branches by diffusers' `cache_context`.
+    """
+    if host.scheduler is not None:
+        set_timesteps = host.scheduler.set_timesteps
+
+        @functools.wraps(set_timesteps)
+        def announced(*args: Any, **kwargs: Any) -> Any:
+            session.announce()
+            return set_timesteps(*args, **kwargs)
+
+        undo.set(host.scheduler, "set_timesteps", announced)
+    cache_context: Any = getattr(host.transformer, "cache_context", None)
+    if cache_context is not None:
+
+        @contextlib.contextmanager
+        def named(name: str, *args: Any, **kwargs: Any) -> Iterator[None]:
+            with session.clock.in_branch(name), cache_context(name, *args, **kwargs):
+                yield
+
+        undo.set(host.transformer, "cache_context", named)

@@ -1,0 +1,88 @@
+"""A checkpoint on disk: what it is, and the layouts in which it can run, without loading any weights."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from fastcache_xdit.errors import UsageError
+from fastcache_xdit.host.xdit.layout import Layout, check_degrees, every_layout
+from fastcache_xdit.models.catalogue import known_models, spec_named
+
+
+def check_model(folder: Path, layout: Layout, cached: bool) -> None:
+    """Raise UsageError where a checkpoint cannot run in this layout, or not with the cache if it is `cached`."""
+    kind = transformer_class(folder)
+    if cached and kind not in known_models():
+        raise UsageError(
+            f"FastCache does not know {kind} of {folder}", f"it knows {', '.join(known_models())}; leave --cache out"
+        )
+    _check_size(kind, _config(folder / "transformer" / "config.json"), layout)
+    _check_kind(kind, layout)
+
+
+def _check_size(kind: str, config: dict[str, Any], layout: Layout) -> None:
+    heads, shares = config.get("num_attention_heads"), layout.ulysses_degree * layout.tensor_parallel_degree
+    if heads and heads % shares:
+        raise UsageError(f"{heads} attention heads of {kind} do not divide by ulysses x tensor parallel = {shares}")
+    blocks = sum(config.get(name) or 0 for name in ("num_layers", "num_single_layers"))
+    if blocks and blocks < layout.pipefusion_parallel_degree:
+        raise UsageError(f"{blocks} blocks of {kind} are too few for {layout.pipefusion_parallel_degree} stages")
+
+
+def _check_kind(kind: str, layout: Layout) -> None:
+    spec, used = spec_named(kind), [name for name, degree in layout.degrees.items() if degree > 1]
+    missing = [name for name in used if spec.degrees and name not in spec.degrees]
+    if missing:
+        raise UsageError(f"xDiT has no {missing[0]} for {kind}", f"it has {', '.join(spec.degrees)}")
+    if "tensor_parallel_degree" in used and not spec.tensor_parallel:
+        raise UsageError(f"xDiT has no tensor parallelism for {kind}", "set tensor_parallel_degree=1")
+    if "cfg_degree" in used and not spec.second_branch:
+        raise UsageError(f"{spec.label or kind} runs no second guidance branch", "leave use_cfg_parallel out")
+
+
+def possible_layouts(world_size: int, folder: Path | None) -> list[Layout]:
+    """List every layout of so many ranks, of those in which the checkpoint in `folder`, if any, can run."""
+    return [layout for layout in every_layout(world_size) if _is_possible(layout, world_size, folder)]
+
+
+def _is_possible(layout: Layout, world_size: int, folder: Path | None) -> bool:
+    try:
+        check_degrees(layout, world_size)
+        if folder:
+            check_model(folder, layout, cached=False)
+    except UsageError:
+        return False
+    return True
+
+
+def pipeline_class(folder: Path) -> str:
+    """Read the class name of the pipeline saved in `folder`. Raises UsageError where it holds none."""
+    return _config(folder / "model_index.json").get("_class_name", "")
+
+
+def transformer_class(folder: Path) -> str:
+    """Read the class name of the transformer saved in `folder`. Raises UsageError where the pipeline has none."""
+    entry = _config(folder / "model_index.json").get("transformer")
+    if not entry or not entry[1]:
+        raise UsageError(f"{folder} holds a {pipeline_class(folder)} without transformer", "FastCache needs one")
+    return entry[1]
+
+
+def pixels_per_token(folder: Path) -> int:
+    """Width and height of one token of the pipeline saved in `folder`, in pixels: sizes are multiples of it."""
+    transformer, vae = (_config(folder / part / "config.json") for part in ("transformer", "vae"))
+    scales = vae.get("block_out_channels") or vae.get("encoder_block_out_channels") or [0] * 4
+    pixels_per_latent = vae.get("scale_factor_spatial") or 2 ** (len(scales) - 1)
+    patch = spec_named(transformer_class(folder)).packed or transformer.get("patch_size", 1)
+    return pixels_per_latent * (patch if isinstance(patch, int) else max(patch))
+
+
+def _config(path: Path) -> dict[str, Any]:
+    if not path.is_file():
+        raise UsageError(f"{path.parent} is not a diffusers pipeline folder: {path.name} is missing")
+    try:
+        return json.loads(path.read_text())
+    except json.JSONDecodeError as error:
+        raise UsageError(f"{path} is not valid JSON: {error}") from None

@@ -1,0 +1,89 @@
+"""The programs in examples/ run as their first lines say, away from the project's folder."""
+
+import csv
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy
+from PIL import Image
+
+from shapes.language import check_picture
+from tests.launchers import ROOT
+
+EXAMPLES = ROOT / "examples"
+TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+
+
+def run(words, folder):
+    """Run an example in a folder of its own, with the package alone on the path, as an editable install has it."""
+    (folder / "installed").mkdir()
+    (folder / "installed" / "fastcache_xdit").symlink_to(ROOT / "fastcache_xdit")
+    path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
+    environment = {**os.environ, "PATH": path, "PYTHONPATH": str(folder / "installed"), "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(words, cwd=folder, env=environment, capture_output=True, text=True, timeout=600)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def picture(path):
+    return Image.open(path).convert("RGB")
+
+
+def accuracy(path, prompt):
+    return check_picture(numpy.asarray(picture(path)), prompt).accuracy
+
+
+def difference(first, second):
+    """Mean difference of two pictures, in 0..255."""
+    return numpy.abs(numpy.asarray(first, float) - numpy.asarray(second, float)).mean()
+
+
+def skipped(printed):
+    """Blocks that the printed report says were approximated or computed in part."""
+    return sum(int(number) for number in re.findall(r"(?:approximated|partial) (\d+)", printed))
+
+
+def test_every_example_is_run_and_short():
+    names = {path.name for path in EXAMPLES.iterdir() if path.is_file()}
+    text = Path(__file__).read_text()
+    assert names and all(f'"{name}"' in text for name in names)
+    assert all(len((EXAMPLES / name).read_text().splitlines()) <= 40 for name in names)
+
+
+def test_a_diffusers_pipeline(tmp_path):
+    printed = run([sys.executable, EXAMPLES / "diffusers_pipeline.py"], tmp_path)
+    prompt = "a red circle left of a blue square on a dark background"
+    assert skipped(printed) > 50
+    assert accuracy(tmp_path / "cached.png", prompt) == accuracy(tmp_path / "uncached.png", prompt) > 0.7
+
+
+def test_a_loop_of_ones_own(tmp_path):
+    printed = run([sys.executable, EXAMPLES / "own_loop.py"], tmp_path)
+    assert skipped(printed) > 50
+    assert accuracy(tmp_path / "own_loop.png", "a green circle above a yellow triangle on a light background") > 0.7
+
+
+def test_a_script_that_calls_xdit(tmp_path):
+    flags = ["--ulysses_degree", "2", "--cache", "fastcache"]
+    printed = run([*TORCHRUN, EXAMPLES / "xdit_script.py", *flags], tmp_path)
+    assert skipped(printed) > 50
+    assert accuracy(tmp_path / "xdit_script.png", "a pink square left of an orange circle on a dark background") > 0.7
+
+
+def test_a_batch_job(tmp_path):
+    run(["bash", EXAMPLES / "batch_job.sh"], tmp_path)
+    with (tmp_path / "my-job.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert [row["state"] for row in rows] == ["done"] * 4
+
+
+def test_a_local_edit(tmp_path):
+    printed = run([sys.executable, EXAMPLES / "local_edit.py"], tmp_path)
+    before, after = picture(tmp_path / "before.png"), picture(tmp_path / "after.png")
+    left, right = (0, 0, 48, 128), (64, 0, 128, 128)
+    assert difference(before.crop(left), after.crop(left)) < 5 < difference(before.crop(right), after.crop(right))
+    assert skipped(printed) > 100
+    assert accuracy(tmp_path / "after.png", "a red circle left of a green triangle on a dark background") > 0.7
