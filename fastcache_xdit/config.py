@@ -33,12 +33,12 @@ class FastCacheConfig(Options):
         groups: number of groups with `granularity: group`.
         lead_blocks: number of blocks at the start of the model that are always computed. The change of the hidden
             states behind them drives the decision. Blocks of later PipeFusion stages never count as lead blocks.
-        stand_in: the estimate that replaces skipped blocks. H is their input and R = output - input their residual; H1
-            and R1, R2, R3 are those of the last computed steps, newest first. `reuse` takes R1, `history` a weighted
-            sum of R1, R2 and R3, `delta` R1 + (A - I)(H - H1), `delta+history` both; `affine` takes W H + b for the
-            output, as in the paper; `taylor2` is the parabola through R1, R2 and R3. `calibration` provides the
-            weights. Without one, `history` and `delta+history` are the straight line through R1 and R2, `delta` is
-            `reuse`, and `affine` is refused.
+        stand_in: how the output of skipped blocks is estimated from their input H. R1, R2, R3 are the residuals (output
+            minus input) of the last computed steps, newest first, and H1 is the input of the newest. `reuse` adds R1 to
+            H, `history` a weighted sum of R1, R2 and R3, `delta` R1 + (A - I)(H - H1), `delta+history` both kinds of
+            terms, and `taylor2` the parabola through R1, R2 and R3; `affine` is W H + b, as in the paper. `calibration`
+            provides the weights. Without one, `history` and `delta+history` follow the straight line through R1 and R2,
+            `delta` equals `reuse`, and `affine` is refused.
         affine_rank: rank of the matrix that `affine` adds to its per-channel weights: W = diagonal + low rank. 0 keeps
             the diagonal alone; the width of the model or more gives a full matrix. Above 0 the calibration must have
             been made with `--maps`.

@@ -42,11 +42,8 @@ def weighted_sum(
     weights: Sequence[torch.Tensor | None], entered: torch.Tensor, references: Sequence[Reference]
 ) -> torch.Tensor:
     """Add up Z = [R1..RK, H, H1..HK, 1] with weights [D] (None: 0), to the dtype of `entered` H [B, N, D]."""
-    residuals, entries = (
-        [reference.residual for reference in references],
-        [reference.entered for reference in references],
-    )
-    states = [*residuals, entered, *entries]
+    residuals = [reference.residual for reference in references]
+    states = [*residuals, entered, *(reference.entered for reference in references)]
     total = weights[-1]
     for weight, state in zip(weights[:-1], states, strict=True):
         if weight is not None and state is not None:

@@ -15,7 +15,7 @@ from fastcache_xdit.approx.identity import IDENTITY, check_identity
 from fastcache_xdit.approx.linear import Past, Reference
 from fastcache_xdit.approx.maps import fit_maps
 from fastcache_xdit.approx.moments import Halves
-from tests.approx.test_fit import LEVELS, moments, trajectory
+from tests.approx.test_fit import SIGMAS, moments, trajectory
 from tests.approx.test_maps import seen
 
 IDENTITY_HERE = {name: f"this {name}" for name in IDENTITY} | {"weights": {"transformer_blocks.0": 10.0}}
@@ -24,7 +24,7 @@ IDENTITY_HERE = {name: f"this {name}" for name in IDENTITY} | {"weights": {"tran
 def made():
     halves = Halves(moments(*trajectory(0)), moments(*trajectory(1)))
     by_segment, coherence = {"a..b": {"hidden_states": halves}}, (Coherence(3.0, 0.3, 0.1),)
-    return Calibration(IDENTITY_HERE, {"steps": 5}, LEVELS, by_segment, {"a..b": [0.5] * 5}, {"a..b": {}}, coherence)
+    return Calibration(IDENTITY_HERE, {"steps": 5}, SIGMAS, by_segment, {"a..b": [0.5] * 5}, {"a..b": {}}, coherence)
 
 
 @pytest.fixture
@@ -110,7 +110,7 @@ def test_an_unknown_segment_is_named():
 
 def refined(path):
     """A refit of one skipped step, written beside the calibration at `path`."""
-    name = Refitted("a..b", "delta", LEVELS, "hidden_states", 3, (2,))
+    name = Refitted("a..b", "delta", SIGMAS, "hidden_states", 3, (2,))
     made = replace(Calibration.load(path), refits={name: torch.tensor([[1.0, 0.5, -0.5, 0.0]])})
     made.save_refits(path.parent / "refits.safetensors", path)
     return path.parent / "refits.safetensors", name

@@ -10,7 +10,7 @@ from fastcache_xdit.approx.forms import FORMS
 from fastcache_xdit.approx.linear import Past, Reference
 from fastcache_xdit.approx.moments import Halves, Moments
 
-LEVELS = (0.9, 0.7, 0.5, 0.3, 0.1)
+SIGMAS = (0.9, 0.7, 0.5, 0.3, 0.1)
 CHANNELS, ROWS = 3, 400
 STREAM = "hidden_states"
 
@@ -18,13 +18,13 @@ STREAM = "hidden_states"
 def trajectory(seed, rows=ROWS):
     """Random residuals and entry states of five steps; step 4 is planted from steps 3, 1, 0 and the entry states."""
     generator = torch.Generator().manual_seed(seed)
-    residuals = [torch.randn(rows, CHANNELS, generator=generator) for _ in LEVELS]
-    entered = [torch.randn(rows, CHANNELS, generator=generator) for _ in LEVELS]
+    residuals = [torch.randn(rows, CHANNELS, generator=generator) for _ in SIGMAS]
+    entered = [torch.randn(rows, CHANNELS, generator=generator) for _ in SIGMAS]
     return residuals, entered
 
 
 def moments(residuals, entered):
-    made = Moments.empty(LEVELS, residuals[0].shape[1])
+    made = Moments.empty(SIGMAS, residuals[0].shape[1])
     made.add(residuals, entered)
     return made
 
@@ -101,7 +101,7 @@ def test_the_error_made_is_what_a_fit_misses():
     halves, strengths = noise(), (0.1,)
     found = fit(FORMS["delta+history"], *halves, PLACE, strengths)
     both = halves.training.plus(halves.held_out).gram
-    error = error_made(found.coefficients[0], len(LEVELS), PLACE)
+    error = error_made(found.coefficients[0], len(SIGMAS), PLACE)
     residuals, entered = trajectory(4, rows=9)
     others = trajectory(5, rows=9)
     rows = [torch.cat(pair) for pair in zip([*residuals, *entered], [*others[0], *others[1]], strict=True)]
@@ -115,7 +115,7 @@ def test_the_error_made_is_what_a_fit_misses():
 def test_an_error_of_earlier_steps_is_made_good():
     """With a carried error of R[3], the best guess of a planted R[4] is what was planted, plus all of R[3]."""
     weights, halves = planted("history")
-    carried = torch.zeros(1, CHANNELS, 2 * len(LEVELS) + 1, dtype=torch.float64)
+    carried = torch.zeros(1, CHANNELS, 2 * len(SIGMAS) + 1, dtype=torch.float64)
     carried[..., 3] = 1
     found = fit(FORMS["history"], *halves, PLACE, carried=carried)
     weights[:, 0] += 1
@@ -134,18 +134,18 @@ def test_a_planned_request_makes_good_what_it_missed():
     torch.testing.assert_close(first[0], first[1], msg="nothing was missed before the first skip")
     second = [each.coefficients(STREAM, 4, computed) for each in (alone, together)]
     gram = halves.training.plus(halves.held_out).gram
-    missed = [error_made(each, len(LEVELS), Places.one(3, computed)) for each in first]
-    sums = [a + error_made(b, len(LEVELS), Places.one(4, computed)) for a, b in zip(missed, second, strict=True)]
+    missed = [error_made(each, len(SIGMAS), Places.one(3, computed)) for each in first]
+    sums = [a + error_made(b, len(SIGMAS), Places.one(4, computed)) for a, b in zip(missed, second, strict=True)]
     energy = [torch.einsum("dz,dzy,dy->", each, gram, each).item() for each in sums]
     assert energy[1] < 0.05 * energy[0]
 
 
 def test_the_prior_needs_no_solution():
     """Interpolated moments may be singular to the last bit."""
-    made = Moments.empty(LEVELS, CHANNELS)
-    made.gram[:] = torch.eye(2 * len(LEVELS) + 1, dtype=torch.float64)
+    made = Moments.empty(SIGMAS, CHANNELS)
+    made.gram[:] = torch.eye(2 * len(SIGMAS) + 1, dtype=torch.float64)
     made.gram[:, 3, 1] = made.gram[:, 1, 3] = 1 + 1e-12
-    nothing = Moments.empty(LEVELS, CHANNELS)
+    nothing = Moments.empty(SIGMAS, CHANNELS)
     found = fit(FORMS["history"], made, nothing, PLACE, strengths=(float("inf"),)).coefficients[0, :, :3]
     torch.testing.assert_close(found, torch.tensor([1.5, -0.5, 0], dtype=torch.float64).expand(CHANNELS, -1))
 
@@ -158,7 +158,7 @@ def test_directions_change_a_stand_in_by_as_much_as_it_errs(form):
     weights[:, 0] = 1
     index = torch.tensor([3, 1, 0, 5 + 4, 5 + 3, 5 + 1, 5 + 0, 10])
     local = both.gram[:, index[:, None], index]
-    error = error_made(weights, len(LEVELS), PLACE)
+    error = error_made(weights, len(SIGMAS), PLACE)
     missed = torch.einsum("dz,dzy,dy->d", error, both.gram, error)
     ways = directions(FORMS[form], both, PLACE, weights)
     moved = ways @ local @ ways.transpose(1, 2) / missed[:, None, None]
@@ -222,12 +222,12 @@ def test_other_schedules_are_interpolated_in_the_noise_level():
     sigmas = (0.9, 0.8, 0.55, 0.33, 0.2, 0.1)
     made = Moments.empty(sigmas, CHANNELS)
     made.add(*smooth(sigmas))
-    torch.testing.assert_close(moments(*smooth(LEVELS)).at(sigmas).gram, made.gram, rtol=1e-8, atol=1e-8)
+    torch.testing.assert_close(moments(*smooth(SIGMAS)).at(sigmas).gram, made.gram, rtol=1e-8, atol=1e-8)
 
 
 def test_packing_keeps_the_matrix():
     made = moments(*trajectory(0))
-    torch.testing.assert_close(Moments.unpacked(LEVELS, made.packed()).gram, made.gram, rtol=1e-6, atol=1e-4)
+    torch.testing.assert_close(Moments.unpacked(SIGMAS, made.packed()).gram, made.gram, rtol=1e-6, atol=1e-4)
 
 
 def test_places_between_calibrated_steps_keep_their_prior():

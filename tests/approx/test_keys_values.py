@@ -6,21 +6,21 @@ import torch
 from fastcache_xdit.approx.keys_values import STREAM, KeysValues, KeysValuesForecast, add_to
 from fastcache_xdit.approx.moments import Halves
 
-LEVELS = (1.0, 0.8, 0.6, 0.4, 0.2)
+SIGMAS = (1.0, 0.8, 0.6, 0.4, 0.2)
 LAYERS = {"0 keys": (1.5, -0.75), "0 values": (0.25, 0.5)}
 
 
 def rows_of(weights, seed):
     """Rows [n, D] of five steps; those of the fourth are a weighted sum of those of the third and the first."""
     generator = torch.Generator().manual_seed(seed)
-    rows = [torch.randn(40, 6, generator=generator) for _ in LEVELS]
+    rows = [torch.randn(40, 6, generator=generator) for _ in SIGMAS]
     rows[3] = weights[0] * rows[2] + weights[1] * rows[0]
     return rows
 
 
 def seen(seed):
     moments = {}
-    add_to(moments, {layer: rows_of(weights, seed) for layer, weights in LAYERS.items()}, LEVELS)
+    add_to(moments, {layer: rows_of(weights, seed) for layer, weights in LAYERS.items()}, SIGMAS)
     return moments[STREAM]
 
 

@@ -11,15 +11,15 @@ WHOLE = Tick("fused", None, 0, 8)
 
 def test_the_mean_of_whole_steps_by_hand():
     background = Background(0.75)
-    guess = torch.full((1, 4, 2), 8.0)
-    assert background.blended(WHOLE, guess) is guess, "nothing is known yet"
+    estimate = torch.full((1, 4, 2), 8.0)
+    assert background.blended(WHOLE, estimate) is estimate, "nothing is known yet"
     for value in (1.0, 3.0, 8.0):
         background.add(WHOLE, torch.full((1, 4, 2), value))
-    assert torch.equal(background.blended(WHOLE, guess), torch.full((1, 4, 2), 0.75 * 8 + 0.25 * 4))
-    assert background.blended(WHOLE, guess.bfloat16()).dtype == torch.bfloat16
+    assert torch.equal(background.blended(WHOLE, estimate), torch.full((1, 4, 2), 0.75 * 8 + 0.25 * 4))
+    assert background.blended(WHOLE, estimate.bfloat16()).dtype == torch.bfloat16
     assert background.bytes_held() == 8 * 4
     background.clear()
-    assert background.blended(WHOLE, guess) is guess and background.bytes_held() == 0
+    assert background.blended(WHOLE, estimate) is estimate and background.bytes_held() == 0
 
 
 def test_a_patch_starts_from_its_rows_and_goes_on_alone():

@@ -259,8 +259,8 @@ class ByHand:
             return
         (before, first), (last, second) = self.whole[-2:]
         gap = (second - last) + self._steps_since() * ((second - last) - (first - before))
-        self.guess = self.entered + gap
-        moved = self.guess - second if self.score == "predicted_change" else self.entered - last
+        self.estimate = self.entered + gap
+        moved = self.estimate - second if self.score == "predicted_change" else self.entered - last
         ranked = moved.square().sum(dim=2).argsort(dim=1, descending=True)[:, : self.keep]
         self.mask = torch.zeros(self.entered.shape[:2], dtype=torch.bool).scatter(1, ranked, True)[..., None]
 
@@ -271,7 +271,7 @@ class ByHand:
     def _leaving(self, module, args, output):
         streams = self.spec.unpack(output)
         if self.partial:
-            rows = torch.where(self.mask, streams.hidden_states, self.guess)
+            rows = torch.where(self.mask, streams.hidden_states, self.estimate)
             return self.spec.pack(streams._replace(hidden_states=rows))
         self.whole.append((self.entered, streams.hidden_states))
 

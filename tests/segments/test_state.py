@@ -44,9 +44,9 @@ def test_what_a_step_added_can_be_counted_from_an_earlier_place_on():
     state.rebase(Streams(image(1, 2)))
     assert state.reference.flatten().tolist() == [1, 2]
     assert state.output.flatten().tolist() == [6, 10]
-    guess = state.stand_in(REUSE, Streams(image(0, 0), image(0)), step=2)
-    assert guess.hidden_states.flatten().tolist() == [5, 8]
-    assert guess.encoder_hidden_states.flatten().tolist() == [4], "the text stream is as it was"
+    estimate = state.stand_in(REUSE, Streams(image(0, 0), image(0)), step=2)
+    assert estimate.hidden_states.flatten().tolist() == [5, 8]
+    assert estimate.encoder_hidden_states.flatten().tolist() == [4], "the text stream is as it was"
 
 
 def test_stand_in_extends_both_streams():

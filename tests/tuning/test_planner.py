@@ -10,7 +10,7 @@ from fastcache_xdit.approx.moments import Halves, Moments
 from fastcache_xdit.tuning.planner import ErrorTable, plan
 
 STEPS = 8
-LEVELS = tuple(1 - step / STEPS for step in range(STEPS))
+SIGMAS = tuple(1 - step / STEPS for step in range(STEPS))
 
 
 @pytest.fixture(scope="module")
@@ -23,7 +23,7 @@ def table():
 
     halves = []
     for _ in range(2):
-        moments = Moments.empty(LEVELS, 2)
+        moments = Moments.empty(SIGMAS, 2)
         moments.add(wander(), wander())
         halves.append(moments)
     return ErrorTable("history", Halves(*halves), longest_gap=STEPS)
