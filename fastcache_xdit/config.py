@@ -42,8 +42,8 @@ class FastCacheConfig(Options):
         affine_rank: rank of the matrix that `affine` adds to its per-channel weights: W = diagonal + low rank. 0 keeps
             the diagonal alone; the width of the model or more gives a full matrix. Above 0 the calibration must have
             been made with `--maps`.
-        calibration: path of a file that `fastcache-xdit calibrate` wrote, or the name of a shipped model. In a config
-            file, a relative path starts from the folder of that file.
+        calibration: path of a file that `fastcache-xdit calibrate` wrote. In a config file, a relative path starts from
+            the folder of that file.
         allow_adapters: accept a calibration that was made without the LoRA adapters that are now loaded or fused, or
             with other ones.
         schedule: which steps are computed, as one mask for each number of steps, such as `{20: "1110p001..."}`: 1 is a

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import torch
 
 from fastcache_xdit.errors import UsageError
+from fastcache_xdit.files import replacing
 
 
 class TensorFile(NamedTuple):
@@ -31,11 +32,11 @@ def write_tensors(path: str | Path, file: TensorFile) -> None:
     """Write a file; an interrupted write leaves no incomplete file under this name."""
     from safetensors.torch import save_file
 
-    text, partial = json.dumps(file.header), Path(f"{path}.partial")
-    partial.parent.mkdir(parents=True, exist_ok=True)
-    save_file(file.tensors, partial, {"format": file.kind, "header": text, "digest": digest(text, file.tensors)})
-    partial.chmod(0o644)  # safetensors makes it readable for its owner alone
-    partial.replace(path)
+    text, path = json.dumps(file.header), Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with replacing(path) as partial:
+        save_file(file.tensors, partial, {"format": file.kind, "header": text, "digest": digest(text, file.tensors)})
+        partial.chmod(0o644)  # safetensors makes it readable for its owner alone
 
 
 def read_tensors(path: str | Path, *kinds: str) -> TensorFile:

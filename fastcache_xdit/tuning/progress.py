@@ -10,6 +10,7 @@ import torch
 
 from fastcache_xdit.approx.calibration import Calibration
 from fastcache_xdit.errors import UsageError
+from fastcache_xdit.files import replacing
 from fastcache_xdit.host.xdit import world
 
 
@@ -30,10 +31,9 @@ class Progress:
         """Write this rank's state (values for JSON) and sums; an interrupted write leaves the old file."""
         from safetensors.torch import save_file
 
-        partial = Path(f"{self.path}.partial")
-        partial.parent.mkdir(parents=True, exist_ok=True)
-        save_file(tensors, partial, {"state": json.dumps({"facts": self.facts, **state})})
-        partial.replace(self.path)
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        with replacing(self.path) as partial:
+            save_file(tensors, partial, {"state": json.dumps({"facts": self.facts, **state})})
 
     def load(self) -> tuple[dict[str, Any], dict[str, torch.Tensor]] | None:
         """Return what `save` wrote last; None if there is nothing to continue.
