@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import random
 import time
 from collections.abc import Iterable
@@ -13,6 +12,8 @@ from pathlib import Path
 import torch
 from torch import nn
 from torch.optim.swa_utils import AveragedModel
+
+from fastcache_xdit.files import replacing
 
 SAVE_EVERY_SECONDS = 300.0
 LOG_EVERY_STEPS = 10
@@ -93,9 +94,8 @@ class LossLog:
 def save_checkpoint(path: Path, state: dict) -> None:
     """Write `state` in such a way that an interruption never destroys the checkpoint before it."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_suffix(".partial")
-    torch.save(state, partial)
-    os.replace(partial, path)
+    with replacing(path) as partial:
+        torch.save(state, partial)
 
 
 def load_checkpoint(path: Path) -> dict | None:

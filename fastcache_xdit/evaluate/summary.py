@@ -22,10 +22,8 @@ class View(NamedTuple):
     shards: tuple[int, ...] = (0,)
 
 
-def view(comparison: Comparison, topology: Topology | None, cfg_agreement: bool) -> View:
+def view(comparison: Comparison, topology: Topology, cfg_agreement: bool) -> View:
     """Build this rank's view of the job."""
-    if topology is None:
-        return View(comparison, (0,))
     return View(comparison, topology.agreeing_ranks(cfg_agreement), topology.sequence_ranks())
 
 
