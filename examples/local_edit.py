@@ -27,9 +27,8 @@ def keep_the_rest(step: int, timestep: torch.Tensor, latents: torch.Tensor) -> N
 
 
 # Of 20 steps, compute the whole picture at four (1) and the tokens in the mask at the others (p); 0 would skip a step.
-schedule = {"schedule": {20: "1pppp1pppp1pppp1pppp"}, "tokens": {"score": "region", "bucket": 1}}
-alone = {"test": "none", "warmup_steps": 1, "cooldown_steps": 0, "max_consecutive_skips": 20}  # nothing else decides
-with fastcache(pipe, FastCacheConfig(**schedule, **alone)) as handle:
+config = FastCacheConfig.scheduled("1pppp1pppp1pppp1pppp", tokens={"score": "region", "bucket": 1})
+with fastcache(pipe, config) as handle:
     handle.focus(mask)
     prompt = "a red circle left of a green triangle on a dark background"
     after = pipe(prompt, callback=keep_the_rest, **arguments).images
