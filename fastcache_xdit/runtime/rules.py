@@ -28,6 +28,11 @@ class Rules:
         self.config = config
         self._spreads = dict(spreads or {})
         self._calibrated: dict[int, SignificanceTest] = {}
+        self._of_config: dict[str, SignificanceTest] = {
+            "online": Online(config.threshold),
+            "paper": Paper(config.alpha),
+            "none": NoTest(),
+        }
         self._marks = ""
 
     def begin(self, sigmas: Sequence[float]) -> None:
@@ -51,6 +56,4 @@ class Rules:
     def _test(self, segment: Segment) -> SignificanceTest:
         if self.config.test == "calibrated":
             return self._calibrated[segment.index]
-        if self.config.test == "paper":
-            return Paper(self.config.alpha)
-        return Online(self.config.threshold) if self.config.test == "online" else NoTest()
+        return self._of_config[self.config.test]
