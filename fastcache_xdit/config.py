@@ -5,21 +5,12 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field, ValidationError, field_validator, model_validator
 
 from fastcache_xdit.errors import UsageError
-from fastcache_xdit.options import Options, TokensConfig, read_yaml, usage_error
-
-# Options that let the schedule alone decide: no hard limit keeps a step from being skipped.
-SCHEDULE_DECIDES = {
-    "test": "none",
-    "warmup_steps": 1,
-    "cooldown_steps": 0,
-    "max_consecutive_skips": 1000,
-    "error_budget": 1e9,
-}
+from fastcache_xdit.options import SCHEDULE_DECIDES, Options, TokensConfig, read_yaml, usage_error
 
 
 class FastCacheConfig(Options):
@@ -132,6 +123,14 @@ class FastCacheConfig(Options):
             raise UsageError(f"tokens with granularity={self.granularity} is not supported", "set granularity: step")
         return self
 
+    if not TYPE_CHECKING:  # for type checkers, the signature that pydantic makes of the options
+
+        def __init__(self, **options: Any) -> None:
+            try:
+                super().__init__(**options)
+            except ValidationError as error:
+                raise usage_error(error) from None
+
     @classmethod
     def scheduled(cls, masks: str | Mapping[int, str], **options: Any) -> FastCacheConfig:
         """Build a config in which the schedule alone decides, without a test and without limits on skipping.
@@ -142,6 +141,8 @@ class FastCacheConfig(Options):
         Raises:
             UsageError: as in `from_dict`.
         """
+        if not isinstance(masks, str | Mapping):
+            raise UsageError(f"masks are a text such as '1010', or a text for each number of steps, not {masks!r}")
         schedule = {len(masks): masks} if isinstance(masks, str) else dict(masks)
         return cls.from_dict({**SCHEDULE_DECIDES, "schedule": schedule, **options})
 
@@ -154,10 +155,7 @@ class FastCacheConfig(Options):
         """
         if not isinstance(values, dict):
             raise UsageError(f"a FastCache config is a mapping of options, not {type(values).__name__}: {values!r}")
-        try:
-            return cls(**values)
-        except ValidationError as error:
-            raise usage_error(error) from None
+        return cls(**values)
 
     @classmethod
     def from_json(cls, text: str) -> FastCacheConfig:

@@ -86,7 +86,10 @@ class Handle:
         partial = self._session.driver.partial
         if partial is None or partial.options.score != "region":
             raise UsageError("there is no region to compute", "set tokens.score=region")
-        partial.focus(torch.as_tensor(np.asarray(mask)))
+        array = np.asarray(mask)
+        if array.ndim != 2 or array.size == 0 or array.dtype.kind not in "biuf":
+            raise UsageError(f"a mask is numbers of shape [H, W], not {array.dtype} of shape {list(array.shape)}")
+        partial.focus(torch.from_numpy(array.astype(np.float32)))
 
     def report(self) -> Report:
         """Return the counts and decisions of this rank, without communication."""

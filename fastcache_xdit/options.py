@@ -13,6 +13,15 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from fastcache_xdit.errors import UsageError
 
+# Options that let the schedule alone decide: no hard limit keeps a step from being skipped.
+SCHEDULE_DECIDES = {
+    "test": "none",
+    "warmup_steps": 1,
+    "cooldown_steps": 0,
+    "max_consecutive_skips": 1000,
+    "error_budget": 1e9,
+}
+
 
 class Options(BaseModel):
     """Base of all options: frozen and keyword-only; an unknown option is an error that names the nearest known one."""
@@ -47,8 +56,8 @@ def _mistake(item: Any) -> UsageError:
     if not item["loc"]:
         return raised
     problem = f"option {'.'.join(map(str, item['loc']))!r}: {raised.problem[0].lower()}{raised.problem[1:]}"
-    given = f", not {item['input']!r}"
-    return UsageError(problem, raised.advice + given) if raised.advice else UsageError(problem + given)
+    ours = "error" in item.get("ctx", {})  # and says what was given
+    return UsageError(problem if ours else f"{problem}, not {item['input']!r}", raised.advice)
 
 
 def read_yaml(path: str | Path) -> dict[str, Any]:

@@ -43,7 +43,12 @@ def enable(
         UsageError: the model is unknown, the parallel layout is not supported, or a cache is already on.
         RankDivergenceError: the ranks of a request have different options; raised on all of them.
     """
-    config = config or FastCacheConfig()
+    config = FastCacheConfig() if config is None else config
+    if not isinstance(config, FastCacheConfig):
+        raise UsageError(
+            f"config must be a FastCacheConfig, not {type(config).__name__}",
+            "use FastCacheConfig.from_file or from_dict",
+        )
     host = host_of(target)
     if host.topology.world_size > 1:
         confirm_options(host.topology, Ledger(repr(config)).stamp)

@@ -7,6 +7,7 @@ import yaml
 from pydantic import ValidationError
 
 from fastcache_xdit.config import FastCacheConfig
+from fastcache_xdit.errors import UsageError
 from fastcache_xdit.options import TokensConfig
 
 
@@ -87,3 +88,22 @@ def test_costs_say_where_a_partial_step_pays():
 def test_costs_are_shares_and_times(costs):
     with pytest.raises(ValidationError, match="costs map fractions of tokens, 0 to 1, to relative times"):
         TokensConfig(keep_ratio=0.5, costs=costs)
+
+
+@pytest.mark.parametrize("options", [{"thresold": 1}, {"threshold": "high"}, {"warmup_steps": 1.5}, {"tokens": {}}])
+def test_keywords_are_checked_as_files_are(options):
+    with pytest.raises(UsageError):
+        FastCacheConfig(**options)
+
+
+@pytest.mark.parametrize("masks", [[1, 0, 1], 1010, None])
+def test_masks_are_texts(masks):
+    with pytest.raises(UsageError, match="masks are a text such as '1010'"):
+        FastCacheConfig.scheduled(masks)
+
+
+def test_a_schedule_alone_decides():
+    config = FastCacheConfig.scheduled("1010", stand_in="reuse")
+    assert config.schedule == {4: "1010"} and config.test == "none" and config.stand_in == "reuse"
+    assert (config.warmup_steps, config.cooldown_steps) == (1, 0)
+    assert FastCacheConfig.scheduled({4: "1010", 2: "10"}).schedule == {4: "1010", 2: "10"}

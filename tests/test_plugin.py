@@ -5,6 +5,7 @@ import torch
 from torch import nn
 
 from fastcache_xdit import FastCacheConfig, enable, fastcache
+from fastcache_xdit.errors import UsageError
 from tests import tiny
 
 SKIPPING = FastCacheConfig(threshold=0.5, error_budget=1.0)
@@ -224,3 +225,9 @@ def test_arguments_that_reach_between_blocks_bypass_the_cache():
         with torch.no_grad():
             pipe.transformer(**arguments, skip_layers=[1])
     assert handle.report().counters.bypassed_calls == 1
+
+
+@pytest.mark.parametrize("config", ["careful.yaml", {"threshold": 0.1}])
+def test_a_config_is_a_config(config):
+    with pytest.raises(UsageError, match="config must be a FastCacheConfig, not (str|dict)"):
+        enable(tiny.transformer("pixart"), config)

@@ -53,6 +53,8 @@ def check(name: str, options: BenchOptions) -> str:
     if options.model not in SHIPPED:
         raise UsageError(f"bench knows held-out prompts of shipped models only: {', '.join(SHIPPED)}")
     check_least(1, steps=options.steps, count=options.count, repeats=options.repeats)
+    if not 0 < options.tolerance < 1:
+        raise UsageError(f"tolerance={options.tolerance} is not possible", "set a number between 0 and 1")
     if name in CALIBRATED:
         calibration_path(options.model)
     return options.model

@@ -20,7 +20,7 @@ from fastcache_xdit.bench.peers.peer import Peer, Setting
 from fastcache_xdit.bench.peers.results import Results, write_csv
 from fastcache_xdit.bench.peers.score import score
 from fastcache_xdit.bench.peers.study import RESULTS, UNCACHED, studies
-from fastcache_xdit.cli.arguments import check_least
+from fastcache_xdit.cli.arguments import cache_config, check_least
 from fastcache_xdit.cli.pipeline import (
     PipelineOptions,
     add_pipeline_arguments,
@@ -115,6 +115,8 @@ def _line(row: Measurement) -> str:
 def _configs(options: PeersOptions) -> dict[str, Path]:
     """Return FastCache's config files by label: those that come with the model, and those of the command line."""
     given = {Path(path).stem: Path(path) for path in options.configs}
+    for path in given.values():
+        cache_config(str(path))  # what is wrong with a file is said before anything runs
     return (presets(options.model) if options.model in SHIPPED else {}) | given
 
 

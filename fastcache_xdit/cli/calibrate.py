@@ -21,7 +21,7 @@ from fastcache_xdit.errors import UsageError
 from fastcache_xdit.host.xdit import checkpoint, engine, layout, world
 from fastcache_xdit.plugin import register
 from fastcache_xdit.tuning.calibrate import Calibrator
-from fastcache_xdit.tuning.coverage import Coverage, check_enough
+from fastcache_xdit.tuning.coverage import LEAST_STEPS, Coverage, check_enough
 from fastcache_xdit.tuning.runner import Runner
 
 
@@ -92,6 +92,7 @@ def _checked_output(options: CalibrateOptions, model: str, prompts: list[str]) -
     """Return the file to write. Raises UsageError, before a model loads, for what cannot work."""
     check_least(1, groups=options.groups, stages=options.stages)
     check_least(0, lead_blocks=options.lead_blocks)
+    check_least(LEAST_STEPS, num_inference_steps=options.call.get("num_inference_steps"))
     if not options.output:
         raise UsageError("nowhere to write: give --output FILE.safetensors")
     for name in ("pipefusion_parallel_degree", "data_parallel_degree", "tensor_parallel_degree"):

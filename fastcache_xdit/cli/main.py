@@ -18,11 +18,11 @@ COMMANDS = {
     "batch": "thousands of prompts as a job that survives any crash: batch submit, run, status, retry, export",
     "calibrate": "measure a model once, so that stand-ins are fitted and tests mean something",
     "tune": "from a target (speedup, psnr or budget) to a config for --cache_config",
-    "bench": "benchmarks: bench peers, approximations, significance, tokens, costs, overhead, batch",
+    "bench": "benchmarks: bench peers, speed, approximations, significance, tokens, costs, overhead, batch",
     "report": "one page on the results of bench peers, and Markdown tables",
     "doctor": "what is installed, what this machine can run, and what to do about what does not fit",
 }
-PROG = "[torchrun --nproc_per_node N] -m fastcache_xdit"
+PROG = "python -m fastcache_xdit"
 USAGE = f"usage: {PROG} COMMAND [options]; COMMAND --help lists its options"
 MISTAKE, BUG = 2, 1  # exit codes
 REQUEST = "this should not happen; please report it with the traceback above"

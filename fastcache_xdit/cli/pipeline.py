@@ -144,10 +144,12 @@ def call_arguments(options: PipelineOptions) -> dict[str, Any]:
     """Return the arguments of every pipeline call; those that only the shipped model knows come along.
 
     Raises:
-        UsageError: a number below 1.
+        UsageError: a number below 1, or a seed that no generator takes.
     """
     sizes = ("num_inference_steps", "height", "width")
     check_least(1, **{name: options.call.get(name) for name in sizes}, batch_size=options.batch_size)
+    if not 0 <= options.seed < 2**63:
+        raise UsageError(f"seed={options.seed} is not possible", "set a number from 0 to 2**63 - 1")
     return dict(options.call)
 
 

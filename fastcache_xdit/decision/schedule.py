@@ -8,9 +8,9 @@ from collections.abc import Mapping, Sequence
 def marks_at(schedule: Mapping[int, str], num_steps: int) -> str:
     """Return the mark of each of `num_steps` steps: the mask of that length, or the nearest one stretched.
 
-    1 marks a computed step, p a partial one, 0 one that may be skipped. A stretched mask keeps the relative position of
-    every 1 and p, and so about their fractions; where a 1 and a p fall on the same step, it is computed. The first step
-    is always computed.
+    1 marks a computed step, p a partial one, 0 one that may be skipped. A stretched mask keeps every 1 and p at its
+    relative position: with more steps as many are computed as in the mask, not as large a fraction; with fewer steps
+    several may fall on one, which is computed if a 1 is among them. The first step is always computed.
     """
     if num_steps in schedule:
         return schedule[num_steps]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import time
+import traceback
 from collections.abc import Sequence
 from typing import Any
 
@@ -12,6 +13,7 @@ from PIL import Image
 
 from fastcache_xdit.config import FastCacheConfig
 from fastcache_xdit.counters import Counters
+from fastcache_xdit.errors import UsageError
 from fastcache_xdit.host.xdit import engine, world
 from fastcache_xdit.host.xdit.loading import XditOptions, with_values
 from fastcache_xdit.host.xdit.positions import Positions
@@ -43,6 +45,7 @@ class Replica:
         self._positions = Positions(self._engine.pipe.transformer)
         if self._config:
             enable(self._engine.pipe, self._config).disable()  # what does not fit is said now, not of every item
+        self._traced = False
         self._stages = xdit.pipefusion_parallel_degree
 
     def generate(self, items: Sequence[Item]) -> tuple[list[ItemOutcome], Figures]:
@@ -86,6 +89,9 @@ class Replica:
         """Fail the batch and go on if the error is its own: all ranks met it, with no message under way."""
         if not shared:
             raise error
+        if not isinstance(error, UsageError) and not self._traced:  # a bug: the first one is shown whole
+            self._traced = True
+            traceback.print_exception(error)
         reason = printable(f"{type(error).__name__}: {error}")
         return [ItemOutcome(item.id, error=reason) for item in items]
 

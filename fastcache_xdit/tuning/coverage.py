@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from fastcache_xdit.errors import UsageError
 from fastcache_xdit.segments.segment import Block, Segment, segments_of
 
+LEAST_STEPS = 6  # that fits can be judged on, every other one being computed
 HELD_OUT_EVERY = 3  # of every so many batches, the last judges the fits of the others
 
 
@@ -31,7 +32,16 @@ class Coverage:
     maps: bool = False
 
     def segments(self, blocks: Sequence[Block]) -> list[Segment]:
-        """Return the segments to calibrate, without duplicates."""
+        """Return the segments to calibrate, without duplicates.
+
+        Raises:
+            UsageError: the model has too few blocks for this many lead blocks or stages.
+        """
+        if max(self.leads) >= len(blocks) or max(self.stages, default=1) > len(blocks):
+            raise UsageError(
+                f"lead_blocks={max(self.leads)}, stages={list(self.stages)} do not fit {len(blocks)} blocks",
+                f"set lead_blocks to at most {len(blocks) - 1} and stages to at most {len(blocks)}",
+            )
         stacks = [blocks[first : last + 1] for first, last in spans(len(blocks), self.leads, self.stages)]
         segments = [Segment(0, tuple(stack)) for stack in stacks]
         segments += [segment for stack in stacks for segment in segments_of(stack, self.granularity, self.groups)]

@@ -9,10 +9,12 @@ from typing import NamedTuple
 
 from fastcache_xdit.approx.calibration import Calibration
 from fastcache_xdit.approx.forms import FORM
+from fastcache_xdit.approx.identity import check_identity
 from fastcache_xdit.config import FastCacheConfig
 from fastcache_xdit.decision.schedule import uniform_mask
 from fastcache_xdit.errors import UsageError
 from fastcache_xdit.evaluate.quality import psnr_db, to_tensor
+from fastcache_xdit.host.identity import identity
 from fastcache_xdit.host.xdit.engine import Batch
 from fastcache_xdit.tuning.planner import LONGEST_GAP, ErrorTable, plan
 from fastcache_xdit.tuning.polish import Polisher
@@ -89,6 +91,7 @@ class Search:
     tried: dict[str, Trial] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
+        check_identity(self.calibration.identity, identity(self.runner.host))
         self.num_blocks = len(self.runner.block_names)
         self.references = [to_tensor(self.runner.images(batch, None)) for batch in self.batches]
         self.sigmas = self.runner.sigmas()

@@ -160,6 +160,16 @@ def test_a_region_has_to_be_named_and_used():
         handle.focus(torch.ones(8, 8))
 
 
+@pytest.mark.parametrize("mask", [torch.ones(1, 8, 8), torch.ones(8), torch.ones(0, 8), "left half"])
+def test_a_mask_is_numbers_of_two_dimensions(mask):
+    pipe = tiny.pipeline("pixart")
+    with (
+        fastcache(pipe, FastCacheConfig(**LONE, tokens={"score": "region"})) as handle,
+        pytest.raises(ValueError, match=r"a mask is numbers of shape \[H, W\]"),
+    ):
+        handle.focus(mask)
+
+
 def test_forecasts_need_a_calibration():
     with pytest.raises(
         ValueError, match=r"static_kv=forecast needs a calibration that has transformer_blocks\.1\.attn1"

@@ -3,6 +3,7 @@
 import pytest
 from torch import nn
 
+from fastcache_xdit.errors import UsageError
 from fastcache_xdit.models.spec import BlockSpec
 from fastcache_xdit.segments.segment import Block
 from fastcache_xdit.tuning.coverage import Coverage, spans
@@ -48,3 +49,10 @@ def test_a_calibration_covers_pieces_beside_the_whole(granularity, expected):
     blocks = [Block(f"b.{index}", index, nn.Identity(), BlockSpec()) for index in range(4)]
     found = Coverage((0, 1), (), granularity, groups=2).segments(blocks)
     assert sorted(segment.key for segment in found) == sorted(expected)
+
+
+@pytest.mark.parametrize("coverage", [Coverage(leads=(0, 4)), Coverage(stages=(5,))])
+def test_a_coverage_fits_the_model(coverage):
+    blocks = [Block(f"blocks.{index}", index, nn.Identity(), BlockSpec()) for index in range(4)]
+    with pytest.raises(UsageError, match="do not fit 4 blocks; set lead_blocks to at most 3 and stages to at most 4"):
+        coverage.segments(blocks)
