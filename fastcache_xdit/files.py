@@ -1,4 +1,4 @@
-"""Files that are there whole or not at all, after a crash and after a loss of power."""
+"""Files that are there whole or not at all, after a crash and after a loss of power; and where they can be written."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ import hashlib
 import os
 from collections.abc import Iterator
 from pathlib import Path
+
+from fastcache_xdit.errors import UsageError
 
 
 @contextlib.contextmanager
@@ -40,3 +42,35 @@ def force_to_disk(path: Path) -> None:
 def checksum(content: bytes) -> str:
     """Compute the SHA-256, as `sha256sum` prints it."""
     return hashlib.sha256(content).hexdigest()
+
+
+def writable_file(path: str | Path) -> Path:
+    """Return the path of a file that is to be written, its folders made by then.
+
+    Raises:
+        UsageError: it is a folder, or its folder cannot be written to.
+    """
+    file = Path(path)
+    if file.is_dir():
+        raise UsageError(f"cannot write {file}: it is a folder", "give the name of a file")
+    _check_room(file.parent, file)
+    return file
+
+
+def writable_folder(path: str | Path) -> Path:
+    """Return the path of a folder that is to be written to, made by then.
+
+    Raises:
+        UsageError: it is a file, or it cannot be written to.
+    """
+    folder = Path(path)
+    _check_room(folder, folder)
+    return folder
+
+
+def _check_room(folder: Path, wanted: Path) -> None:
+    there = next(parent for parent in (folder, *folder.absolute().parents) if parent.exists())
+    if not there.is_dir():
+        raise UsageError(f"cannot write {wanted}: {there} is a file", "give another place")
+    if not os.access(there, os.W_OK):
+        raise UsageError(f"cannot write {wanted}: there is no permission to write in {there}", "give another place")

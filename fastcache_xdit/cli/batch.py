@@ -29,6 +29,7 @@ from fastcache_xdit.cli.batch_arguments import (
 from fastcache_xdit.cli.commands import Command, Group
 from fastcache_xdit.cli.pipeline import engine_parser, pipeline_options
 from fastcache_xdit.errors import UsageError
+from fastcache_xdit.files import writable_file
 from fastcache_xdit.host.xdit import checkpoint, layout, world
 from fastcache_xdit.host.xdit.loading import xdit_options
 from fastcache_xdit.host.xdit.replica import check_machines
@@ -127,7 +128,7 @@ def export_items(argv: list[str]) -> int:
     """Write the job's items to a table; the exit code tells whether all images are what was made."""
     options = _options(ExportOptions, "export", argv, add_export)
     store = Store(options.job)
-    export(store, options.output)
+    export(store, writable_file(options.output))
     print(f"fastcache: {describe(store.counts(), store.totals())} -> {options.output}")
     if broken := damaged(store):
         print(f"fastcache: {len(broken)} images are gone or altered; make them anew: batch retry, then run")

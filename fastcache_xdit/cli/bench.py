@@ -25,6 +25,7 @@ from fastcache_xdit.cli.bench_options import BenchOptions, add_arguments, check
 from fastcache_xdit.cli.commands import Command, Group
 from fastcache_xdit.cli.pipeline import call_arguments, model_folder, pipeline_options
 from fastcache_xdit.errors import UsageError
+from fastcache_xdit.files import writable_folder
 from fastcache_xdit.host.xdit import engine, world
 from fastcache_xdit.plugin import register
 from fastcache_xdit.shipped import held_out_scenes
@@ -56,7 +57,7 @@ def _measure(name: str, argv: list[str]) -> int:
     register()
     options = pipeline_options(BenchOptions, f"bench {name}", argv, add_arguments)
     source, call = model_folder(options.model), call_arguments(options)
-    model, folder = check(name, options), Path(options.output)
+    model, folder = check(name, options), writable_folder(options.output)
     runner = Runner(engine.Engine(source, options.xdit, options.dtype), call)
     runner.engine.pipe.set_progress_bar_config(disable=True)
     batches = engine.batches(held_out_scenes(options.count, options.seed), options.batch_size, options.seed)
@@ -80,8 +81,9 @@ def _batch(argv: list[str]) -> int:
     options = pipeline_options(BenchOptions, "bench batch", argv, add_arguments)
     recipe, model = recipe_of(options), check("batch", options)
     texts = held_out_scenes(max(MEMORY_ITEMS, options.count), options.seed)
-    results = run_batch(recipe, texts, options.count, Path(options.output) / "jobs")
-    _write(Path(options.output) / "batch.json", {"model": model, **versions(), **results})
+    folder = writable_folder(options.output)
+    results = run_batch(recipe, texts, options.count, folder / "jobs")
+    _write(folder / "batch.json", {"model": model, **versions(), **results})
     return 0
 
 

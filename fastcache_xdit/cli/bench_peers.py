@@ -30,6 +30,7 @@ from fastcache_xdit.cli.pipeline import (
     prompts_of,
 )
 from fastcache_xdit.errors import UsageError
+from fastcache_xdit.files import writable_folder
 from fastcache_xdit.host.xdit import engine, layout, world
 from fastcache_xdit.plugin import register
 from fastcache_xdit.shipped import SHIPPED, calibration_prompts, held_out_prompts, presets
@@ -87,7 +88,7 @@ def main(argv: list[str]) -> int:
 
 def _output(options: PeersOptions, conditions: Mapping[str, Any]) -> Path:
     model = Path(conditions["model"]).name
-    return Path(options.output) / f"{model}-{conditions['steps']}" / conditions["layout"]
+    return writable_folder(options.output) / f"{model}-{conditions['steps']}" / conditions["layout"]
 
 
 def _run(bench: PeerBench, todo: list[tuple[Peer, Setting]], results: Results | None, first: bool) -> None:

@@ -21,6 +21,7 @@ from fastcache_xdit.bench.peers.study import ResultRow, pace
 from fastcache_xdit.cli.arguments import check_least, fill, parse
 from fastcache_xdit.cli.bench_peers import chosen, thinned
 from fastcache_xdit.errors import UsageError
+from fastcache_xdit.files import writable_folder
 from fastcache_xdit.host import cpu
 from fastcache_xdit.host.xdit import engine, loading, world
 from fastcache_xdit.plugin import register
@@ -70,7 +71,7 @@ def main(argv: list[str]) -> int:
     plan = _plan(architecture.call | {name: size for name, size in sizes.items() if size}, options.repetitions)
     device = "cuda" if cpu.has_accelerator() else "cpu"
     bench = PeerBench(lambda: FullSize(architecture, dtype, device), plan)
-    path = Path(options.output) / f"speed-{options.architecture}.json"
+    path = writable_folder(options.output) / f"speed-{options.architecture}.json"
     _write_rows(path, _conditions(options.architecture, dtype, plan), _rows(bench, peers))
     print(f"fastcache: -> {path}")
     return 0

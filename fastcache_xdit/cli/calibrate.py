@@ -18,6 +18,7 @@ from fastcache_xdit.cli.pipeline import (
     prompts_of,
 )
 from fastcache_xdit.errors import UsageError
+from fastcache_xdit.files import writable_file
 from fastcache_xdit.host.xdit import checkpoint, engine, layout, world
 from fastcache_xdit.plugin import register
 from fastcache_xdit.tuning.calibrate import Calibrator
@@ -105,4 +106,4 @@ def _checked_output(options: CalibrateOptions, model: str, prompts: list[str]) -
     if Path(model).is_dir():
         checkpoint.check_model(Path(model), options.layout, cached=True)
     check_enough(len(prompts), options.batch_size)
-    return Path(options.output)
+    return writable_file(options.output)

@@ -36,6 +36,9 @@ def entry() -> None:
 
 def main(argv: list[str]) -> int:
     """Run one command line and return its exit code: 2 for a user's mistake, 1 for a bug."""
+    if argv == ["--version"]:
+        print(f"fastcache_xdit {_version('fastcache_xdit')}")
+        return 0
     commands = {name: Command(about, _imported(name)) for name, about in COMMANDS.items()}
     try:
         return Group(PROG, "COMMAND", commands, _no_command).main(argv)

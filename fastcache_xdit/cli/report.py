@@ -9,6 +9,7 @@ from typing import Any
 
 from fastcache_xdit.bench.peers.views import write_markdown, write_report
 from fastcache_xdit.cli.arguments import fill, parse
+from fastcache_xdit.files import writable_file
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,7 +35,9 @@ def main(argv: list[str]) -> int:
     parser = argparse.ArgumentParser(prog="fastcache_xdit report")
     add_arguments(parser)
     options = fill(ReportOptions, parse(parser, argv))
-    page = options.output or options.folder / "report.html"
+    page = writable_file(options.output or options.folder / "report.html")
+    if options.markdown:
+        writable_file(options.markdown)
     write_report(options.folder, page)
     print(f"fastcache: -> {page}")
     if options.markdown:

@@ -23,6 +23,7 @@ from fastcache_xdit.cli.pipeline import (
 )
 from fastcache_xdit.config import FastCacheConfig
 from fastcache_xdit.errors import UsageError
+from fastcache_xdit.files import writable_file
 from fastcache_xdit.host.xdit import engine, layout, world
 from fastcache_xdit.plugin import register
 from fastcache_xdit.tuning.coverage import check_enough
@@ -101,7 +102,7 @@ def _checked(options: TuneOptions) -> _Plan:
     check_least(1, steps=options.steps, evaluations=options.evaluations)
     check_least(0, polish=options.polish, lead_blocks=options.lead_blocks)
     path = _given("calibration", options.calibration)
-    target, output = _given("target", options.target), Path(_given("output", options.output))
+    target, output = _given("target", options.target), writable_file(_given("output", options.output))
     aim, calibration = Target.parse(target), Calibration.load(path)
     start = FastCacheConfig.from_file(options.start) if options.start else None
     refit_batches = _refit_batches(options)

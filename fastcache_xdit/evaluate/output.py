@@ -7,17 +7,18 @@ from pathlib import Path
 from typing import Any
 
 from fastcache_xdit.errors import UsageError
+from fastcache_xdit.files import writable_folder
 
 
 class OutputFolder:
     """Where a job writes `images/00012.png` and, if it compares, `images/00012_uncached.png`.
 
     Raises:
-        UsageError: the folder holds an earlier job's summary and `overwrite` is not set.
+        UsageError: the folder cannot be written to, or holds an earlier job's summary and `overwrite` is not set.
     """
 
     def __init__(self, path: str | Path, overwrite: bool) -> None:
-        self.path = Path(path)
+        self.path = writable_folder(path)
         self.summary = self.path / "summary.json"
         if self.summary.exists() and not overwrite:
             raise UsageError(f"{self.path} holds the results of an earlier job", "pass --overwrite or another --output")

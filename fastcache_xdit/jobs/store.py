@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from fastcache_xdit.errors import UsageError
+from fastcache_xdit.files import writable_folder
 from fastcache_xdit.jobs.item import Figures, Item, ItemOutcome
 from fastcache_xdit.jobs.owner import is_alive
 from fastcache_xdit.jobs.recipe import Recipe
@@ -53,9 +54,9 @@ class Store:
         """Make a new job: all of it or, where this process dies on the way, none.
 
         Raises:
-            UsageError: the folder holds a job.
+            UsageError: the folder cannot be written to, or holds a job.
         """
-        Path(folder).mkdir(parents=True, exist_ok=True)
+        writable_folder(folder).mkdir(parents=True, exist_ok=True)
         with contextlib.closing(_connect(Path(folder))) as database, _transaction(database):
             if _is_made(database):
                 raise UsageError(
