@@ -49,7 +49,7 @@ def test_packages_out_of_range_are_told_with_the_range(installed):
     installed(xfuser="0.8.1", scipy=None)
     found = machine.packages()
     assert found.problem and found.found == "xfuser 0.8.1, scipy is missing"
-    assert found.advice == "pip install 'xfuser<0.8,>=0.7' scipy"
+    assert found.advice == "pip install 'xfuser<0.8,>=0.7' 'scipy>=1.11'"
 
 
 def test_a_project_that_is_not_installed_is_told(monkeypatch):
