@@ -138,10 +138,10 @@ def stand_in_cost(runner: Runner, batch: Batch, calibration: str) -> dict[str, f
     config = FastCacheConfig.scheduled(mask, lead_blocks=0, stand_in=FORM, calibration=calibration)
     with Undo() as undo:
         blocks = Timed(undo, [block.module for block in runner.blocks], "forward")
-        with runner.enabled(config, observer=shown) as cached:
-            cached.generate(batch)  # solves the fits, which a request does once
+        with runner.enabled(config, observer=shown) as generate:
+            generate(batch)  # solves the fits, which a request does once
             stand_ins = Timed(undo, shown.watched.stand_ins, "residual")
             blocks.seconds.clear()
-            cached.generate(batch)
+            generate(batch)
     cost, block = statistics.median(stand_ins.seconds), statistics.median(blocks.seconds)
     return {"of_one_block": cost / block, "of_replaced_blocks": cost / (block * len(runner.block_names))}

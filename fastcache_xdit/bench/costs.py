@@ -28,9 +28,9 @@ def _cost(runner: Runner, batch: Batch, share: float) -> float:
     mask = "".join("p1"[step % 2 or step < 2] for step in range(steps))
     tokens = {"keep_ratio": share, "bucket": 1, "min_static_ratio": 0}
     config = FastCacheConfig.scheduled(mask, lead_blocks=0, tokens=tokens)
-    with runner.enabled(config) as cached, Undo() as undo:
+    with runner.enabled(config) as generate, Undo() as undo:
         calls = Timed(undo, [runner.host.transformer], "forward")
-        cached.generate(batch)
+        generate(batch)
     per_step = len(calls.seconds) // steps
     whole, partial = (
         [sum(calls.seconds[step * per_step :][:per_step]) for step in range(2, steps) if mask[step] == mark]

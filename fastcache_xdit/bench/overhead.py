@@ -21,14 +21,14 @@ def overhead(runner: Runner, batch: Batch, config: FastCacheConfig) -> dict[str,
         three.
     """
     shown = Shown()
-    with runner.enabled(config, observer=shown) as cached:
-        cached.generate(batch)  # solves the fits, which a request does once
+    with runner.enabled(config, observer=shown) as generate:
+        generate(batch)  # solves the fits, which a request does once
         with Undo() as undo:
             transformer = Timed(undo, [runner.host.transformer], "forward")
             deciding = [Timed(undo, [shown.watched.judge], "decide"), Timed(undo, [Record], "decided")]
             standing = Timed(undo, [SegmentState], "stand_in")
             learning = [Timed(undo, [SegmentState], name) for name in ("learn", "keep")]
-            cached.generate(batch)
+            generate(batch)
     spent = {
         "deciding": sum(sum(method.seconds) for method in deciding),
         "standing in": sum(standing.seconds),

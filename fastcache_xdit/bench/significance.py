@@ -54,8 +54,8 @@ def _observed(runner: Runner, batches: Sequence[Batch], config: FastCacheConfig)
     pairs: list[Pair] = []
     for batch in batches:
         observer = Pairs()
-        with runner.enabled(config, observer=observer) as cached:
-            cached.generate(batch)
+        with runner.enabled(config, observer=observer) as generate:
+            generate(batch)
         pairs += [pair for pair in observer.collected() if pair.step >= config.warmup_steps]
     return pairs
 

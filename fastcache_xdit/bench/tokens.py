@@ -167,8 +167,8 @@ class PartialBench:
         runner, batch = self.tasks[0]
         maps = TokenMaps()
         config = self._scheduled(partial_mask(self.steps, 1 / 2, KEPT), SOME)
-        with runner.enabled(config, observer=maps) as cached:
-            cached.generate(batch)
+        with runner.enabled(config, observer=maps) as generate:
+            generate(batch)
         image = runner.images(batch, None)[0]
         return image, assembled([maps], image.height, image.width)
 

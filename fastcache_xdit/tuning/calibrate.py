@@ -136,8 +136,8 @@ class Calibrator:
         calibration, errors = self._fit(), []
         for length, floor in TRIED:
             candidate = replace(calibration, coherence=(Coherence(math.inf, length, floor),))
-            with self.runner.enabled(self._config(mask), candidate) as cached:
-                latents = cached.generate(self.batches[index])
+            with self.runner.enabled(self._config(mask), candidate) as generate:
+                latents = generate(self.batches[index])
             errors.append(relative_error(latents, self._reference(index)).log().tolist())
         self.measured.tried.setdefault(gap, []).extend(np.array(errors).T.tolist())
 
@@ -147,8 +147,8 @@ class Calibrator:
             self._fit()
         index, pairs = HELD_OUT_EVERY - 1, Pairs()
         mask = "".join("0" if other == step else "1" for other in range(self.steps))
-        with self.runner.enabled(self._config(mask), self._fitted(mask), pairs) as cached:
-            latents = cached.generate(self.batches[index])
+        with self.runner.enabled(self._config(mask), self._fitted(mask), pairs) as generate:
+            latents = generate(self.batches[index])
         local = rms([pair.error for pair in pairs.collected() if pair.step == step])
         self.measured.gains[step] = rms(relative_error(latents, self._reference(index)).tolist()) / local
 

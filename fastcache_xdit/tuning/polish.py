@@ -143,11 +143,11 @@ class Polisher:
         self._references = self._references or {batch: self.runner.uncached(batch) for batch in batches}
         self.runner.host.transformer.requires_grad_(False)
         trainable = TrainableCalibration.of(calibration)
-        with self.runner.enabled(config, trainable) as cached, self.runner.engine.differentiable():
+        with self.runner.enabled(config, trainable) as generate, self.runner.engine.differentiable():
             with torch.no_grad():
-                cached.generate(self.judging[0])  # determines the noise levels and the streams
+                generate(self.judging[0])  # determines the noise levels and the streams
             trainable.trained.prepare(computed_steps(config.schedule or {}, len(self.runner.sigmas())))
-            return self._train(trainable.trained, cached.generate, report)
+            return self._train(trainable.trained, generate, report)
 
     def _train(
         self, trained: TrainableStandIn, generate: Callable[[Batch], torch.Tensor], report: Callable[[str], None]

@@ -157,8 +157,8 @@ def record(
 ) -> Recorder:
     """Generate a batch with the cache on, skipped blocks running as well; return the recorder that observed it."""
     recorder = Recorder(segments, len(batch), runner.call.get("guidance_scale", 1.0), pairs)
-    with runner.enabled(config, calibration, recorder) as cached:
-        cached.generate(batch)
+    with runner.enabled(config, calibration, recorder) as generate:
+        generate(batch)
     return recorder
 
 

@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 
 from fastcache_xdit.approx.calibration import Calibration
 from fastcache_xdit.config import FastCacheConfig
-from fastcache_xdit.handle import Handle
 from fastcache_xdit.host.base import Host
 from fastcache_xdit.host.find import host_of
 from fastcache_xdit.host.xdit import world
@@ -19,19 +17,6 @@ from fastcache_xdit.host.xdit.engine import Batch, Engine
 from fastcache_xdit.plugin import fastcache, repaired
 from fastcache_xdit.runtime.observer import Observer
 from fastcache_xdit.segments.segment import Block
-
-
-@dataclass(frozen=True)
-class CachedRun:
-    """A model with its cache on.
-
-    Attributes:
-        handle: the handle of the cache.
-        generate: returns the final latents [B, ...] of a batch.
-    """
-
-    handle: Handle
-    generate: Callable[[Batch], torch.Tensor]
 
 
 class Runner:
@@ -87,12 +72,12 @@ class Runner:
     @contextlib.contextmanager
     def enabled(
         self, config: FastCacheConfig, calibration: Calibration | None = None, observer: Observer | None = None
-    ) -> Iterator[CachedRun]:
-        """Turn the cache on inside a with block; arguments as in `enable`."""
+    ) -> Iterator[Callable[[Batch], torch.Tensor]]:
+        """Turn the cache on inside a with block, and yield what generates final latents; arguments as in `enable`."""
         with fastcache(self.engine.pipe, config, calibration=calibration, observer=observer) as handle:
             if config.tokens and config.tokens.score == "region":
                 handle.focus(self.region)
-            yield CachedRun(handle, self._latents)
+            yield self._latents
 
     def _latents(self, batch: Batch) -> torch.Tensor:
         own = self.engine.generate(batch, **{**self.call, "output_type": "latent"})

@@ -45,8 +45,8 @@ def calibration(config):
 
 
 def error(runner, batch, config, calibration):
-    with runner.enabled(config, calibration) as cached:
-        latents = cached.generate(batch)
+    with runner.enabled(config, calibration) as generate:
+        latents = generate(batch)
     return relative_error(latents, runner.uncached(batch)).log().mean().item()
 
 
