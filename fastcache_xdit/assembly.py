@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from torch import nn
@@ -12,6 +12,8 @@ from fastcache_xdit.approx.identity import check_identity
 from fastcache_xdit.clock import Clock
 from fastcache_xdit.config import FastCacheConfig
 from fastcache_xdit.counters import Counters
+from fastcache_xdit.decision.policy import planned_skips
+from fastcache_xdit.decision.schedule import marks_at
 from fastcache_xdit.errors import UsageError
 from fastcache_xdit.host.base import Host
 from fastcache_xdit.host.group import GroupConsensus, StageRelay
@@ -81,12 +83,12 @@ def plan_for(host: Host, config: FastCacheConfig, calibration: Calibration | Non
 def attach(plan: ExecutionPlan, observer: Observer | None, undo: Undo) -> Session:
     """Replace the forwards of the transformer and its blocks, for as long as the undo log is open."""
     host, config, stand_ins, counters = plan.host, plan.config, plan.stand_ins, Counters()
-    record = Record(config, _consensus(host, config, counters), _ledger(plan), counters)
+    record = Record(config, consensus_of(host, config, counters), _ledger(plan), counters)
     partial = _partial_steps(config, stand_ins, record, observer)
     driver = Driver(config, stand_ins, _judge(plan, record), record, Clock(), partial, observer)
     if observer:
         observer.attach(Watched(driver.clock, stand_ins.segments, stand_ins.by_segment, driver.judge), undo)
-    session = Session(host.spec, driver, sigmas_of(host.scheduler), host.current_patch)
+    session = Session(host.spec.bypass, driver, sigmas_of(host.scheduler), host.current_patch)
     undo.set(host.transformer, "forward", session.wrapped(host.transformer.forward))
     driver.attach(plan.lead, undo)
     listen(host, session, undo)
@@ -141,7 +143,8 @@ def _ledger(plan: ExecutionPlan) -> Ledger:
     return Ledger(f"{plan.config!r} {names} {stand_ins.calibration and stand_ins.calibration.stamp}")
 
 
-def _consensus(host: Host, config: FastCacheConfig, counters: Counters) -> Consensus:
+def consensus_of(host: Host, config: FastCacheConfig, counters: Counters) -> Consensus:
+    """Return how this rank agrees with others."""
     if len(host.topology.agreeing_ranks(config.cfg_agreement)) == 1:
         return Solo()
     device = next(host.model.parameters()).device
@@ -176,3 +179,8 @@ def _stage_fraction(plan: ExecutionPlan) -> float:
     """Return the fraction of all blocks that may be skipped which this pipeline stage holds; 1 with one stage."""
     own_blocks = sum(len(segment.blocks) for segment in plan.stand_ins.segments)
     return own_blocks / (plan.host.num_blocks - plan.config.lead_blocks)
+
+
+def scheduled_skips(config: FastCacheConfig) -> Callable[[Sequence[float]], Sequence[bool]]:
+    """Return a function from noise levels to the steps that the schedule and the hard limits skip."""
+    return lambda sigmas: planned_skips(marks_at(config.schedule or {}, len(sigmas)), config)

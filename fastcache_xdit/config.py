@@ -5,11 +5,12 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import Field, ValidationError, field_validator, model_validator
 
 from fastcache_xdit.errors import UsageError
+from fastcache_xdit.goal import GOALS, Goal
 from fastcache_xdit.options import SCHEDULE_DECIDES, Options, TokensConfig, read_yaml, usage_error
 
 
@@ -18,9 +19,22 @@ class FastCacheConfig(Options):
 
     All options are keyword-only. An unknown option is an error that names the nearest known one.
 
+    One goal is enough: `budget`, `speedup` or `psnr`; without any it is `budget: 0.5`. The other options are for those
+    who want to decide more themselves.
+
     Attributes:
-        granularity: the blocks that one decision covers: all blocks after the lead blocks (`step`), one of `groups`
-            groups of consecutive blocks (`group`), or one block (`block`, as in the paper).
+        budget: share of the steps that are computed; the fewest that round to it, at least one.
+        speedup: factor in wall time. Until requests have been timed, a share of 1/speedup is computed.
+        psnr: mean PSNR in dB against uncached pictures, as measured on the requests that were learnt from. Until then
+            half of the steps are computed.
+        learn: number of requests that are computed in full and recorded, to plan and fit the next ones by. 0 learns
+            nothing: what the folder of learnt calibrations has of this model is used, or the pooled plan.
+        guard_every: every so many requests, one is computed in full as well and compared. Where it falls 3 dB below the
+            promise, the model is learnt again. 0 never does.
+        granularity: what one decision covers: the whole transformer, whose output is then estimated (`output`, which
+            works with every denoiser), all blocks after the lead blocks (`step`), one of `groups` groups of consecutive
+            blocks (`group`), or one block (`block`, as in the paper). The default is `output` with `test: plan`, else
+            `step`.
         groups: number of groups with `granularity: group`.
         lead_blocks: number of blocks at the start of the model that are always computed. The change of the hidden
             states behind them drives the decision. Blocks of later PipeFusion stages never count as lead blocks.
@@ -40,7 +54,8 @@ class FastCacheConfig(Options):
         schedule: which steps are computed, as one mask for each number of steps, such as `{20: "1110p001..."}`: 1 is a
             computed step, p a partial one (see `tokens`), 0 one that may be skipped. For another number of steps the
             nearest mask is stretched. A step is skipped only if both the schedule and the test allow it.
-        test: the rule for when a change is insignificant, so that a step may be skipped. `online` predicts the error of
+        test: the rule for when a change is insignificant, so that a step may be skipped. `plan`, the default without a
+            schedule, skips what costs least for the goal. `online` predicts the error of
             a skip from the computed steps of this request and compares it with `threshold`. `calibrated` is the
             chi-squared test of the calibration, with `alpha` and `tolerance`. `paper` is the literal rule of arXiv
             2505.20353, for comparison only: it accepts every change below 100 %. `none` leaves the decision to the
@@ -66,7 +81,12 @@ class FastCacheConfig(Options):
         tokens: partial steps, in which only some of the tokens are computed; see `TokensConfig`.
     """
 
-    granularity: Literal["step", "group", "block"] = "step"
+    budget: Annotated[float, Field(gt=0, le=1)] | None = None
+    speedup: Annotated[float, Field(gt=1, lt=100)] | None = None
+    psnr: Annotated[float, Field(gt=0, lt=100)] | None = None
+    learn: int = Field(4, ge=0)
+    guard_every: int = Field(0, ge=0)
+    granularity: Literal["output", "step", "group", "block"] = "output"
     groups: int = Field(4, ge=1)
     lead_blocks: int = Field(1, ge=0)
     stand_in: Literal["reuse", "history", "taylor2", "affine", "delta", "delta+history"] = "history"
@@ -74,7 +94,7 @@ class FastCacheConfig(Options):
     calibration: str | None = None
     allow_adapters: bool = False
     schedule: dict[int, str] | None = None
-    test: Literal["online", "calibrated", "paper", "none"] = "online"
+    test: Literal["plan", "online", "calibrated", "paper", "none"] = "plan"
     alpha: float = Field(0.05, gt=0, lt=1)
     tolerance: float = Field(0.02, gt=0, allow_inf_nan=False)
     threshold: float = Field(0.1, ge=0, allow_inf_nan=False)
@@ -98,6 +118,34 @@ class FastCacheConfig(Options):
                 allowed = f"{num_steps} characters 0, 1 or p, the first one 1"
                 raise UsageError(f"the mask for {num_steps} steps must be {allowed}, not {mask!r}")
         return schedule or None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _by_default(cls, values: Any) -> Any:
+        """A schedule decides alone where no test is named; blocks are skipped where nothing is planned."""
+        if not isinstance(values, dict):
+            return values
+        test = values.get("test") or ("none" if values.get("schedule") else "plan")
+        return {"granularity": "output" if test == "plan" else "step", **values, "test": test}
+
+    @property
+    def goal(self) -> Goal:
+        """What is asked for."""
+        return next((Goal(kind, value) for kind in GOALS if (value := getattr(self, kind)) is not None), Goal())
+
+    @model_validator(mode="after")
+    def _one_goal(self) -> FastCacheConfig:
+        goals = [kind for kind in GOALS if getattr(self, kind) is not None]
+        if len(goals) > 1:
+            raise UsageError(f"{' and '.join(goals)} are both given", "give one goal")
+        if goals and self.test != "plan":
+            raise UsageError(f"{goals[0]} is a goal of test 'plan', not of {self.test!r}", "leave one of them away")
+        if (self.granularity == "output") != (self.test == "plan") and self.test != "none":
+            raise UsageError(
+                f"granularity {self.granularity!r} does not go with test {self.test!r}",
+                "test 'plan' needs granularity 'output'; 'output' needs test 'plan', or 'none' with a schedule",
+            )
+        return self
 
     @model_validator(mode="after")
     def _consistent(self) -> FastCacheConfig:

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from fastcache_xdit.config import FastCacheConfig
 from fastcache_xdit.counters import Counters
 from fastcache_xdit.errors import UsageError
+from fastcache_xdit.learning.learner import Learner
 from fastcache_xdit.parallel.ledger import Entry
-from fastcache_xdit.runtime.session import Session
+from fastcache_xdit.runtime.output import OutputDriver
+from fastcache_xdit.runtime.session import Announced, Session, Watch
 from fastcache_xdit.undo import Undo
 
 
@@ -51,12 +54,18 @@ class Handle:
     """An enabled cache; `disable` restores every module that it changed."""
 
     def __init__(
-        self, session: Session, undo: Undo, fixes: Sequence[str], keys_values_bytes: Callable[[], int]
+        self,
+        session: Session,
+        undo: Undo,
+        fixes: Sequence[str],
+        keys_values_bytes: Callable[[], int],
+        learner: Learner | None = None,
     ) -> None:
         self._session = session
         self._undo = undo
         self._fixes = tuple(fixes)
         self._keys_values_bytes = keys_values_bytes
+        self._learner = learner
 
     def disable(self) -> None:
         """Restore every changed module and free the cached tensors; a second call does nothing."""
@@ -71,6 +80,41 @@ class Handle:
     def branch(self, name: str) -> contextlib.AbstractContextManager[None]:
         """Assign the calls inside a with block to CFG branch `name`; for loops with one call for each branch."""
         return self._session.clock.in_branch(name)
+
+    @contextlib.contextmanager
+    def at(self, **goal: float) -> Iterator[None]:
+        """Take another goal for the requests inside a with block, such as `handle.at(budget=0.3)`; no model is called.
+
+        Raises:
+            UsageError: not one goal out of `budget`, `speedup` and `psnr`, or one that is not possible, or blocks are
+                skipped by other rules than a plan.
+        """
+        config = FastCacheConfig.from_dict(dict(goal))
+        if len(goal) != 1 or not isinstance(self._session.driver, OutputDriver):
+            raise UsageError(f"at takes one goal of a plan, not {goal or 'nothing'}", "give budget, speedup or psnr")
+        with self._session.driver.pilot.at(config.goal):
+            yield
+
+    def request(self, sigmas: Sequence[float]) -> None:
+        """Begin a request in a loop without a scheduler: the noise level of each step, falling from 1 to 0.
+
+        Raises:
+            UsageError: a scheduler announces requests itself, or `test` is not `plan`.
+        """
+        announced = self._session.sigmas
+        if not isinstance(announced, Announced):
+            raise UsageError("request is for loops without a scheduler whose steps are planned", "leave it away")
+        announced.sigmas = [float(sigma) for sigma in sigmas]
+        self._session.announce()
+
+    @contextlib.contextmanager
+    def watched(self, watch: Watch) -> Iterator[None]:
+        """Show `watch` what the scheduler is given, and what it makes of it, at every step inside a with block."""
+        outer, self._session.watch = self._session.watch, watch
+        try:
+            yield
+        finally:
+            self._session.watch = outer
 
     def focus(self, mask: Any) -> None:
         """Set the region that an edit may change; with `tokens.score: region`, partial steps compute its tokens alone.

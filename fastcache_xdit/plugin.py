@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 from collections.abc import Iterator
 from typing import Any
 
 from fastcache_xdit.approx.calibration import Calibration
-from fastcache_xdit.assembly import attach, plan_for
+from fastcache_xdit.assembly import attach, plan_for, scheduled_skips
 from fastcache_xdit.config import FastCacheConfig
 from fastcache_xdit.errors import UsageError
 from fastcache_xdit.handle import Handle
@@ -16,9 +17,13 @@ from fastcache_xdit.host.base import Host
 from fastcache_xdit.host.find import host_of
 from fastcache_xdit.host.group import confirm_options
 from fastcache_xdit.host.xdit import registration
+from fastcache_xdit.learning.learner import Learner
+from fastcache_xdit.output_assembly import attach_output, output_calibration
 from fastcache_xdit.parallel.ledger import Ledger
 from fastcache_xdit.runtime.observer import Observer
 from fastcache_xdit.undo import Undo
+
+logger = logging.getLogger(__name__)
 
 _MARK = "_fastcache_handle"
 
@@ -29,6 +34,7 @@ def enable(
     *,
     calibration: Calibration | None = None,
     observer: Observer | None = None,
+    **options: Any,
 ) -> Handle:
     """Turn FastCache on for an xDiT pipeline, a diffusers pipeline, or a bare diffusers transformer.
 
@@ -38,33 +44,64 @@ def enable(
         target: the pipeline or transformer.
         config: options; None for the defaults.
         calibration: used instead of the file that `config.calibration` names.
-        observer: is shown what the cache does.
+        observer: is shown what the cache does to blocks.
+        options: options by name instead of a config, such as `budget=0.4`.
     Raises:
-        UsageError: the model is unknown, the parallel layout is not supported, or a cache is already on.
+        UsageError: the config does not fit the model, the parallel layout is not supported, or a cache is already on.
         RankDivergenceError: the ranks of a request have different options; raised on all of them.
     """
-    config = FastCacheConfig() if config is None else config
+    if config is not None and options:
+        raise UsageError(f"a config and {', '.join(options)} are both given", "put everything into the config")
+    config = FastCacheConfig.from_dict(options) if config is None else config
     if not isinstance(config, FastCacheConfig):
         raise UsageError(
             f"config must be a FastCacheConfig, not {type(config).__name__}",
             "use FastCacheConfig.from_file or from_dict",
         )
     host = host_of(target)
+    config = _possible(host, config)
     if host.topology.world_size > 1:
         confirm_options(host.topology, Ledger(repr(config)).stamp)
     _check(host, config, calibration)
-    plan = plan_for(host, config, calibration)
     with contextlib.ExitStack() as on_error:
         undo = on_error.enter_context(Undo())
-        fixes = host.fix(undo)
-        session = attach(plan, observer, undo)
-        if plan.stand_ins.runs_ahead:
-            host.run_ahead(undo, session, config)
-        keys_values_bytes = host.extend_keys_values(undo, session.clock, plan.layers, plan.stand_ins.forecast)
-        handle = Handle(session, undo, fixes, keys_values_bytes)
+        handle = _output(target, host, config, calibration, undo)
+        if handle is None:
+            handle = _blocks(host, config, calibration, observer, undo)
         undo.set(host.transformer, _MARK, handle)
         on_error.pop_all()
     return handle
+
+
+def _blocks(
+    host: Host, config: FastCacheConfig, calibration: Calibration | None, observer: Observer | None, undo: Undo
+) -> Handle:
+    """Skip blocks of the transformer."""
+    plan = plan_for(host, config, calibration)
+    fixes = host.fix(undo)
+    session = attach(plan, observer, undo)
+    if plan.stand_ins.runs_ahead:
+        host.run_ahead(undo, session, scheduled_skips(config), host.blocks[0])
+    keys_values_bytes = host.extend_keys_values(undo, session.clock, plan.layers, plan.stand_ins.forecast)
+    return Handle(session, undo, fixes, keys_values_bytes)
+
+
+def _output(
+    target: Any, host: Host, config: FastCacheConfig, calibration: Calibration | None, undo: Undo
+) -> Handle | None:
+    """Skip whole calls of the transformer, and learn how; None if the config skips blocks."""
+    if config.granularity != "output":
+        return None
+    known = output_calibration(host, config, calibration)
+    fixes = host.fix(undo)
+    session, pilot, effects = attach_output(host, config, known, undo)
+    if host.can_run_ahead:
+        host.run_ahead(undo, session, pilot.planned_skips, None)
+    learner = None
+    if (known is None or not known.identity) and config.test == "plan" and config.learn and target is not host.transformer:
+        learner = Learner(target, host, config, session, pilot, effects)
+        learner.attach(undo)
+    return Handle(session, undo, fixes, lambda: 0, learner)
 
 
 @contextlib.contextmanager
@@ -74,9 +111,10 @@ def fastcache(
     *,
     calibration: Calibration | None = None,
     observer: Observer | None = None,
+    **options: Any,
 ) -> Iterator[Handle]:
     """Turn FastCache on, as `enable` does, inside a with block; leaving the block restores every module."""
-    handle = enable(target, config, calibration=calibration, observer=observer)
+    handle = enable(target, config, calibration=calibration, observer=observer, **options)
     try:
         yield handle
     finally:
@@ -119,11 +157,23 @@ def _apply(pipe: Any, text: str | None) -> Handle:
     return _applied[-1]
 
 
+def _possible(host: Host, config: FastCacheConfig) -> FastCacheConfig:
+    """Return the config, which stands in for the output of a model whose blocks are not known."""
+    if config.granularity == "output" or host.is_known or config.test != "none" or config.tokens:
+        return config
+    name = type(host.model).__name__
+    logger.warning("the blocks of %s are not known; FastCache stands in for its output instead", name)
+    return config.model_copy(update={"granularity": "output"})
+
+
 def _check(host: Host, config: FastCacheConfig, calibration: Calibration | None) -> None:
     """Refuse an unknown model, a second cache, and options that need a scheduler where there is none."""
-    _ = host.spec  # raises for an unknown model
+    if config.granularity != "output":
+        _ = host.spec  # raises for an unknown model
     if hasattr(host.transformer, _MARK):
         raise UsageError("FastCache is already enabled on this transformer", "call handle.disable() first")
+    if config.granularity == "output":
+        return
     if host.scheduler is None and (config.calibration or calibration or config.schedule):
         raise UsageError(
             "a calibration or a schedule needs a scheduler to know the steps by", "enable FastCache on the pipeline"

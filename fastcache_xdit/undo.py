@@ -17,6 +17,12 @@ class Undo(contextlib.ExitStack):
     ...     undo.set(block, "forward", stand_in)
     """
 
+    def set_class(self, target: Any, kind: type) -> None:
+        """Make `target` an instance of `kind`, a subclass of its class; closing the log takes that back."""
+        old = type(target)
+        object.__setattr__(target, "__class__", kind)
+        self.callback(_put_class_back, target, kind, old)
+
     def set(self, target: Any, name: str, value: Any) -> None:
         """Set `target.name = value`; closing the log restores or deletes the attribute.
 
@@ -45,3 +51,11 @@ def _put_back(target: Any, name: str, value: Any, old: Any) -> None:
         delattr(target, name)
     else:
         _assign(target, name, old)
+
+
+def _put_class_back(target: Any, kind: type, old: type) -> None:
+    if type(target) is not kind:
+        raise RestoreError(
+            f"cannot restore the class of {old.__name__}: something else changed it while the cache was on"
+        )
+    object.__setattr__(target, "__class__", old)

@@ -119,8 +119,9 @@ class Calibration:
             "spread": self.spread,
             "coherence": self.coherence,
             "layers": self.keys_values.layers if self.keys_values else [],
+            "refits": list(self.refits),
         }
-        write_tensors(path, TensorFile(FORMAT, header, self._tensors()))
+        write_tensors(path, TensorFile(FORMAT, header, self._tensors() | packing.pack_refits(self.refits)))
 
     def save_refits(self, path: str | Path, base: str | Path) -> None:
         """Write `refits` alone to a file that `load` can read; the rest comes from the calibration file `base`."""
@@ -129,8 +130,7 @@ class Calibration:
             "base_stamp": Calibration.cached(base).stamp,
             "refits": list(self.refits),
         }
-        tensors = {str(number): refit.contiguous() for number, refit in enumerate(self.refits.values())}
-        write_tensors(path, TensorFile(REFITS, header, tensors))
+        write_tensors(path, TensorFile(REFITS, header, packing.pack_refits(self.refits)))
 
     @classmethod
     def load(cls, path: str | Path) -> Calibration:
@@ -147,6 +147,7 @@ class Calibration:
             sigmas=sigmas,
             coherence=tuple(Coherence(*values) for values in header.pop("coherence")),
             maps=packing.unpack_maps(tensors),
+            refits=packing.unpack_refits(header.pop("refits", []), tensors),
             **_without_keys_values(packing.unpack_moments(sigmas, tensors), layers),
             **header,
         )
@@ -183,11 +184,7 @@ def _refined(path: Path, header: dict[str, Any], tensors: dict[str, torch.Tensor
         raise UsageError(
             f"{path} refines another {header['base']} than the one beside it", "run fastcache-xdit tune again"
         )
-    names = [
-        Refitted(segment, form, tuple(sigmas), stream, step, tuple(computed))
-        for segment, form, sigmas, stream, step, computed in header["refits"]
-    ]
-    return replace(base, refits={name: tensors[str(number)] for number, name in enumerate(names)})
+    return replace(base, refits=packing.unpack_refits(header["refits"], tensors))
 
 
 @lru_cache(maxsize=4)

@@ -75,7 +75,7 @@ def fit(
         strengths: candidates for the strength of the ridge.
         carried: [P, D, 2T+1] error of earlier steps as weights of the states, which this step shall compensate.
     """
-    solved, judged, prior = _local(training, places), _local(held_out, places), _prior(form, places)
+    solved, judged, prior = _local(training, places), _local(held_out, places), _prior(form, training, places)
     energy = _output_energy(judged, places.references.shape[1])
     if carried is not None:
         solved = _with_carried(solved, training, places, carried)
@@ -143,9 +143,10 @@ def _with_carried(local: torch.Tensor, moments: Moments, places: Places, carried
     return shifted
 
 
-def _prior(form: Form, places: Places) -> torch.Tensor:
-    """[P, F]: the prior of each place."""
-    pairs = zip(places.steps.tolist(), places.references.tolist(), strict=True)
+def _prior(form: Form, moments: Moments, places: Places) -> torch.Tensor:
+    """[P, F]: the prior of each place; straight lines are drawn over the noise level, since steps may be uneven."""
+    sigmas = torch.tensor(moments.sigmas, dtype=torch.float64)
+    pairs = zip(sigmas[places.steps].tolist(), sigmas[places.references].tolist(), strict=True)
     return torch.stack([form.prior(references, step) for step, references in pairs])
 
 

@@ -55,8 +55,8 @@ class Form:
         """Return the prior [F] of a fit: Taylor 1 (with one reference, reuse) for forms with residuals, else zero.
 
         Args:
-            steps: the references, newest first.
-            step: the skipped step.
+            steps: noise levels of the references, newest first.
+            step: noise level of the skipped step.
         """
         prior = torch.zeros(len(self.features(len(steps))), dtype=torch.float64)
         used = steps[: min(2, self.residuals)]

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 
+from fastcache_xdit.approx.fitted import Refitted
 from fastcache_xdit.approx.maps import Maps
 from fastcache_xdit.approx.moments import Halves, Moments
 
@@ -63,6 +65,22 @@ def unpack_maps(tensors: Mapping[str, torch.Tensor]) -> MapsBySegment:
             parts = {field: tensors[f"{segment}/{stream}/maps.{name}"] for field, name in MAP_NAMES.items()}
             maps.setdefault(segment, {})[stream] = Maps(**parts)
     return maps
+
+
+def pack_refits(refits: Mapping[Refitted, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Return refitted coefficients as tensors named by their place in the list of keys."""
+    return {f"refits/{number}/coefficients": refit.contiguous() for number, refit in enumerate(refits.values())}
+
+
+def unpack_refits(keys: Sequence[Any], tensors: Mapping[str, torch.Tensor]) -> dict[Refitted, torch.Tensor]:
+    """Return the coefficients that `pack_refits` packed, by their keys as they are after JSON."""
+    names = [
+        Refitted(segment, form, tuple(sigmas), stream, step, tuple(computed))
+        for segment, form, sigmas, stream, step, computed in keys
+    ]
+    # In files of refits alone, which need no other names, tensors have the bare number.
+    found = (tensors.get(f"refits/{number}/coefficients", tensors.get(str(number))) for number in range(len(names)))
+    return {name: refit for name, refit in zip(names, found, strict=True) if refit is not None}
 
 
 def _narrow(field: str, values: torch.Tensor) -> torch.Tensor:

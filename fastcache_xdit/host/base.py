@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 from typing import Any
 
@@ -10,13 +10,14 @@ from torch import nn
 
 from fastcache_xdit.approx.keys_values import KeysValuesForecast
 from fastcache_xdit.clock import Clock, Patch
-from fastcache_xdit.config import FastCacheConfig
-from fastcache_xdit.models.catalogue import spec_for
+from fastcache_xdit.models.catalogue import is_known, spec_for
 from fastcache_xdit.models.spec import ModelSpec
 from fastcache_xdit.parallel.topology import Topology
 from fastcache_xdit.runtime.session import Session
 from fastcache_xdit.segments.segment import Block, Span, blocks_of, whole_key
 from fastcache_xdit.undo import Undo
+
+Skips = Callable[[Sequence[float]], Sequence[bool]]
 
 
 class Host:
@@ -50,6 +51,11 @@ class Host:
             UsageError: the class is not known.
         """
         return spec_for(self.model)
+
+    @property
+    def is_known(self) -> bool:
+        """Whether the catalogue has the model's class, so that its blocks can be skipped one by one."""
+        return is_known(self.model)
 
     @cached_property
     def blocks(self) -> list[Block]:
@@ -88,6 +94,13 @@ class Host:
         """
         return lambda: 0
 
-    def run_ahead(self, undo: Undo, session: Session, config: FastCacheConfig) -> None:
-        """Let the last PipeFusion stage run skipped steps alone, for as long as the undo log is open."""
+    def run_ahead(self, undo: Undo, session: Session, skips: Skips, first_block: Block | None) -> None:
+        """Let the last PipeFusion stage run skipped steps alone, for as long as the undo log is open.
+
+        Args:
+            undo: the log.
+            session: of the transformer.
+            skips: returns for noise levels which steps are skipped.
+            first_block: of this stage; None where the whole output is stood in for.
+        """
         raise NotImplementedError("only where can_run_ahead")

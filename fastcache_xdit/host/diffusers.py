@@ -27,20 +27,20 @@ def diffusers_host(target: Any) -> Host:
 
 
 def transformer_of(pipe: Any) -> nn.Module:
-    """Return the one transformer of a pipeline.
+    """Return the one transformer or U-Net of a pipeline.
 
     Raises:
         UsageError: there is none, or more than one.
     """
-    transformer = getattr(pipe, "transformer", None)
-    if not isinstance(transformer, nn.Module):
+    denoiser = getattr(pipe, "transformer", None) or getattr(pipe, "unet", None)
+    if not isinstance(denoiser, nn.Module):
         raise UsageError(
-            f"{type(pipe).__name__} has no transformer",
+            f"{type(pipe).__name__} has no transformer or U-Net",
             "FastCache takes a diffusers or xDiT pipeline with one, or the transformer itself",
         )
     if isinstance(getattr(pipe, "transformer_2", None), nn.Module):
         raise UsageError(f"{type(pipe).__name__} has two transformers, which FastCache does not support yet")
-    return transformer
+    return denoiser
 
 
 def refuse_rivals(transformer: nn.Module) -> None:

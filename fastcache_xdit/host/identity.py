@@ -11,8 +11,8 @@ import torch
 from torch import nn
 
 from fastcache_xdit.host.base import Host
-from fastcache_xdit.segments.segment import Block
 
+SAMPLED = 8  # modules of a model that is not known
 _NOT_THE_MODEL = ("_name_or_path", "_diffusers_version", "_class_name", "_use_default_values")
 
 
@@ -21,8 +21,8 @@ def identity(host: Host) -> dict[str, Any]:
     sharded = host.topology.tensor_parallel_degree > 1
     scheduler = type(getattr(host.scheduler, "module", host.scheduler)).__name__  # xDiT wraps it as `module`
     return {
-        **_configs(host.spec.name, host.model.config, scheduler, host.scheduler.config),
-        "weights": {} if sharded else _fingerprint(host.blocks),
+        **_configs(_class_of(host), host.model.config, scheduler, getattr(host.scheduler, "config", {})),
+        "weights": {} if sharded else _fingerprint(host),
         "adapters": sorted(getattr(host.model, "active_adapters", list)()) if _adapted(host.model) else [],
     }
 
@@ -61,9 +61,19 @@ def _digest(config: Any) -> str:
     return hashlib.sha256(json.dumps(own_values, sort_keys=True, default=str).encode()).hexdigest()[:16]
 
 
-def _fingerprint(blocks: list[Block]) -> dict[str, float]:
-    """Return the weight norms of every fourth block, which tell a fine-tune or a fused adapter from the original."""
-    return {block.name: _norm(block.module) for block in blocks if block.index % 4 == 0}
+def _class_of(host: Host) -> str:
+    return host.spec.name if host.is_known else type(host.model).__name__
+
+
+def _fingerprint(host: Host) -> dict[str, float]:
+    """Return the weight norms of every fourth block, which tell a fine-tune or a fused adapter from the original.
+
+    Of a model whose blocks are not known, those of some of its modules.
+    """
+    if host.is_known:
+        return {block.name: _norm(block.module) for block in host.blocks if block.index % 4 == 0}
+    layers = [(name, layer) for name, layer in host.model.named_modules() if vars(layer)["_parameters"]]
+    return {name: _norm(layer) for name, layer in layers[:: max(1, len(layers) // SAMPLED)]}
 
 
 def _norm(module: nn.Module) -> float:

@@ -31,7 +31,8 @@ def sigmas_of(scheduler: Any) -> Callable[[], list[float]] | None:
 def listen(host: Host, session: Session, undo: Undo) -> None:
     """Announce new requests and CFG branches to the session, for as long as the undo log is open.
 
-    Requests are recognised by `scheduler.set_timesteps`, branches by diffusers' `cache_context`.
+    Requests are recognised by `scheduler.set_timesteps`, steps by `scheduler.step`, branches by diffusers'
+    `cache_context`.
     """
     if host.scheduler is not None:
         set_timesteps = host.scheduler.set_timesteps
@@ -42,6 +43,7 @@ def listen(host: Host, session: Session, undo: Undo) -> None:
             return set_timesteps(*args, **kwargs)
 
         undo.set(host.scheduler, "set_timesteps", announced)
+        undo.set(host.scheduler, "step", _handing_over(host.scheduler.step, session))
     cache_context: Any = getattr(host.transformer, "cache_context", None)
     if cache_context is not None:
 
@@ -51,3 +53,15 @@ def listen(host: Host, session: Session, undo: Undo) -> None:
                 yield
 
         undo.set(host.transformer, "cache_context", named)
+
+
+def _handing_over(step: Callable[..., Any], session: Session) -> Callable[..., Any]:
+    """Return a `scheduler.step` that is given its output, the first argument, through the session."""
+
+    @functools.wraps(step)
+    def handing_over(*args: Any, **kwargs: Any) -> Any:
+        if args:
+            return session.hand_over(args[0], lambda output: step(output, *args[1:], **kwargs))
+        return session.hand_over(kwargs["model_output"], lambda output: step(**{**kwargs, "model_output": output}))
+
+    return handing_over

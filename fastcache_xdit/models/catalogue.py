@@ -50,17 +50,25 @@ def spec_named(name: str) -> ModelSpec:
     return next((spec for spec in (*SPECS, *UNCACHED) if spec.name == name), ModelSpec(name))
 
 
+def is_known(model: Any) -> bool:
+    """Return whether there is a spec of a transformer instance."""
+    return _found(model) is not None
+
+
 def spec_for(model: Any) -> ModelSpec:
     """Return the spec of a transformer instance, found by class name along its base classes.
 
     Raises:
         UsageError: no spec; the message lists the known classes.
     """
-    bases = {base.__name__ for base in type(model).__mro__}
-    for spec in SPECS:
-        if spec.name in bases:
-            return spec
+    if spec := _found(model):
+        return spec
     raise UsageError(
-        f"FastCache does not know {type(model).__name__}",
-        f"it knows {', '.join(known_models())}. Run this model without --cache fastcache",
+        f"FastCache does not know the blocks of {type(model).__name__}",
+        f"it knows those of {', '.join(known_models())}. For other models set granularity: output",
     )
+
+
+def _found(model: Any) -> ModelSpec | None:
+    bases = {base.__name__ for base in type(model).__mro__}
+    return next((spec for spec in SPECS if spec.name in bases), None)

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
+
+import torch
 
 from fastcache_xdit.clock import Clock, Tick
 from fastcache_xdit.config import FastCacheConfig
@@ -72,6 +74,14 @@ class Driver:
                 undo.set(block.module, "forward", block_forward(block, self.clock, run))
         if self.partial:
             self.partial.attach(self.segments, undo)
+
+    def call(self, tick: Tick, compute: Callable[[], Any]) -> Any:
+        """Run one call of the transformer, whose blocks come to this driver one by one."""
+        return compute()
+
+    def handed_over(self, output: torch.Tensor, tick: Tick) -> torch.Tensor:
+        """Return what the scheduler shall get: the output as it is."""
+        return output
 
     def begin(self, sigmas: Sequence[float]) -> None:
         """Begin a request whose steps have these noise levels; none in a user's own loop."""

@@ -5,50 +5,81 @@ from __future__ import annotations
 import functools
 import inspect
 import logging
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 import torch
 
-from fastcache_xdit.clock import Clock, Patch
-from fastcache_xdit.models.spec import ModelSpec, Streams
+from fastcache_xdit.clock import FUSED, Clock, Patch, Tick
+from fastcache_xdit.errors import UsageError
+from fastcache_xdit.models.spec import Streams
 from fastcache_xdit.runtime.driver import Driver
+from fastcache_xdit.runtime.output import OutputDriver
 from fastcache_xdit.runtime.record import Record
 
 logger = logging.getLogger(__name__)
+
+# Is shown, each time a scheduler advances: the position, the output that it was given, the latents that it returned.
+Watch = Callable[[Tick, torch.Tensor, torch.Tensor], None]
+
+
+class Announced:
+    """The noise levels of a request in a loop without a scheduler, as the loop gives them."""
+
+    def __init__(self) -> None:
+        self.sigmas: list[float] = []
+
+    def __call__(self) -> list[float]:
+        """Return them.
+
+        Raises:
+            UsageError: the loop has given none.
+        """
+        if not self.sigmas:
+            raise UsageError(
+                "a loop without a scheduler must say its noise levels",
+                "call handle.request(sigmas) before each request",
+            )
+        return self.sigmas
 
 
 class Session:
     """Connects a driver to the calls of one transformer.
 
     Args:
-        spec: description of the model.
-        driver: runs the blocks.
+        bypass: arguments of the forward; a call that sets one is computed in full.
+        driver: runs the calls.
         sigmas: returns the noise levels of the announced request; None in a user's own loop, where the value of the
             timestep separates steps and requests.
         current_patch: returns the PipeFusion patch of the current call, None for the full sequence.
 
     Attributes:
         ledgers_agree: see `Report`.
+        watch: is shown what the scheduler is given and what it makes of it.
     """
 
     def __init__(
         self,
-        spec: ModelSpec,
-        driver: Driver,
+        bypass: Sequence[str],
+        driver: Driver | OutputDriver,
         sigmas: Callable[[], list[float]] | None,
         current_patch: Callable[[], Patch | None],
     ) -> None:
-        self.spec = spec
+        self.bypass = bypass
         self.driver = driver
         self.sigmas = sigmas
         self.current_patch = current_patch
         self.ledgers_agree: bool | None = None
+        self.watch: Watch | None = None
         self._announced = False
         self._concluded = False
         self._warned = False
         self._bypassed = False
+        self._latest: Tick | None = None  # the last call that was a step
+        self._calls = 0  # since the scheduler advanced
+        self._first: Any = None  # the timestep of the first of these calls
+        self._advances: bool | None = None  # whether the loop lets the scheduler advance; None: not known yet
 
     @property
     def clock(self) -> Clock:
@@ -85,24 +116,43 @@ class Session:
             arguments = _named(signature, args, kwargs)
             timestep = None if self.sigmas else float(torch.as_tensor(arguments["timestep"]).flatten()[0])
             self._begin(timestep)
-            if self._is_outside(arguments, timestep):
-                self.record.counters.bypassed_calls += 1
-                return original(*args, **kwargs)
-            if self.driver.partial:
-                self.driver.partial.compare_halves(arguments["hidden_states"])
-            with self._step(timestep):
-                return original(*args, **kwargs)
+            with self._branch(arguments.get("timestep")):
+                if self._is_outside(arguments, timestep):
+                    self.record.counters.bypassed_calls += 1
+                    return original(*args, **kwargs)
+                if self.driver.partial:
+                    self.driver.partial.compare_halves(arguments["hidden_states"])
+                with self._step(timestep) as tick:
+                    return self.driver.call(tick, functools.partial(original, *args, **kwargs))
 
         return forward
+
+    def hand_over(self, output: torch.Tensor, advance: Callable[[torch.Tensor], Any]) -> Any:
+        """Let the scheduler advance by `advance`, with the output of the last call or what stands in for it."""
+        self._calls, self._advances = 0, True
+        tick = self._latest
+        if tick is None or self._bypassed:
+            return advance(output)
+        output = self.driver.handed_over(output, tick)
+        result = advance(output)
+        if self.watch:
+            self.watch(tick, output, result[0])
+        return result
+
+    def begin(self) -> None:
+        """Begin the announced request before its first call."""
+        self._begin(None)
 
     def rebase(self, entered: Streams) -> None:
         """Measure the residual of the current patch's newest computed step from `entered` on."""
         patch = self.current_patch()
+        assert isinstance(self.driver, Driver)
         self.driver.rebase(entered, patch.number if patch else None)
 
     def record_remote_skip(self, step: int) -> None:
         """Record a skipped step of the current patch that another pipeline stage runs alone."""
         with self.clock.at(step), self.clock.tick(self.current_patch()) as tick:
+            self._latest = tick
             self.driver.record_remote_skip(tick)
 
     def conclude(self) -> None:
@@ -118,15 +168,36 @@ class Session:
         starts = self._announced if timestep is None else self.clock.starts_request(timestep)
         if starts:
             self._announced = self._concluded = False
+            self._latest, self._calls = None, 0
             sigmas = self.sigmas() if self.sigmas else []
             self.driver.begin(sigmas)
             self.record.ledger.begin_request()
             self.clock.begin_request(len(sigmas) if self.sigmas else None)
             self.record.counters.requests += 1
 
+    @contextmanager
+    def _branch(self, timestep: Any) -> Iterator[None]:
+        """Count further calls of a step, before the scheduler advances, for branches of their own."""
+        self._calls += 1
+        if self._calls == 1:
+            self._first = timestep
+        if self._calls == 1 or self.clock.branch != FUSED or self.current_patch() or not self._repeats(timestep):
+            yield
+            return
+        with self.clock.in_branch(f"call {self._calls}"):
+            yield
+
+    def _repeats(self, timestep: Any) -> bool:
+        """Return whether a further call belongs to the same step; values are compared once, before it is known."""
+        if self._advances is None and self.sigmas:
+            same = bool((torch.as_tensor(timestep) == torch.as_tensor(self._first)).all())
+            self._advances = None if same else False
+            return same
+        return bool(self._advances)
+
     def _is_outside(self, arguments: Mapping[str, Any], timestep: float | None) -> bool:
         """Return whether this call is none of the steps of the request; it is then computed in full."""
-        if any(arguments.get(name) is not None for name in self.spec.bypass):
+        if any(arguments.get(name) is not None for name in self.bypass):
             return True
         extra = self.clock.repeats(timestep) if timestep is not None else self.clock.finished(self.current_patch())
         if extra and not self._warned:
@@ -139,11 +210,12 @@ class Session:
         return extra
 
     @contextmanager
-    def _step(self, timestep: float | None) -> Iterator[None]:
+    def _step(self, timestep: float | None) -> Iterator[Tick]:
         patch = self.current_patch()
         try:
             with self.clock.tick(patch, timestep) as tick:
-                yield
+                self._latest = tick
+                yield tick
         except BaseException:
             self.driver.reset()  # the references of an interrupted step must not be used
             raise

@@ -9,16 +9,15 @@ from torch import nn
 
 from fastcache_xdit.approx.keys_values import KeysValuesForecast
 from fastcache_xdit.clock import Clock, Patch
-from fastcache_xdit.config import FastCacheConfig
 from fastcache_xdit.errors import UsageError
-from fastcache_xdit.host.base import Host
+from fastcache_xdit.host.base import Host, Skips
 from fastcache_xdit.host.diffusers import refuse_rivals, transformer_of
 from fastcache_xdit.host.xdit import layout
 from fastcache_xdit.host.xdit.fixes import apply_fixes
 from fastcache_xdit.host.xdit.pipefusion import ahead, keys_values
 from fastcache_xdit.parallel.topology import Topology
 from fastcache_xdit.runtime.session import Session
-from fastcache_xdit.segments.segment import Span
+from fastcache_xdit.segments.segment import Block, Span
 from fastcache_xdit.undo import Undo
 
 
@@ -68,9 +67,9 @@ class XditHost(Host):
             return lambda: 0
         return keys_values.install(undo, clock, layers, forecast)
 
-    def run_ahead(self, undo: Undo, session: Session, config: FastCacheConfig) -> None:
+    def run_ahead(self, undo: Undo, session: Session, skips: Skips, first_block: Block | None) -> None:
         """Pass only the computed steps to the loops of all stages; the last stage runs the skipped ones."""
-        ahead.install(self._pipe, undo, session, self.blocks[0], config)
+        ahead.install(self._pipe, undo, session, skips, first_block)
 
 
 def topology() -> Topology:

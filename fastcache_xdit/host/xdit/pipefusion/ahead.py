@@ -16,9 +16,7 @@ from typing import Any
 
 import torch
 
-from fastcache_xdit.config import FastCacheConfig
-from fastcache_xdit.decision.policy import planned_skips
-from fastcache_xdit.decision.schedule import marks_at
+from fastcache_xdit.host.base import Skips
 from fastcache_xdit.host.xdit.pipefusion.scheduler_memory import SchedulerMemory, is_known
 from fastcache_xdit.host.xdit.pipefusion.single_stage import SingleStage, stages
 from fastcache_xdit.runtime.session import Session
@@ -36,9 +34,9 @@ def possible(pipe: Any) -> bool:
     return is_known(pipe) and stages().get_pipeline_parallel_world_size() > 1
 
 
-def install(pipe: Any, undo: Undo, session: Session, first_block: Block, config: FastCacheConfig) -> None:
+def install(pipe: Any, undo: Undo, session: Session, skips: Skips, first_block: Block | None) -> None:
     """Let the last stage run skipped steps alone, for as long as the undo log is open; it must be `possible`."""
-    ahead = Ahead(pipe, session, first_block, config)
+    ahead = Ahead(pipe, session, skips, first_block)
     for name in LOOPS:
         undo.set(pipe, name, ahead.looped(getattr(pipe, name), begins=name == LOOPS[0]))
     undo.set(pipe, "_backbone_forward", ahead.forward)
@@ -52,14 +50,14 @@ class Ahead:
     Args:
         pipe: the pipeline.
         session: the session of its transformer.
-        first_block: the first block of this stage.
-        config: its schedule says which steps are skipped.
+        skips: returns for noise levels which steps are skipped.
+        first_block: the first block of this stage; None where the whole output is stood in for, which takes no block.
     """
 
-    def __init__(self, pipe: Any, session: Session, first_block: Block, config: FastCacheConfig) -> None:
-        self.pipe, self.session, self.config = pipe, session, config
+    def __init__(self, pipe: Any, session: Session, skips: Skips, first_block: Block | None) -> None:
+        self.pipe, self.session, self.skips = pipe, session, skips
         self._backbone: Callable[..., Any] = pipe._backbone_forward
-        self._alone = SingleStage(pipe, session, first_block, self._backbone)
+        self._alone = SingleStage(pipe, session, first_block, self._backbone) if first_block else None
         self._memory = SchedulerMemory(pipe)
         self._timesteps: list[torch.Tensor] = []
         self._skips: Sequence[bool] = ()
@@ -79,11 +77,13 @@ class Ahead:
             first, self._begun = self._begun, self._begun + len(timesteps)
             self._computed = [step for step in range(first, self._begun) if not self._skips[step]]
             self._to_come.clear()
-            self._alone.text = kwargs.get("prompt_embeds")
+            if self._alone:
+                self._alone.text = kwargs.get("prompt_embeds")
             result = loop(*args, timesteps=[self._timesteps[step] for step in self._computed], **kwargs)
             kwargs["progress_bar"].update(len(timesteps) - len(self._computed))
             if self._begun == len(self._timesteps):
-                self._alone.clear()
+                if self._alone:
+                    self._alone.clear()
                 self.session.conclude()
             return result
 
@@ -91,7 +91,9 @@ class Ahead:
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """Run xDiT's `_backbone_forward` at the next computed step of the current patch."""
-        self._step, self._alone.call = self._next_step(), kwargs
+        self._step = self._next_step()
+        if self._alone:
+            self._alone.call = kwargs
         with self.session.clock.at(self._step):
             output = self._backbone(*args, **kwargs)
         if not stages().is_pipeline_last_stage():
@@ -105,20 +107,40 @@ class Ahead:
         @functools.wraps(advance)
         def run(noise: torch.Tensor, latents: torch.Tensor, t: torch.Tensor, *extra: Any) -> torch.Tensor:
             computed = self._step  # xDiT calls this right after the patch's forward
-            self.session.rebase(self._alone.entering(latents, t))
+            if self._alone:
+                self.session.rebase(self._alone.entering(latents, t))
             for step in (computed, *self._run_after(computed)):
                 if step > computed:
-                    noise = self._alone.predict(latents, self._timesteps[step], step)
-                with self._memory.of(self.session.current_patch(), step):
-                    latents = advance(noise, latents, self._timesteps[step], *extra)
+                    noise = self._stand_in(noise, latents, step)
+                latents = self._advanced(advance, noise, latents, step, extra)
             return latents
 
         return run
 
+    def _stand_in(self, noise: torch.Tensor, latents: torch.Tensor, step: int) -> torch.Tensor:
+        """Return the prediction of a skipped step; one of the right form where the whole output is stood in for."""
+        if self._alone:
+            return self._alone.predict(latents, self._timesteps[step], step)
+        self.session.record_remote_skip(step)
+        return noise
+
+    def _advanced(
+        self, advance: Callable[..., torch.Tensor], noise: torch.Tensor, latents: torch.Tensor, step: int, extra: Any
+    ) -> torch.Tensor:
+        """Let the scheduler advance the current patch, with its own memory; it is not the one that is listened to."""
+
+        def step_alone(output: torch.Tensor) -> tuple[torch.Tensor]:
+            with self._memory.of(self.session.current_patch(), step):
+                return (advance(output, latents, self._timesteps[step], *extra),)
+
+        return self.session.hand_over(noise, step_alone)[0]
+
     def _begin(self) -> None:
         self._timesteps, self._begun = list(self.pipe.scheduler.timesteps), 0
         self._memory.clear()
-        self._skips = planned_skips(marks_at(self.config.schedule or {}, len(self._timesteps)), self.config)
+        self.session.begin()
+        assert self.session.sigmas
+        self._skips = self.skips(self.session.sigmas())
 
     def _next_step(self) -> int:
         """Return the next step of the current patch, by counting: the value of a timestep is on the device."""

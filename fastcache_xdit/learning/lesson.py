@@ -1,0 +1,136 @@
+"""Learns from recorded requests: plans masks, fits weights, and verifies both on the requests' own final latents."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import NamedTuple
+
+import torch
+
+from fastcache_xdit.approx.calibration import Calibration
+from fastcache_xdit.approx.fitted import Refitted
+from fastcache_xdit.approx.moments import Halves, Moments
+from fastcache_xdit.approx.output import SEGMENT, STREAM, OutputForecast
+from fastcache_xdit.approx.output_masks import OutputMasks
+from fastcache_xdit.decision.schedule import uniform_mask
+from fastcache_xdit.host.effects import Effects
+from fastcache_xdit.learning.ranks import Ranks
+from fastcache_xdit.learning.refit import refitted, returning
+from fastcache_xdit.learning.trajectory import Trajectory, moments_of
+
+ROUNDS = 2  # of refits of the best mask, each on the trajectories of the one before
+HELD_OUT_EVERY = 3
+
+# Makes a recorded request again under a mask, with what is known; returns this rank's trajectory.
+Replay = Callable[[int, str, Calibration], Trajectory]
+
+
+class Trial(NamedTuple):
+    """A mask with its weights, and how near the final latents came to those of the requests computed in full.
+
+    Attributes:
+        decibels: -20 log10(relative error of the final latents), the mean over requests.
+        mask: the mask.
+        refits: weights that were refitted for it.
+        halves: moments of what its skipped steps should have had.
+    """
+
+    decibels: float
+    mask: str
+    refits: dict[Refitted, torch.Tensor]
+    halves: Halves
+
+
+@dataclass
+class Lesson:
+    """What some requests at the same noise levels teach.
+
+    Args:
+        sigmas: the noise levels.
+        effects: of the scheduler at these.
+        references: this rank's trajectories of the requests, computed in full.
+        replay: makes one of them again.
+        pooled: what was known before.
+        ranks: the ranks that serve these requests.
+    """
+
+    sigmas: tuple[float, ...]
+    effects: Effects
+    references: Sequence[Trajectory]
+    replay: Replay
+    pooled: Calibration
+    ranks: Ranks
+
+    @cached_property
+    def calibration(self) -> Calibration:
+        """What the requests themselves say, as it would be loaded from a file."""
+        moments = [self._total(trajectory, trajectory.outputs()) for trajectory in self.references]
+        return Calibration({}, {}, self.sigmas, {SEGMENT: {STREAM: _halves(moments)}}).as_saved()
+
+    def best(self, computed: int) -> Trial:
+        """Return the best of a few masks with so many computed steps, refitted where that is better."""
+        best = max(map(self._twice, self._candidates(computed)), key=lambda trial: trial.decibels)
+        for _ in range(ROUNDS):
+            again = self._try(best.mask, self._refits(best))
+            if again.decibels <= best.decibels:
+                break
+            best = again
+        return best
+
+    def _twice(self, mask: str) -> Trial:
+        """Return the better of a mask's trials with the first weights and with refitted ones."""
+        first = self._try(mask, {})
+        return max(first, self._try(mask, self._refits(first)), key=lambda trial: trial.decibels)
+
+    def _candidates(self, computed: int) -> Iterator[str]:
+        """Yield, without duplicates, the planned mask, the one planned for other models, and an even one."""
+        known = (
+            calibration.moments[SEGMENT][STREAM].at(self.sigmas) for calibration in (self.calibration, self.pooled)
+        )
+        planned = [OutputMasks(halves, self.effects.final).mask(computed) for halves in known]
+        yield from dict.fromkeys([*planned, uniform_mask(len(self.sigmas), computed)])
+
+    def _try(self, mask: str, refits: dict[Refitted, torch.Tensor]) -> Trial:
+        known, errors, moments = replace(self.calibration, refits=refits), [], []
+        for index, reference in enumerate(self.references):
+            trajectory = self.replay(index, mask, known)
+            errors.append(self._error(trajectory, reference))
+            moments.append(self._total(trajectory, self._returning(trajectory, reference, mask)))
+        decibels = -10 * torch.stack(errors).clamp_min(1e-30).log10().mean().item()
+        return Trial(decibels, mask, refits, _halves(moments))
+
+    def _refits(self, trial: Trial) -> dict[Refitted, torch.Tensor]:
+        halves = self.calibration.moments[SEGMENT][STREAM]
+        used = OutputForecast(halves, self.effects.final, trial.refits).weights
+        return refitted(trial.halves, trial.mask, used, self.effects.final)
+
+    def _returning(self, trajectory: Trajectory, reference: Trajectory, mask: str) -> list[torch.Tensor]:
+        return returning(trajectory, reference, mask, self.effects.next) if trajectory.steps else []
+
+    def _error(self, trajectory: Trajectory, reference: Trajectory) -> torch.Tensor:
+        """Return the squared relative error of the final latents over all ranks."""
+        sums = None
+        if trajectory.steps:
+            latents, wanted = trajectory.latents()[-1].double(), reference.latents()[-1].double()
+            sums = torch.stack([(latents - wanted).square().sum(), wanted.square().sum()]).cpu()
+        error, energy = self.ranks.total(sums)
+        return error / energy
+
+    def _total(self, trajectory: Trajectory, outputs: Sequence[torch.Tensor]) -> Moments:
+        gram = moments_of(outputs, self.sigmas).gram.cpu() if trajectory.steps else None
+        return Moments(self.sigmas, self.ranks.total(gram))
+
+
+def _halves(moments: Sequence[Moments]) -> Halves:
+    """Return the sums of the requests that fits are solved from, and of those that judge them; with one, it is both."""
+    held_out = [index % HELD_OUT_EVERY == HELD_OUT_EVERY - 1 for index in range(len(moments))]
+    held_out[-1] = held_out[-1] or not any(held_out)
+    sides = [[part for part, is_out in zip(moments, held_out, strict=True) if is_out == side] for side in (False, True)]
+    training, judging = sides[0] or sides[1], sides[1]
+    return Halves(_sum(training), _sum(judging))
+
+
+def _sum(moments: Sequence[Moments]) -> Moments:
+    return Moments(moments[0].sigmas, torch.stack([part.gram for part in moments]).sum(dim=0))

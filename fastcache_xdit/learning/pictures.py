@@ -1,0 +1,54 @@
+"""The likeness of decoded pictures, on some of their values: what a promise in dB is measured by."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+
+from fastcache_xdit.undo import Undo
+
+MOST_VALUES = 1 << 18  # kept of the pictures of one request
+
+
+class Pictures:
+    """Keeps some values of what a pipeline's autoencoder decodes; nothing for a pipeline without one."""
+
+    def __init__(self, pipe: Any, undo: Undo) -> None:
+        self._values: list[torch.Tensor] = []
+        vae = getattr(pipe, "vae", None)
+        if vae is not None and hasattr(vae, "decode"):
+            undo.set(vae, "decode", self._decoding(vae.decode))
+
+    def taken(self) -> torch.Tensor | None:
+        """Return the values, 0 to 1, that were decoded since the last time, and forget them; None without any."""
+        values, self._values = self._values, []
+        return torch.cat(values) if values else None
+
+    def _decoding(self, decode: Callable[..., Any]) -> Callable[..., Any]:
+        @functools.wraps(decode)
+        def decoding(*args: Any, **kwargs: Any) -> Any:
+            output = decode(*args, **kwargs)
+            values = output[0].detach().flatten()
+            few = values[:: -(-len(values) // MOST_VALUES)].float().cpu()
+            self._values.append((few / 2 + 0.5).clamp(0, 1))
+            return output
+
+        return decoding
+
+
+def squared_difference(pictures: torch.Tensor | None, others: torch.Tensor | None) -> torch.Tensor:
+    """Return the sum of squared differences and the number of values, [2] float64; zeros where there is nothing."""
+    if pictures is None or others is None or pictures.shape != others.shape:
+        return torch.zeros(2, dtype=torch.float64)
+    difference = (pictures - others).double()
+    return torch.tensor([float(difference.square().sum()), float(len(difference))], dtype=torch.float64)
+
+
+def mean_psnr(sums: Sequence[torch.Tensor]) -> float | None:
+    """Return the mean over requests of the PSNR in dB, from sums over all ranks; None where nothing was decoded."""
+    if not sums or any(count == 0 for _, count in sums):
+        return None
+    return float(torch.stack([-10 * (total / count).clamp_min(1e-10).log10() for total, count in sums]).mean())

@@ -1,0 +1,74 @@
+"""Builds what runs a denoiser whose whole output is stood in for (`granularity: output`)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+from fastcache_xdit.approx.calibration import Calibration
+from fastcache_xdit.approx.identity import check_identity
+from fastcache_xdit.approx.output import SEGMENT
+from fastcache_xdit.approx.pooled import pooled
+from fastcache_xdit.assembly import consensus_of, scheduled_skips
+from fastcache_xdit.clock import Clock
+from fastcache_xdit.config import FastCacheConfig
+from fastcache_xdit.counters import Counters
+from fastcache_xdit.errors import UsageError
+from fastcache_xdit.host.base import Host
+from fastcache_xdit.host.effects import SchedulerEffects
+from fastcache_xdit.host.identity import identity
+from fastcache_xdit.host.listening import listen, sigmas_of
+from fastcache_xdit.parallel.ledger import Ledger
+from fastcache_xdit.runtime.output import OutputDriver
+from fastcache_xdit.runtime.pilot import Pilot
+from fastcache_xdit.runtime.record import Record
+from fastcache_xdit.runtime.session import Announced, Session
+from fastcache_xdit.undo import Undo
+
+
+def attach_output(
+    host: Host, config: FastCacheConfig, known: Calibration | None, undo: Undo
+) -> tuple[Session, Pilot, SchedulerEffects]:
+    """Replace the forward of the denoiser, for as long as the undo log is open.
+
+    Args:
+        host: where the model runs.
+        config: the options.
+        known: a calibration of this model's output; None for the pooled one.
+    Returns:
+        The session, its pilot, and the effects of its scheduler.
+    """
+    sigmas = sigmas_of(host.scheduler) or Announced()
+    mask = _scheduled(config) if config.schedule else None
+    effects = SchedulerEffects(host.scheduler, sigmas)
+    pilot = Pilot(config.goal, known or pooled(), lambda: effects().final, mask)
+    counters, ledger = Counters(), Ledger(f"{config!r} {known and known.stamp}")
+    record = Record(config, consensus_of(host, config, counters), ledger, counters)
+    driver = OutputDriver(pilot, record, Clock(), hands_over=host.scheduler is not None)
+    session = Session((), driver, sigmas, host.current_patch)
+    undo.set(host.transformer, "forward", session.wrapped(host.transformer.forward))
+    listen(host, session, undo)
+    return session, pilot, effects
+
+
+def output_calibration(host: Host, config: FastCacheConfig, calibration: Calibration | None) -> Calibration | None:
+    """Return the calibration that is given, as an object or as a file; None if none is.
+
+    Raises:
+        UsageError: it was made for another model, or not of its output.
+    """
+    if calibration is None and config.calibration is None:
+        return None
+    calibration = calibration or Calibration.cached(config.calibration or "")
+    if SEGMENT not in calibration.moments:
+        raise UsageError(
+            f"{config.calibration or 'the calibration'} has no moments of the model's output",
+            "set granularity: step, or learn one while serving",
+        )
+    if calibration.identity:  # a pooled one is of no model
+        check_identity(calibration.identity, identity(host), config.allow_adapters)
+    return calibration
+
+
+def _scheduled(config: FastCacheConfig) -> Callable[[Sequence[float]], str]:
+    skips = scheduled_skips(config)
+    return lambda sigmas: "".join("0" if skip else "1" for skip in skips(sigmas))

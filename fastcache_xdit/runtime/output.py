@@ -1,0 +1,147 @@
+"""Runs a denoiser whose whole output is stood in for (`granularity: output`); its blocks are not touched.
+
+At a skipped step the denoiser is not called: it returns its last output once more, which only has to have the right
+form, and whatever the pipeline makes of it is replaced where it is handed to the scheduler. So one estimate serves both
+branches of guidance, whatever its formula. In a loop without a scheduler the output itself is replaced.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+from fastcache_xdit.approx.output import REFERENCES, SEGMENT, combined
+from fastcache_xdit.clock import Clock, Tick
+from fastcache_xdit.decision.evidence import Decision
+from fastcache_xdit.parallel.ledger import Entry
+from fastcache_xdit.partial.steps import PartialSteps
+from fastcache_xdit.runtime.pilot import Pilot
+from fastcache_xdit.runtime.record import Record
+
+COMPUTED, SKIPPED = Decision(False, "plan", 0.0, 0.0), Decision(True, "plan", 0.0, 0.0)
+NO_REFERENCE = Decision(False, "no reference")
+_Past = list[tuple[int, torch.Tensor]]  # (step, output), newest first
+
+
+class OutputDriver:
+    """Skips calls of a denoiser as the pilot plans, and estimates what the scheduler gets instead.
+
+    Args:
+        pilot: plans requests.
+        record: where decisions are recorded.
+        clock: position of the current call.
+        hands_over: whether a scheduler is given the outputs, through `handed_over`; without one each call's own output
+            is replaced.
+    """
+
+    partial: PartialSteps | None = None
+
+    def __init__(self, pilot: Pilot, record: Record, clock: Clock, hands_over: bool) -> None:
+        self.pilot = pilot
+        self.record = record
+        self.clock = clock
+        self.hands_over = hands_over
+        self._returned: dict[tuple[str, int | None], Any] = {}  # last output, by branch and patch
+        self._past: dict[Any, _Past] = {}  # by patch, or where nothing is handed over by branch and patch
+        self._computed: dict[Any, tuple[int, ...]] = {}
+        self._skipped: dict[int | None, int] = {}  # the last skipped step, by patch
+
+    def begin(self, sigmas: list[float]) -> None:
+        """Begin a request whose steps have these noise levels."""
+        self.reset()
+        self.pilot.begin(sigmas)
+
+    def reset(self) -> None:
+        """Forget all cached outputs; the next step is computed."""
+        self._returned.clear()
+        self._past.clear()
+        self._computed.clear()
+        self._skipped.clear()
+
+    def bytes_held(self) -> int:
+        """Return the bytes of the cached outputs."""
+        held = [output for past in self._past.values() for _, output in past]
+        held += [tensor_of(output) for output in self._returned.values()]
+        return sum(output.numel() * output.element_size() for output in held)
+
+    def call(self, tick: Tick, compute: Callable[[], Any]) -> Any:
+        """Run one call of the denoiser, or hand back its last output in the place of a skipped one."""
+        key = tick.branch, tick.patch
+        decision = self._decide(tick, key)
+        self._note(tick, decision)
+        if not decision.skip:
+            self._returned[key] = output = compute()
+            if not self.hands_over:
+                self._keep(key, tick.step, tensor_of(output))
+            return output
+        last = self._returned[key]
+        return last if self.hands_over else with_tensor(last, self._estimate(key, tick.step))
+
+    def handed_over(self, output: torch.Tensor, tick: Tick) -> torch.Tensor:
+        """Return what the scheduler shall get after a call: the output as it is, or the estimate of a skipped step."""
+        if not self.hands_over:
+            return output
+        self._split(tick, output)
+        if self._skipped.get(tick.patch) == tick.step:
+            return self._estimate(tick.patch, tick.step)
+        self._keep(tick.patch, tick.step, output)
+        return output
+
+    def record_remote_skip(self, tick: Tick) -> None:
+        """Record a skipped step that is run without a call of the denoiser here."""
+        self._note(tick, SKIPPED)
+
+    def _split(self, tick: Tick, output: torch.Tensor) -> None:
+        """Let a PipeFusion patch go on from its part of the outputs of the full sequence."""
+        if tick.rows and tick.patch not in self._past and None in self._past:
+            self._past[tick.patch] = [(step, _part(full, output, tick.rows)) for step, full in self._past[None]]
+            self._computed[tick.patch] = self._computed[None]
+
+    def _decide(self, tick: Tick, key: tuple[str, int | None]) -> Decision:
+        if not self.pilot.skips(tick.step):
+            return COMPUTED
+        return SKIPPED if key in self._returned else NO_REFERENCE
+
+    def _note(self, tick: Tick, decision: Decision) -> None:
+        if decision.skip:
+            self._skipped[tick.patch] = tick.step
+        self.record.ledger.record(Entry(tick.step, tick.branch, tick.patch, SEGMENT, *decision))
+        self.record.counters.note(SEGMENT, 1, computed=not decision.skip)
+
+    def _keep(self, key: Any, step: int, output: torch.Tensor) -> None:
+        past = self._past.setdefault(key, [])
+        past.insert(0, (step, output))
+        del past[REFERENCES:]
+        self._computed[key] = (step, *self._computed.get(key, ()))
+
+    def _estimate(self, key: Any, step: int) -> torch.Tensor:
+        weights = self.pilot.weights(step, self._computed[key])
+        return combined(weights, [output for _, output in self._past[key]])
+
+
+def tensor_of(output: Any) -> torch.Tensor:
+    """Return the tensor in what a denoiser returned: itself, the first of a tuple, or the field `sample`."""
+    if isinstance(output, torch.Tensor):
+        return output
+    return output[0]
+
+
+def with_tensor(output: Any, tensor: torch.Tensor) -> Any:
+    """Return an output like this one with another tensor in it."""
+    if isinstance(output, torch.Tensor):
+        return tensor
+    if isinstance(output, tuple):
+        return (tensor, *output[1:])
+    return type(output)(**{**output, next(iter(output)): tensor})
+
+
+def _part(full: torch.Tensor, like: torch.Tensor, rows: tuple[int, int]) -> torch.Tensor:
+    """Cut an output of the full sequence, [B, N, C] or [B, C, H, W], to the rows of a patch whose output is `like`.
+
+    The lines of a picture are cut in the same proportion.
+    """
+    dim = 1 if full.ndim == 3 else 2
+    start = rows[0] * like.shape[dim] // (rows[1] - rows[0])
+    return full.narrow(dim, start, like.shape[dim])

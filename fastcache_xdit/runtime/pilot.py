@@ -1,0 +1,115 @@
+"""Chooses, request by request, which steps are computed and what stands in for the others, from what is known."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from fastcache_xdit.approx.calibration import Calibration
+from fastcache_xdit.approx.output import SEGMENT, STREAM, OutputForecast, Weights
+from fastcache_xdit.approx.output_masks import OutputMasks
+from fastcache_xdit.goal import Goal, Known
+
+FinalEffects = Callable[[], Sequence[float]]
+PlanMask = Callable[[Sequence[float]], str]
+
+
+@dataclass
+class Pilot:
+    """The plan of the running request.
+
+    Attributes:
+        goal: what the user asks for.
+        calibration: what is known, of this model or pooled over others.
+        effects: measures for each step of the announced request by how much an error of its output shows in the end.
+        schedule: gives the mask for noise levels, instead of the goal; None to plan.
+        forced: the mask of the next requests, whatever the goal is: all ones while they are recorded.
+        mask: of the running request.
+        forecast: the weights of the running request.
+    """
+
+    goal: Goal
+    calibration: Calibration
+    effects: FinalEffects
+    schedule: PlanMask | None = None
+    forced: Callable[[int], str] | None = None
+    mask: str = ""
+    forecast: OutputForecast | None = None
+    _planned: dict[Any, tuple[OutputForecast, OutputMasks]] = field(default_factory=dict, repr=False)
+
+    def begin(self, sigmas: Sequence[float]) -> None:
+        """Begin a request whose steps have these noise levels."""
+        self.forecast, masks = self._at(tuple(sigmas))
+        if self.forced:
+            self.mask = self.forced(len(sigmas))
+        elif self.schedule:
+            self.mask = self.schedule(sigmas)
+        else:
+            self.mask = self.mask_for(self.goal, tuple(sigmas), masks)
+
+    def skips(self, step: int) -> bool:
+        """Return whether a step of the running request shall be skipped."""
+        return self.mask[step : step + 1] == "0"
+
+    def planned_skips(self, sigmas: Sequence[float]) -> list[bool]:
+        """Return which steps of the running request are skipped."""
+        return [mark == "0" for mark in self.mask]
+
+    def weights(self, step: int, computed: tuple[int, ...]) -> Weights:
+        """Return the weights [C, K] of the last outputs, newest first, at a skipped step."""
+        assert self.forecast is not None
+        return self.forecast.weights(step, computed)
+
+    def mask_for(self, goal: Goal, sigmas: tuple[float, ...], masks: OutputMasks | None = None) -> str:
+        """Return the mask for a goal: one that was verified for these noise levels, or else the planned one."""
+        computed = goal.computed(len(sigmas), self.known(sigmas))
+        verified = self.calibration.facts.get("masks", {}) if sigmas == self.calibration.sigmas else {}
+        if str(computed) in verified:
+            return str(verified[str(computed)])
+        return (masks or self._at(sigmas)[1]).mask(computed)
+
+    def known(self, sigmas: tuple[float, ...]) -> Known:
+        """Return what was measured at these noise levels."""
+        return known_of(self.calibration) if sigmas == self.calibration.sigmas else Known()
+
+    def describe(self) -> str:
+        """Say in one line what is used and what it promises."""
+        facts = self.calibration.facts
+        if "requests" not in facts:
+            return f"{self.goal}, planned from other models; nothing is known of this one"
+        steps, known = len(self.calibration.sigmas), known_of(self.calibration)
+        computed = self.goal.computed(steps, known)
+        promise = f", {known.promises[computed]:.0f} dB promised" if computed in known.promises else ""
+        share = f"{computed} of {steps} steps computed{promise}"
+        return f"learnt from {facts['requests']} requests on {facts['when']}: {self.goal}, {share}"
+
+    @contextlib.contextmanager
+    def at(self, goal: Goal) -> Iterator[None]:
+        """Take another goal for the requests inside the with block."""
+        outer, self.goal = self.goal, goal
+        try:
+            yield
+        finally:
+            self.goal = outer
+
+    def learnt(self, calibration: Calibration) -> None:
+        """Plan the next requests from another calibration."""
+        self.calibration = calibration
+        self._planned.clear()
+
+    def _at(self, sigmas: tuple[float, ...]) -> tuple[OutputForecast, OutputMasks]:
+        effects = tuple(self.effects())
+        key = (sigmas, effects)
+        if key not in self._planned:
+            halves = self.calibration.moments[SEGMENT][STREAM].at(sigmas)
+            forecast = OutputForecast(halves, effects, self.calibration.refits)
+            self._planned[key] = forecast, OutputMasks(halves, effects)
+        return self._planned[key]
+
+
+def known_of(calibration: Calibration) -> Known:
+    """Return what a calibration's facts say, in which numbers of steps are text."""
+    parts = (calibration.facts.get(name, {}) for name in ("promises", "seconds"))
+    return Known(*({int(number): value for number, value in part.items()} for part in parts))
