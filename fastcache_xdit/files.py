@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
+import uuid
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -15,13 +16,26 @@ from fastcache_xdit.errors import UsageError
 def replacing(path: Path) -> Iterator[Path]:
     """Give another path to write a file at; at the end of the with block it takes the place of `path`.
 
-    It is forced to disk first, and the exchange after. An exception inside leaves `path` as it was.
+    It is forced to disk first, and the exchange after. An exception inside leaves `path` as it was, and nothing beside
+    it. Processes may replace a file at the same time: each has a path of its own, and the last one's file stays.
     """
-    partial = path.with_name(f"{path.name}.partial")
-    yield partial
-    force_to_disk(partial)
-    os.replace(partial, path)
+    partial = path.with_name(f"{path.name}.{uuid.uuid4().hex}.partial")
+    try:
+        yield partial
+        force_to_disk(partial)
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)
     force_to_disk(path.parent)
+
+
+def remove_leftovers(folder: Path, name: str = "*") -> None:
+    """Remove what processes that died while `replacing` files of this name, a pattern, left behind.
+
+    Only for a caller who knows that nobody is writing such a file now.
+    """
+    for partial in folder.glob(f"{name}.*.partial"):
+        partial.unlink(missing_ok=True)
 
 
 def write_whole(path: Path, content: bytes) -> None:

@@ -17,6 +17,7 @@ from fastcache_xdit.cli import (
     bench_peers,
     bench_speed,
     calibrate,
+    calibrations,
     doctor,
     generate,
     main,
@@ -38,7 +39,7 @@ INLINE, REFERENCE = re.compile(r"\]\(([^)\s]+)\)"), re.compile(r"^\[[^\]]+\]: (\
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.M | re.S)
 COMMAND = re.compile(r"(?:fastcache-xdit|-m fastcache_xdit) ([a-z]+)(?: ([a-z]+))?")
 FLAG = re.compile(r"(?<![\w-])--([a-z][\w-]*)")
-GROUPS = {"batch": batch.ACTIONS, "bench": bench.BENCHMARKS}
+GROUPS = {"batch": batch.ACTIONS, "bench": bench.BENCHMARKS, "calibrations": calibrations.ACTIONS}
 OWN = [generate, run, doctor, calibrate, tune, bench, bench_peers, bench_speed, report]
 OTHERS = {
     *("nproc_per_node", "help"),  # torchrun, everybody
@@ -119,6 +120,7 @@ def flags() -> set[str]:
     adders = [command.add_arguments for command in OWN]
     adders += [batch_arguments.add_submit, batch_arguments.add_run, batch_arguments.add_status]
     adders += [batch_arguments.add_job, batch_arguments.add_export]
+    adders += [calibrations.add_list, calibrations.add_remove, calibrations.add_export]
     for add in adders:
         own = argparse.ArgumentParser(add_help=False)
         add(own)

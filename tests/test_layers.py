@@ -21,6 +21,7 @@ LAYER = {
     "decision": 3,
     "approx": 3,
     "tokens": 3,
+    "home": 4,
     "models": 4,
     "parallel": 4,
     "segments": 5,

@@ -14,6 +14,7 @@ from fastcache_xdit.cli import (
     bench_peers,
     bench_speed,
     calibrate,
+    calibrations,
     doctor,
     generate,
     main,
@@ -157,6 +158,12 @@ BATCH = {
     "retry": (batch_arguments.add_job, []),
     "export": (batch_arguments.add_export, ["--output"]),
 }
+CALIBRATIONS = {
+    "list": (calibrations.add_list, ["--json"]),
+    "show": (calibrations.add_show, []),
+    "remove": (calibrations.add_remove, ["--all"]),
+    "export": (calibrations.add_export, ["--output"]),
+}
 LINE = ["guidance", "height", "negative_prompt", "prompt", "seed", "steps", "width"]
 MODELS = [
     "DiTTransformer2DModel",
@@ -187,7 +194,17 @@ def test_handle_methods():
 
 
 def test_commands():
-    assert sorted(main.COMMANDS) == ["batch", "bench", "calibrate", "doctor", "generate", "report", "run", "tune"]
+    assert sorted(main.COMMANDS) == [
+        "batch",
+        "bench",
+        "calibrate",
+        "calibrations",
+        "doctor",
+        "generate",
+        "report",
+        "run",
+        "tune",
+    ]
 
 
 @pytest.mark.parametrize("command", FLAGS, ids=lambda command: command.__name__)
@@ -197,13 +214,16 @@ def test_their_own_flags(command):
     assert sorted(parser._option_string_actions) == FLAGS[command]
 
 
-@pytest.mark.parametrize("action", BATCH)
-def test_flags_of_a_batch(action):
-    add_arguments, flags = BATCH[action]
+@pytest.mark.parametrize("add_arguments, flags", [*BATCH.values(), *CALIBRATIONS.values()])
+def test_flags_of_actions(add_arguments, flags):
     parser = argparse.ArgumentParser(add_help=False)
     add_arguments(parser)
     assert sorted(parser._option_string_actions) == flags
+
+
+def test_actions():
     assert sorted(BATCH) == sorted(batch.ACTIONS)
+    assert sorted(CALIBRATIONS) == sorted(calibrations.ACTIONS)
 
 
 def test_fields_of_a_prompts_file():

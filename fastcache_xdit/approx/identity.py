@@ -31,6 +31,15 @@ def check_identity(calibrated: Mapping[str, Any], running: Mapping[str, Any], al
             )
 
 
+def fits(calibrated: Mapping[str, Any], running: Mapping[str, Any]) -> bool:
+    """Tell whether a calibration was made for the running model, as `check_identity` compares them."""
+    try:
+        check_identity(calibrated, running)
+    except UsageError:
+        return False
+    return True
+
+
 def _same(calibrated: Any, running: Any) -> bool:
     """Return whether two values are equal; fingerprints (norm by name) up to rounding, in the names of both."""
     if not isinstance(calibrated, dict) or not isinstance(running, dict):

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 
 from fastcache_xdit.errors import UsageError
-from fastcache_xdit.files import replacing
+from fastcache_xdit.files import write_whole
 
 
 class TensorFile(NamedTuple):
@@ -29,14 +30,17 @@ class TensorFile(NamedTuple):
 
 
 def write_tensors(path: str | Path, file: TensorFile) -> None:
-    """Write a file; an interrupted write leaves no incomplete file under this name."""
-    from safetensors.torch import save_file
+    """Write a file; an interrupted write leaves no incomplete file under this name.
+
+    Raises:
+        OSError: it cannot be written.
+    """
+    from safetensors.torch import save
 
     text, path = json.dumps(file.header), Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    with replacing(path) as partial:
-        save_file(file.tensors, partial, {"format": file.kind, "header": text, "digest": digest(text, file.tensors)})
-        partial.chmod(0o644)  # safetensors makes it readable for its owner alone
+    # not save_file, which has a temporary file of its own that stays where a process is killed
+    write_whole(path, save(file.tensors, {"format": file.kind, "header": text, "digest": digest(text, file.tensors)}))
 
 
 def read_tensors(path: str | Path, *kinds: str) -> TensorFile:
@@ -45,6 +49,27 @@ def read_tensors(path: str | Path, *kinds: str) -> TensorFile:
     Raises:
         UsageError: the file is missing, truncated, altered or of another kind.
     """
+    with _opened(path, kinds) as (file, metadata):
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
+    if metadata.get("digest") != digest(metadata.get("header", ""), tensors):
+        raise UsageError(f"{path} was altered after it was written: its digest does not match", "calibrate again")
+    return TensorFile(metadata["format"], json.loads(metadata["header"]), tensors)
+
+
+def read_header(path: str | Path, *kinds: str) -> dict[str, Any]:
+    """Read the header alone, which is fast; the digest, which is over the tensors too, is not checked.
+
+    Raises:
+        UsageError: the file is missing, truncated or of another kind.
+    """
+    with _opened(path, kinds) as (_, metadata):
+        header: dict[str, Any] = json.loads(metadata["header"])
+        return header
+
+
+@contextlib.contextmanager
+def _opened(path: str | Path, kinds: Sequence[str]) -> Iterator[tuple[Any, dict[str, str]]]:
+    """Open a file of one of these kinds and give it with its metadata."""
     from safetensors import SafetensorError, safe_open
 
     if not Path(path).is_file():
@@ -52,15 +77,11 @@ def read_tensors(path: str | Path, *kinds: str) -> TensorFile:
     try:
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
+            if (kind := metadata.get("format", "another")) not in kinds:
+                raise UsageError(f"{path} is no {kinds[0]!r} file but {kind!r}")
+            yield file, metadata
     except (SafetensorError, OSError) as error:
         raise UsageError(f"{path} is truncated or no safetensors file: {error}") from None
-    kind = metadata.get("format", "another")
-    if kind not in kinds:
-        raise UsageError(f"{path} is no {kinds[0]!r} file but {kind!r}")
-    if metadata.get("digest") != digest(metadata.get("header", ""), tensors):
-        raise UsageError(f"{path} was altered after it was written: its digest does not match", "calibrate again")
-    return TensorFile(kind, json.loads(metadata["header"]), tensors)
 
 
 def digest(header: str, tensors: Mapping[str, torch.Tensor]) -> str:

@@ -18,6 +18,7 @@ COMMANDS = {
     "batch": "thousands of prompts as a job that survives any crash: batch submit, run, status, retry, export",
     "calibrate": "measure a model once, so that stand-ins are fitted and tests mean something",
     "tune": "from a target (speedup, psnr or budget) to a config for --cache_config",
+    "calibrations": "what was learnt and is kept for the next process: calibrations list, show, remove, export",
     "bench": "benchmarks: bench peers, speed, approximations, significance, tokens, costs, overhead, batch",
     "report": "one page on the results of bench peers, and Markdown tables",
     "doctor": "what is installed, what this machine can run, and what to do about what does not fit",

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NamedTuple, Protocol
 
-from fastcache_xdit.files import force_to_disk, write_whole
+from fastcache_xdit.files import force_to_disk, remove_leftovers, write_whole
 from fastcache_xdit.jobs.item import Figures, Item, ItemOutcome
 from fastcache_xdit.jobs.owner import Owner
 from fastcache_xdit.jobs.store import Store
@@ -50,6 +50,9 @@ class StoreDesk:
     def next(self) -> Work:
         """Claim the next batch of the store."""
         items = self._store.claim(self._owner.name, self._max_attempts)
+        for item in items:
+            if item.attempts > 1:  # whoever had it before may have died while writing
+                remove_leftovers(self._store.folder, _image(item.id))
         return Work(tuple(items), bool(items) or not self._store.is_over())
 
     def deliver(self, outcomes: Sequence[ItemOutcome], figures: Figures) -> None:
@@ -72,6 +75,11 @@ class StoreDesk:
     def _write(self, outcome: ItemOutcome) -> str | None:
         if outcome.image is None:
             return None
-        name = f"images/{outcome.id:06d}.png"
+        name = _image(outcome.id)
         write_whole(self._store.folder / name, outcome.image)
         return name
+
+
+def _image(id: int) -> str:
+    """Return where an item's image lies in the job's folder."""
+    return f"images/{id:06d}.png"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 import json
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,7 @@ import torch
 
 from fastcache_xdit.approx.calibration import Calibration
 from fastcache_xdit.errors import UsageError
-from fastcache_xdit.files import replacing
+from fastcache_xdit.files import remove_leftovers, replacing
 from fastcache_xdit.host.xdit import world
 
 
@@ -66,6 +67,10 @@ class Progress:
 
     def clear(self) -> None:
         """Remove the files; every rank must call it."""
-        self.path.unlink(missing_ok=True)
+        self._remove(self.path)
         world.barrier()
-        self._fits.unlink(missing_ok=True)
+        self._remove(self._fits)
+
+    def _remove(self, file: Path) -> None:
+        file.unlink(missing_ok=True)
+        remove_leftovers(file.parent, glob.escape(file.name))
