@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from fastcache_xdit.approx.calibration import Calibration
 from fastcache_xdit.config import FastCacheConfig
 from fastcache_xdit.counters import Counters
 from fastcache_xdit.errors import UsageError
@@ -76,6 +77,11 @@ class Handle:
         """Forget cached states and counts; the next step is computed."""
         self._session.driver.reset()
         self._session.record.counters.clear()
+
+    @property
+    def learnt(self) -> Calibration | None:
+        """What was learnt of the model, or found in the user's folder; None until then, and where nothing is learnt."""
+        return self._learner.learnt if self._learner else None
 
     def branch(self, name: str) -> contextlib.AbstractContextManager[None]:
         """Assign the calls inside a with block to CFG branch `name`; for loops with one call for each branch."""

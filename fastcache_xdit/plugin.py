@@ -98,7 +98,7 @@ def _output(
     if host.can_run_ahead:
         host.run_ahead(undo, session, pilot.planned_skips, None)
     learner = None
-    if (known is None or not known.identity) and config.test == "plan" and config.learn and target is not host.transformer:
+    if (known is None or not known.identity) and config.test == "plan" and target is not host.transformer:
         learner = Learner(target, host, config, session, pilot, effects)
         learner.attach(undo)
     return Handle(session, undo, fixes, lambda: 0, learner)

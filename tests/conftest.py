@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import os
+import tempfile
 
 from hypothesis import HealthCheck, settings
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+os.environ["FASTCACHE_HOME"] = tempfile.mkdtemp(prefix="fastcache-home-")  # nothing of the user's is read or written
 
 import torch  # noqa: E402  the environment must be set before the libraries read it
 

@@ -13,8 +13,10 @@ from typing import Any
 import torch
 
 from fastcache_xdit.approx.calibration import Calibration
+from fastcache_xdit.approx.output import SEGMENT
 from fastcache_xdit.config import FastCacheConfig
 from fastcache_xdit.goal import Goal
+from fastcache_xdit.home import Home
 from fastcache_xdit.host.base import Host
 from fastcache_xdit.host.effects import SchedulerEffects
 from fastcache_xdit.host.identity import identity
@@ -51,6 +53,9 @@ class Learner:
         session: of its transformer.
         pilot: plans its requests.
         effects: of its scheduler.
+
+    Attributes:
+        learnt: what was learnt, or found in the user's folder; None until then.
     """
 
     pipe: Any
@@ -62,13 +67,19 @@ class Learner:
     _recorded: list[_Recorded] = field(default_factory=list)
     _sigmas: tuple[float, ...] = ()
     _busy: bool = False
+    learnt: Calibration | None = None
 
     def attach(self, undo: Undo) -> None:
-        """Begin to record, for as long as the undo log is open."""
+        """Use what the user has of this model, or else begin to record, for as long as the undo log is open."""
         self.ranks = Ranks(self.host.topology)
-        self.pictures = Pictures(self.pipe, undo)
-        self.pilot.forced = _whole
-        intercept(self.pipe, self.around, undo)
+        self.identity = self.ranks.first(identity(self.host))
+        kept = self.ranks.first(Home().find(self.identity) if self.ranks.is_first else None)
+        if kept and SEGMENT in kept.moments:
+            self.use(kept)
+        elif self.config.learn:
+            self.pictures = Pictures(self.pipe, undo)
+            self.pilot.forced = _whole
+            intercept(self.pipe, self.around, undo)
 
     @property
     def is_recording(self) -> bool:
@@ -113,18 +124,20 @@ class Learner:
         finally:
             self.pilot.forced = None
             self._recorded.clear()
-        self.use(calibration.as_saved())
+        self.use(calibration)
+        if self.ranks.is_first:
+            Home().keep(calibration)
 
     def use(self, calibration: Calibration) -> None:
         """Plan the next requests by what was learnt, and say so."""
+        self.learnt = calibration
         self.pilot.learnt(calibration)
         if self.ranks.is_first:
             logger.warning("fastcache: %s", self.pilot.describe())
 
     def _taught(self, lesson: Lesson, call: Call) -> Calibration:
         """Return what the lesson teaches for the goal, with what it promises."""
-        own = self.ranks.first(identity(self.host))
-        calibration = replace(lesson.calibration, identity=own, facts=self._facts())
+        calibration = replace(lesson.calibration, identity=self.identity, facts=self._facts())
         for computed in numbers(self.pilot.goal, calibration):
             self._promise(calibration, lesson.best(computed), call)
         return calibration
