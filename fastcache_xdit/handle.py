@@ -113,6 +113,16 @@ class Handle:
         announced.sigmas = [float(sigma) for sigma in sigmas]
         self._session.announce()
 
+    @property
+    def plan(self) -> str:
+        """One line on what is used and what it promises; empty where nothing is planned."""
+        driver = self._session.driver
+        return driver.pilot.describe() if isinstance(driver, OutputDriver) else ""
+
+    def paused(self) -> contextlib.AbstractContextManager[None]:
+        """Make the requests inside a with block without the cache; they are not learnt from. xDiT's defects stay fixed."""
+        return self._session.bypassed()
+
     @contextlib.contextmanager
     def watched(self, watch: Watch) -> Iterator[None]:
         """Show `watch` what the scheduler is given, and what it makes of it, at every step inside a with block."""

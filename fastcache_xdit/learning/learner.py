@@ -88,7 +88,7 @@ class Learner:
 
     def around(self, call: Call, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Make one call of the pipeline, recorded while there is something to learn."""
-        if self._busy or not self.is_recording:
+        if self._busy or not self.is_recording or self.session.is_bypassed:
             return call(*args, **kwargs)
         recorded = RecordedCall.of(args, kwargs)
         trajectory, start = Trajectory(), time.perf_counter()

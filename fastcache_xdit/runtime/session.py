@@ -56,6 +56,7 @@ class Session:
 
     Attributes:
         ledgers_agree: see `Report`.
+        is_bypassed: calls run as if there were no cache; see `bypassed`.
         watch: is shown what the scheduler is given and what it makes of it.
     """
 
@@ -75,7 +76,7 @@ class Session:
         self._announced = False
         self._concluded = False
         self._warned = False
-        self._bypassed = False
+        self.is_bypassed = False
         self._latest: Tick | None = None  # the last call that was a step
         self._calls = 0  # since the scheduler advanced
         self._first: Any = None  # the timestep of the first of these calls
@@ -98,11 +99,11 @@ class Session:
     @contextmanager
     def bypassed(self) -> Iterator[None]:
         """Run the calls inside the with block as if there were no cache; they do not count as steps."""
-        self._bypassed = True
+        self.is_bypassed = True
         try:
             yield
         finally:
-            self._bypassed = False
+            self.is_bypassed = False
 
     def wrapped(self, original: Callable[..., Any]) -> Callable[..., Any]:
         """Return a forward that replaces `original`, the transformer's own."""
@@ -111,7 +112,7 @@ class Session:
         @functools.wraps(original)
         @torch.compiler.disable(recursive=False)
         def forward(*args: Any, **kwargs: Any) -> Any:
-            if self._bypassed:
+            if self.is_bypassed:
                 return original(*args, **kwargs)
             arguments = _named(signature, args, kwargs)
             timestep = None if self.sigmas else float(torch.as_tensor(arguments["timestep"]).flatten()[0])
@@ -131,7 +132,7 @@ class Session:
         """Let the scheduler advance by `advance`, with the output of the last call or what stands in for it."""
         self._calls, self._advances = 0, True
         tick = self._latest
-        if tick is None or self._bypassed:
+        if tick is None or self.is_bypassed:
             return advance(output)
         output = self.driver.handed_over(output, tick)
         result = advance(output)
