@@ -120,7 +120,7 @@ class Handle:
         return driver.pilot.describe() if isinstance(driver, OutputDriver) else ""
 
     def paused(self) -> contextlib.AbstractContextManager[None]:
-        """Make the requests inside a with block without the cache; they are not learnt from. xDiT's defects stay fixed."""
+        """Make requests inside a with block without the cache or learning from them; xDiT's defects stay fixed."""
         return self._session.bypassed()
 
     @contextlib.contextmanager
