@@ -7,7 +7,7 @@ branches of guidance, whatever its formula. In a loop without a scheduler the ou
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -63,7 +63,7 @@ class OutputDriver:
     def bytes_held(self) -> int:
         """Return the bytes of the cached outputs."""
         held = [output for past in self._past.values() for _, output in past]
-        held += [tensor_of(output) for output in self._returned.values()]
+        held += [tensor for output in self._returned.values() for tensor in _tensors(output)]
         return sum(output.numel() * output.element_size() for output in held)
 
     def call(self, tick: Tick, compute: Callable[[], Any]) -> Any:
@@ -135,6 +135,14 @@ def with_tensor(output: Any, tensor: torch.Tensor) -> Any:
     if isinstance(output, tuple):
         return (tensor, *output[1:])
     return type(output)(**{**output, next(iter(output)): tensor})
+
+
+def _tensors(output: Any) -> Iterator[torch.Tensor]:
+    """Yield the tensors in an output; a PipeFusion stage before the last one returns what the next one takes."""
+    if isinstance(output, torch.Tensor):
+        yield output
+    for part in output.values() if isinstance(output, dict) else output if isinstance(output, tuple | list) else ():
+        yield from _tensors(part)
 
 
 def _part(full: torch.Tensor, like: torch.Tensor, rows: tuple[int, int]) -> torch.Tensor:

@@ -104,7 +104,9 @@ class Pilot:
         key = (sigmas, effects)
         if key not in self._planned:
             halves = self.calibration.moments[SEGMENT][STREAM].at(sigmas)
-            forecast = OutputForecast(halves, effects, self.calibration.refits)
+            # what other models missed says too little of what this one misses to make it good
+            carried = (0.0,) * len(sigmas) if "pooled" in self.calibration.facts else effects
+            forecast = OutputForecast(halves, carried, self.calibration.refits)
             self._planned[key] = forecast, OutputMasks(halves, effects)
         return self._planned[key]
 

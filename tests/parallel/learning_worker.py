@@ -1,0 +1,43 @@
+"""Worker: learn on a few requests of a tiny pipeline under each layout, then serve two more by what was learnt."""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+from fastcache_xdit import FastCacheConfig, enable
+from fastcache_xdit.home import Home
+from fastcache_xdit.host.xdit import world
+from tests.parallel.learning import LEARN, SERVED, STEPS, Answer
+from tests.parallel.ranks import generate, layout, report
+
+
+def main(layouts: dict[str, dict[str, Any]]) -> dict[str, Answer]:
+    return {name: _learnt(**settings) for name, settings in layouts.items()}
+
+
+def _learnt(family: str, guidance: float = 3.5, **degrees: Any) -> Answer:
+    with layout(family, **degrees) as pipe:
+        home = Path(world.all_gather_objects(tempfile.mkdtemp())[0])
+        with _at_home(home):
+            handle = enable(pipe, FastCacheConfig(learn=LEARN))
+            learnt, choices = [], []
+            for seed in range(LEARN + SERVED):
+                learnt.append(handle.learnt is not None)
+                generate(pipe, family, steps=STEPS, guidance=guidance, seed=seed)
+                choices.append([entry.choice for entry in handle.report().ledger])
+            calibration = handle.learnt
+            handle.disable()
+        weights = {(key.step, key.known): refit for key, refit in calibration.refits.items()}
+        mask = calibration.facts["masks"][str(STEPS // 2)]
+        return Answer(learnt, choices, mask, weights, [kept.name for kept in Home(home).listed()], calibration.stamp)
+
+
+def _at_home(folder: Path) -> Any:
+    return mock.patch.dict("os.environ", {"FASTCACHE_HOME": str(folder)})
+
+
+if __name__ == "__main__":
+    report(main)
