@@ -12,6 +12,7 @@ from fastcache_xdit.assembly import attach, plan_for, scheduled_skips
 from fastcache_xdit.config import FastCacheConfig
 from fastcache_xdit.errors import UsageError
 from fastcache_xdit.handle import Handle
+from fastcache_xdit.home import Home
 from fastcache_xdit.host import cpu
 from fastcache_xdit.host.base import Host
 from fastcache_xdit.host.find import host_of
@@ -99,7 +100,8 @@ def _output(
         host.run_ahead(undo, session, pilot.planned_skips, None)
     learner = None
     if (known is None or not known.identity) and config.test == "plan" and target is not host.transformer:
-        learner = Learner(target, host, config, session, pilot, effects)
+        home = Home() if known is None else None
+        learner = Learner(target, host, config, session, pilot, effects, home)
         learner.attach(undo)
     return Handle(session, undo, fixes, lambda: 0, learner)
 

@@ -38,6 +38,7 @@ from fastcache_xdit.tuning.versions import versions
 
 TIMED = 2  # prompts of the requests whose time is taken
 QUICK_COUNT, QUICK_EVERY = 8, 3
+REHEARSALS, REHEARSED_SEED = 4, 1000
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -144,8 +145,8 @@ def _plan(options: PeersOptions, call: dict[str, Any]) -> BenchPlan:
     texts = _prompts(options, QUICK_COUNT if options.quick else options.count)
     batches = engine.batches(texts, options.batch_size, options.seed)
     timed = engine.batches(texts, TIMED, options.seed)[0]
-    rehearsal = engine.batches(_rehearsal(options, texts), 1, 0)[0]
-    return BenchPlan(batches, timed, rehearsal, options.repetitions, call)
+    rehearsals = engine.batches(_rehearsals(options, texts), 1, REHEARSED_SEED)
+    return BenchPlan(batches, timed, rehearsals, options.repetitions, call, model=options.model or "")
 
 
 def _prompts(options: PeersOptions, count: int) -> list[str]:
@@ -157,8 +158,8 @@ def _prompts(options: PeersOptions, count: int) -> list[str]:
     return [text for text in held_out if text not in seen][:count]
 
 
-def _rehearsal(options: PeersOptions, texts: list[str]) -> list[str]:
-    return calibration_prompts(options.model)[:1] if options.model in SHIPPED else texts[-1:]
+def _rehearsals(options: PeersOptions, texts: list[str]) -> list[str]:
+    return calibration_prompts(options.model)[:REHEARSALS] if options.model in SHIPPED else texts[-REHEARSALS:]
 
 
 def _loader(folder: str, options: PeersOptions) -> Callable[[], Backend]:

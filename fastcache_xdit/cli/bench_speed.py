@@ -89,7 +89,7 @@ def _sizes(options: SpeedOptions) -> dict[str, int | None]:
 
 def _plan(call: dict[str, Any], repetitions: int) -> BenchPlan:
     measured, rehearsal = engine.batches(["", ""], 1, 0)
-    return BenchPlan([measured], measured, rehearsal, repetitions, call, scored=False)
+    return BenchPlan([measured], measured, [rehearsal], repetitions, call, scored=False)
 
 
 def _write_rows(path: Path, conditions: dict[str, Any], rows: Iterable[ResultRow]) -> None:

@@ -53,6 +53,7 @@ class Learner:
         session: of its transformer.
         pilot: plans its requests.
         effects: of its scheduler.
+        home: where learnt calibrations are kept; None to neither read nor keep any.
 
     Attributes:
         learnt: what was learnt, or found in the user's folder; None until then.
@@ -64,6 +65,7 @@ class Learner:
     session: Session
     pilot: Pilot
     effects: SchedulerEffects
+    home: Home | None
     _recorded: list[_Recorded] = field(default_factory=list)
     _sigmas: tuple[float, ...] = ()
     _busy: bool = False
@@ -73,7 +75,7 @@ class Learner:
         """Use what the user has of this model, or else begin to record, for as long as the undo log is open."""
         self.ranks = Ranks(self.host.topology)
         self.identity = self.ranks.first(identity(self.host))
-        kept = self.ranks.first(Home().find(self.identity) if self.ranks.is_first else None)
+        kept = self.ranks.first(self.home.find(self.identity) if self.home and self.ranks.is_first else None)
         if kept and SEGMENT in kept.moments:
             self.use(kept)
         elif self.config.learn:
@@ -125,8 +127,8 @@ class Learner:
             self.pilot.forced = None
             self._recorded.clear()
         self.use(calibration)
-        if self.ranks.is_first:
-            Home().keep(calibration)
+        if self.home and self.ranks.is_first:
+            self.home.keep(calibration)
 
     def use(self, calibration: Calibration) -> None:
         """Plan the next requests by what was learnt, and say so."""

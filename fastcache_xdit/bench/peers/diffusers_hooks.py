@@ -31,7 +31,7 @@ def _ratios(subject: Subject) -> list[float]:
     printed = io.StringIO()
     calibrating = MagCacheConfig(calibrate=True, num_inference_steps=subject.steps)
     with enabled(subject, calibrating), contextlib.redirect_stdout(printed):
-        subject.rehearse()
+        subject.rehearse(0)
     lines = printed.getvalue().splitlines()
     return next(ast.literal_eval(line) for line in lines if line.startswith("[") and line.endswith("]"))
 

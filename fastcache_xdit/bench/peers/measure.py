@@ -34,18 +34,20 @@ class BenchPlan:
     Attributes:
         batches: all prompts.
         timed: the few whose wall time is taken.
-        rehearsal: a prompt that is not measured, for caches that calibrate.
+        rehearsals: prompts that are not measured, for caches that calibrate; repeated where more are asked for.
         repetitions: how often each time is taken.
         call: arguments of the pipeline's call.
         scored: pictures are judged; those of random weights are not.
+        model: its name.
     """
 
     batches: Sequence[Batch]
     timed: Batch
-    rehearsal: Batch
+    rehearsals: Sequence[Batch]
     repetitions: int
     call: dict[str, Any]
     scored: bool = True
+    model: str = ""
 
     @property
     def steps(self) -> int:
@@ -107,10 +109,11 @@ class PeerBench:
     def _load_anew(self) -> None:
         self.backend = self.load()
         self.transformer = host_of(self.backend.pipe).transformer  # while no cache is on, which a host would refuse
-        self.subject = Subject(self.backend.pipe, self.plan.steps, self._rehearse)
+        self.subject = Subject(self.backend.pipe, self.plan.steps, self._rehearse, self.plan.model)
 
-    def _rehearse(self) -> None:
-        self.backend.generate(self.plan.rehearsal, self.plan.call)
+    def _rehearse(self, number: int) -> None:
+        rehearsals = self.plan.rehearsals
+        self.backend.generate(rehearsals[number % len(rehearsals)], self.plan.call)
 
     def _outside_blocks(self) -> float:
         """Count an uncached step's FLOPs on this rank outside the blocks."""
@@ -120,25 +123,27 @@ class PeerBench:
 
     def _sample(self, cache: Cache | None) -> Sample:
         first, *others = self.plan.batches
-        with self._switched(cache) as changes, counted_steps(self.transformer) as steps:
-            runs = [self._taped(first, changes)]
+        with self._taping() as tape, self._switched(cache) as changes, counted_steps(self.transformer) as steps:
+            runs = [(self.backend.generate(first, {**self.plan.call, **changes}), tape)]
         for batch in others:
-            with self._switched(cache) as changes:
-                runs.append(self._taped(batch, changes))
+            with self._taping() as tape, self._switched(cache) as changes:
+                runs.append((self.backend.generate(batch, {**self.plan.call, **changes}), tape))
         latents = [tape.latents for _, tape in runs if tape.latents is not None]
         by_timestep: Counter[float] = sum(world.all_gather_objects(steps), Counter())
         return Sample(
             pictures=torch.cat([pictures for pictures, _ in runs]),
             latents=torch.cat(latents) if latents else None,
             steps=[flops for _, flops in sorted(by_timestep.items(), reverse=True)],
-            outside=sum(world.all_gather_objects(self._outside * len(steps))),
+            outside=sum(world.all_gather_objects(self._outside * sum(flops > 0 for flops in steps.values()))),
             tape=runs[0][1],
         )
 
-    def _taped(self, batch: Batch, changes: dict[str, Any]) -> tuple[torch.Tensor, Tape]:
-        # Not on several ranks: there xDiT hands its patches on inside of the scheduler's `step`.
-        with Tape(self.backend.pipe).running(self.plan.scored and self.backend.ranks == 1) as tape:
-            return self.backend.generate(batch, {**self.plan.call, **changes}), tape
+    def _taping(self) -> contextlib.AbstractContextManager[Tape]:
+        """Tape what reaches the scheduler, below what a cache puts in front of it.
+
+        Not on several ranks: there xDiT hands its patches on inside of the scheduler's `step`.
+        """
+        return Tape(self.backend.pipe).running(self.plan.scored and self.backend.ranks == 1)
 
     @contextlib.contextmanager
     def _switched(self, cache: Cache | None) -> Iterator[dict[str, Any]]:

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
+from fastcache_xdit.approx.calibration import Calibration
+from fastcache_xdit.approx.pooled import pooled
 from fastcache_xdit.bench.peers.peer import Peer, Setting, Subject
 from fastcache_xdit.config import FastCacheConfig
 from fastcache_xdit.decision.schedule import uniform_mask
@@ -36,6 +39,30 @@ def _online(subject: Subject, threshold: float) -> Iterator[dict[str, Any]]:
 
 
 @contextlib.contextmanager
+def _pooled(subject: Subject, budget: float) -> Iterator[dict[str, Any]]:
+    config = FastCacheConfig(budget=budget, learn=0)
+    with fastcache(subject.pipe, config, calibration=pooled(without=subject.model)):
+        yield {}
+
+
+@contextlib.contextmanager
+def _learnt(subject: Subject, budget: float) -> Iterator[dict[str, Any]]:
+    known = _lesson(subject, budget)
+    with fastcache(subject.pipe, FastCacheConfig(budget=budget), calibration=known):
+        yield {}
+
+
+@functools.lru_cache(maxsize=1)
+def _lesson(subject: Subject, budget: float) -> Calibration | None:
+    """Learn from the rehearsals; the plan before is pooled from other models than this one."""
+    config = FastCacheConfig(budget=budget)
+    with fastcache(subject.pipe, config, calibration=pooled(without=subject.model)) as handle:
+        for number in range(config.learn):
+            subject.rehearse(number)
+        return handle.learnt
+
+
+@contextlib.contextmanager
 def _even(subject: Subject, share: float, stand_in: Literal["reuse", "history"]) -> Iterator[dict[str, Any]]:
     mask = uniform_mask(subject.steps, round(share * subject.steps))
     config = FastCacheConfig.scheduled(mask, lead_blocks=0, stand_in=stand_in)
@@ -47,6 +74,10 @@ def _even(subject: Subject, share: float, stand_in: Literal["reuse", "history"])
 def _fewer(subject: Subject, share: float) -> Iterator[dict[str, Any]]:
     with repaired(subject.pipe):
         yield {"num_inference_steps": round(share * subject.steps)}
+
+
+def _budgets() -> tuple[Setting, ...]:
+    return tuple(Setting(f"budget 1/{1 / share:g}", {"budget": share}) for share in SHARES)
 
 
 def _shares(**more: Any) -> tuple[Setting, ...]:
@@ -64,6 +95,19 @@ def online() -> Peer:
     """Return FastCache without a calibration, over its threshold."""
     settings = tuple(Setting(f"threshold {value:g}", {"threshold": value}) for value in THRESHOLDS)
     return Peer("FastCache, online", "fastcache_xdit", _online, settings, parallel=True, ours=True)
+
+
+def planned() -> Peer:
+    """Return FastCache on a model of which nothing is known, over its budget."""
+    note = "nothing is known of the model: planned from the other shipped ones"
+    settings = _budgets()
+    return Peer("FastCache, pooled", "fastcache_xdit", _pooled, settings, parallel=True, ours=True, note=note)
+
+
+def learning() -> Peer:
+    """Return FastCache after the first requests that it has learnt from, over its budget."""
+    note = "learnt from its first 4 requests, of one other prompt each, with the default settings"
+    return Peer("FastCache, learnt", "fastcache_xdit", _learnt, _budgets(), parallel=True, ours=True, note=note)
 
 
 def even_masks() -> Peer:

@@ -15,12 +15,14 @@ class Subject:
     Attributes:
         pipe: the pipeline; its `transformer` is what caches change.
         steps: number of denoising steps of a request.
-        rehearse: run one request on a prompt that is not measured, for caches that calibrate.
+        rehearse: run the request with this number on a prompt that is not measured, for caches that calibrate.
+        model: name of the model.
     """
 
     pipe: Any
     steps: int
-    rehearse: Callable[[], Any]
+    rehearse: Callable[[int], Any]
+    model: str = ""
 
 
 @dataclass(frozen=True)

@@ -24,7 +24,7 @@ def bench(request):
     architecture = ARCHITECTURES[request.param]
     call = {**architecture.call, **SIZE} | ({"num_frames": 5} if "num_frames" in architecture.call else {})
     measured, rehearsal = batches(["", ""], 1, 0)
-    plan = BenchPlan([measured], measured, rehearsal, 1, call, scored=False)
+    plan = BenchPlan([measured], measured, [rehearsal], 1, call, scored=False)
     return PeerBench(lambda: FullSize(architecture, "float32", "cpu", **FEW[request.param]), plan)
 
 

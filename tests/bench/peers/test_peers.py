@@ -20,7 +20,7 @@ def bench():
     cpu.prepare()
     measured, rehearsal = batches(prompts(2, 0), 1, 0)
     call = {**generation_defaults("shapes-pixart"), "num_inference_steps": STEPS}
-    plan = BenchPlan([measured], measured, rehearsal, repetitions=1, call=call)
+    plan = BenchPlan([measured], measured, [rehearsal], repetitions=1, call=call)
     return PeerBench(lambda: PlainBackend(str(model_path("shapes-pixart")), "float32"), plan)
 
 
