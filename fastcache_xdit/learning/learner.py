@@ -121,7 +121,7 @@ class Learner:
         replay = functools.partial(self._replay, call)
         lesson = Lesson(self._sigmas, effects, trajectories, replay, before, self.ranks)
         try:
-            with quiet(self.pipe):
+            with quiet(self.pipe), self.session.aside():
                 calibration = self._taught(lesson, call)
         finally:
             self.pilot.forced = None

@@ -54,6 +54,12 @@ class Ledger:
         self.entries = []
         self._digest = hashlib.blake2b(self.premise.encode(), digest_size=8)
 
+    def copy(self) -> Ledger:
+        """Return an independent copy."""
+        other = Ledger(self.premise)
+        other.entries, other._digest = list(self.entries), self._digest.copy()
+        return other
+
     def record(self, entry: Entry) -> None:
         """Add one decision."""
         self.entries.append(entry)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import functools
 import inspect
 import logging
@@ -104,6 +105,16 @@ class Session:
             yield
         finally:
             self.is_bypassed = False
+
+    @contextmanager
+    def aside(self) -> Iterator[None]:
+        """Make requests inside the with block that neither counts nor the ledger show afterwards."""
+        counters, ledger = copy.deepcopy(self.record.counters), self.record.ledger.copy()
+        try:
+            yield
+        finally:
+            vars(self.record.counters).update(vars(counters))
+            vars(self.record.ledger).update(vars(ledger))
 
     def wrapped(self, original: Callable[..., Any]) -> Callable[..., Any]:
         """Return a forward that replaces `original`, the transformer's own."""

@@ -15,6 +15,6 @@ class Answer(NamedTuple):
     learnt: list[bool]
     choices: list[list[tuple]]
     mask: str
-    weights: dict[tuple[int, tuple[int, ...]], torch.Tensor]
+    weights: dict[int, torch.Tensor]
     kept: list[str]
     stamp: str

@@ -8,6 +8,7 @@ from typing import Any
 from unittest import mock
 
 from fastcache_xdit import FastCacheConfig, enable
+from fastcache_xdit.decision.schedule import skipped_steps
 from fastcache_xdit.home import Home
 from fastcache_xdit.host.xdit import world
 from tests.parallel.learning import LEARN, SERVED, STEPS, Answer
@@ -28,9 +29,10 @@ def _learnt(family: str, guidance: float = 3.5, **degrees: Any) -> Answer:
                 learnt.append(handle.learnt is not None)
                 generate(pipe, family, steps=STEPS, guidance=guidance, seed=seed)
                 choices.append([entry.choice for entry in handle.report().ledger])
-            calibration = handle.learnt
+            calibration, pilot = handle.learnt, handle._session.driver.pilot
+            skipped = skipped_steps([mark == "1" for mark in pilot.mask])
+            weights = {step: pilot.weights(step, computed) for step, computed in skipped}
             handle.disable()
-        weights = {(key.step, key.known): refit for key, refit in calibration.refits.items()}
         mask = calibration.facts["masks"][str(STEPS // 2)]
         return Answer(learnt, choices, mask, weights, [kept.name for kept in Home(home).listed()], calibration.stamp)
 
