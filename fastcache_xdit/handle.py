@@ -29,6 +29,8 @@ class Report:
             end of the first request.
         bytes_held: bytes of the tensors that the cache holds.
         fixes: names of the xDiT defects that are fixed while the cache is on.
+        plan: one line on what is planned by, and what it promises.
+        guarded: likeness in dB to the same request computed in full, of each one that was looked at (`guard_every`).
     """
 
     counters: Counters
@@ -36,6 +38,8 @@ class Report:
     ledgers_agree: bool | None
     bytes_held: int
     fixes: tuple[str, ...]
+    plan: str = ""
+    guarded: tuple[float, ...] = ()
 
     def __str__(self) -> str:
         return str(self.counters)
@@ -48,6 +52,8 @@ class Report:
             "ledgers_agree": self.ledgers_agree,
             "bytes_held": self.bytes_held,
             "fixes": list(self.fixes),
+            "plan": self.plan,
+            "guarded": list(self.guarded),
         }
 
 
@@ -156,4 +162,6 @@ class Handle:
         driver, record = self._session.driver, self._session.record
         bytes_held = driver.bytes_held() + self._keys_values_bytes()
         entries = tuple(record.ledger.entries)
-        return Report(record.counters, entries, self._session.ledgers_agree, bytes_held, self._fixes)
+        guarded = tuple(self._learner.guarded) if self._learner else ()
+        agree = self._session.ledgers_agree
+        return Report(record.counters, entries, agree, bytes_held, self._fixes, self.plan, guarded)

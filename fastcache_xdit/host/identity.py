@@ -23,8 +23,13 @@ def identity(host: Host) -> dict[str, Any]:
     return {
         **_configs(_class_of(host), host.model.config, scheduler, getattr(host.scheduler, "config", {})),
         "weights": {} if sharded else _fingerprint(host),
-        "adapters": sorted(getattr(host.model, "active_adapters", list)()) if _adapted(host.model) else [],
+        "adapters": adapters(host),
     }
+
+
+def adapters(host: Host) -> list[str]:
+    """Return the names of the active adapters."""
+    return sorted(getattr(host.model, "active_adapters", list)()) if _adapted(host.model) else []
 
 
 def saved_identity(folder: Path) -> dict[str, Any]:

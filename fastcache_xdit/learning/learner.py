@@ -1,29 +1,28 @@
-"""Records the first requests of a pipeline, learns from them, and hands what it learnt to the pilot."""
+"""Records the first requests of a pipeline, learns from them, and watches that what it learnt goes on to be right."""
 
 from __future__ import annotations
 
-import datetime
 import functools
 import logging
 import time
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from typing import Any
-
-import torch
 
 from fastcache_xdit.approx.calibration import Calibration
 from fastcache_xdit.approx.output import SEGMENT
+from fastcache_xdit.approx.pooled import pooled
 from fastcache_xdit.config import FastCacheConfig
-from fastcache_xdit.goal import Goal
 from fastcache_xdit.home import Home
 from fastcache_xdit.host.base import Host
 from fastcache_xdit.host.effects import SchedulerEffects
-from fastcache_xdit.host.identity import identity
+from fastcache_xdit.host.identity import adapters, identity
 from fastcache_xdit.learning.calls import Call, RecordedCall, intercept, quiet
-from fastcache_xdit.learning.lesson import Lesson, Trial
-from fastcache_xdit.learning.pictures import Pictures, mean_psnr, squared_difference
+from fastcache_xdit.learning.circumstances import difference
+from fastcache_xdit.learning.lesson import Lesson
+from fastcache_xdit.learning.likeness import Pictures, latents_error, mean_decibels, mean_psnr, squared_difference
 from fastcache_xdit.learning.ranks import Ranks
+from fastcache_xdit.learning.teaching import Recorded, Teaching
 from fastcache_xdit.learning.trajectory import Trajectory
 from fastcache_xdit.runtime.pilot import Pilot, known_of
 from fastcache_xdit.runtime.session import Session
@@ -31,15 +30,7 @@ from fastcache_xdit.undo import Undo
 
 logger = logging.getLogger(__name__)
 
-
-@dataclass
-class _Recorded:
-    """A request that was computed in full."""
-
-    call: RecordedCall
-    trajectory: Trajectory
-    pictures: torch.Tensor | None
-    seconds: float
+DRIFT = 3.0  # dB below what was promised at which a model is learnt again
 
 
 @dataclass
@@ -49,7 +40,7 @@ class Learner:
     Args:
         pipe: the pipeline.
         host: of the pipeline.
-        config: how much to learn.
+        config: how much to learn, and how often to look whether it is still right.
         session: of its transformer.
         pilot: plans its requests.
         effects: of its scheduler.
@@ -57,6 +48,8 @@ class Learner:
 
     Attributes:
         learnt: what was learnt, or found in the user's folder; None until then.
+        seconds: wall time that learning took, recorded requests not included.
+        guarded: likeness to the request computed in full, in dB, of each request that was looked at.
     """
 
     pipe: Any
@@ -66,10 +59,14 @@ class Learner:
     pilot: Pilot
     effects: SchedulerEffects
     home: Home | None
-    _recorded: list[_Recorded] = field(default_factory=list)
-    _sigmas: tuple[float, ...] = ()
-    _busy: bool = False
     learnt: Calibration | None = None
+    seconds: float = 0.0
+    guarded: list[float] = field(default_factory=list)
+    _recorded: list[Recorded] = field(default_factory=list)
+    _sigmas: tuple[float, ...] = ()
+    _served: int = 0
+    _busy: bool = False
+    _told: set[str] = field(default_factory=set)
 
     def attach(self, undo: Undo) -> None:
         """Use what the user has of this model, or else begin to record, for as long as the undo log is open."""
@@ -77,11 +74,11 @@ class Learner:
         self.identity = self.ranks.first(identity(self.host))
         kept = self.ranks.first(self.home.find(self.identity) if self.home and self.ranks.is_first else None)
         if kept and SEGMENT in kept.moments:
-            self.use(kept)
+            self._use(kept)
         elif self.config.learn:
-            self.pictures = Pictures(self.pipe, undo)
             self.pilot.forced = _whole
-            intercept(self.pipe, self.around, undo)
+        self.pictures = Pictures(self.pipe, undo)
+        intercept(self.pipe, self.around, undo)
 
     @property
     def is_recording(self) -> bool:
@@ -89,16 +86,92 @@ class Learner:
         return self.pilot.forced is _whole
 
     def around(self, call: Call, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """Make one call of the pipeline, recorded while there is something to learn."""
-        if self._busy or not self.is_recording or self.session.is_bypassed:
+        """Make one call of the pipeline: recorded, looked at, or as it is."""
+        if self._busy or self.session.is_bypassed:
             return call(*args, **kwargs)
-        recorded = RecordedCall.of(args, kwargs)
-        trajectory, start = Trajectory(), time.perf_counter()
+        if self.is_recording:
+            return self._record(call, args, kwargs)
+        if self.learnt and (why := difference(self.learnt, kwargs, adapters(self.host))):
+            return self._otherwise(call, args, kwargs, why)
+        self._served += 1
+        if self.learnt and self.config.guard_every and self._served % self.config.guard_every == 0:
+            return self._guard(call, args, kwargs, known_of(self.learnt).promises)
+        return call(*args, **kwargs)
+
+    def _record(self, call: Call, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        recorded, trajectory, start = RecordedCall.of(args, kwargs), Trajectory(), time.perf_counter()
+        self.pictures.taken()
         result = self._watched(trajectory, lambda: call(*args, **kwargs))
-        self._keep(_Recorded(recorded, trajectory, self.pictures.taken(), time.perf_counter() - start))
-        if len(self._recorded) == self.config.learn:
+        seconds, sigmas = time.perf_counter() - start, self._noise_levels()
+        self._sigmas = self._sigmas or sigmas
+        if sigmas and sigmas == self._sigmas:  # requests with another number of steps teach something else
+            self._recorded.append(Recorded(recorded, trajectory, self.pictures.taken(), seconds))
+        if len(self._recorded) >= self.config.learn:
             self._learn(call)
         return result
+
+    def _learn(self, call: Call) -> None:
+        """Plan, fit and verify on the recorded requests; then plan the next ones by it."""
+        start, effects = time.perf_counter(), self.effects.at(self._sigmas)
+        before, again = pooled() if self.learnt else self.pilot.calibration, functools.partial(self._again, call)
+        teaching = Teaching(self._recorded, again, self.pictures, self.ranks)
+        references = [recorded.trajectory for recorded in self._recorded]
+        lesson = Lesson(self._sigmas, effects, references, teaching.replay, before, self.ranks)
+        try:
+            with quiet(self.pipe), self.session.aside():
+                calibration = teaching.taught(lesson, self.pilot.goal, self.identity)
+        finally:
+            self.pilot.forced = None
+            self._recorded.clear()
+        self.seconds += time.perf_counter() - start
+        self._use(calibration)
+        if self.home and self.ranks.is_first:
+            self.home.keep(calibration)
+
+    def _use(self, calibration: Calibration) -> None:
+        """Plan the next requests by what was learnt, and say so."""
+        self.learnt = calibration
+        self.pilot.learnt(calibration)
+        self._tell(self.pilot.describe())
+
+    def _otherwise(self, call: Call, args: tuple[Any, ...], kwargs: dict[str, Any], why: str) -> Any:
+        """Make a call to which what was learnt does not apply by the pooled plan."""
+        self._tell(f"{why}; such requests are planned from other models")
+        assert self.learnt
+        self.pilot.learnt(pooled())
+        try:
+            return call(*args, **kwargs)
+        finally:
+            self.pilot.learnt(self.learnt)
+
+    def _guard(self, call: Call, args: tuple[Any, ...], kwargs: dict[str, Any], promises: Mapping[int, float]) -> Any:
+        """Make a call, and the same in full beside it; learn again where they are less alike than was promised."""
+        recorded, served, whole = RecordedCall.of(args, kwargs), Trajectory(), Trajectory()
+        self.pictures.taken()
+        result = self._watched(served, lambda: call(*args, **kwargs))
+        pictures, computed = self.pictures.taken(), self.pilot.mask.count("1")
+        with quiet(self.pipe), self.session.aside():
+            whole = self._again(call, recorded, _whole(len(self.pilot.mask)), self.pilot.calibration)
+        psnr = mean_psnr([self.ranks.total(squared_difference(pictures, self.pictures.taken()))])
+        latents = mean_decibels([self.ranks.total(latents_error(served, whole))])
+        self.guarded.append(latents if psnr is None else psnr)
+        promise = promises.get(computed)
+        if psnr is not None and promise is not None and psnr < promise - DRIFT:
+            self._tell(f"a request came out at {psnr:.1f} dB, {promise:.1f} dB were promised; learning again")
+            self.pilot.forced = _whole
+        return result
+
+    def _again(self, call: Call, recorded: RecordedCall, mask: str, known: Calibration, **changes: Any) -> Trajectory:
+        """Make a recorded call once more under a mask; return what its scheduler saw."""
+        trajectory, outer = Trajectory(), (self.pilot.calibration, self.pilot.forced)
+        self.pilot.learnt(known)
+        self.pilot.forced = lambda steps: mask
+        try:
+            self._watched(trajectory, lambda: recorded.again(call, **changes))
+        finally:
+            self.pilot.learnt(outer[0])
+            self.pilot.forced = outer[1]
+        return trajectory
 
     def _watched(self, trajectory: Trajectory, make: Callable[[], Any]) -> Any:
         self.session.watch, self._busy = trajectory, True
@@ -107,103 +180,14 @@ class Learner:
         finally:
             self.session.watch, self._busy = None, False
 
-    def _keep(self, recorded: _Recorded) -> None:
-        """Keep a request, unless its noise levels are others than those of the first one, or it had no steps."""
-        sigmas = tuple(self.session.sigmas()) if self.session.sigmas else ()
-        self._sigmas = self._sigmas or sigmas
-        if sigmas and sigmas == self._sigmas:
-            self._recorded.append(recorded)
+    def _noise_levels(self) -> tuple[float, ...]:
+        return tuple(self.session.sigmas()) if self.session.sigmas else ()
 
-    def _learn(self, call: Call) -> None:
-        """Plan, fit and verify on the recorded requests; then plan the next ones by it."""
-        trajectories = [recorded.trajectory for recorded in self._recorded]
-        effects, before = self.effects.at(self._sigmas), self.pilot.calibration
-        replay = functools.partial(self._replay, call)
-        lesson = Lesson(self._sigmas, effects, trajectories, replay, before, self.ranks)
-        try:
-            with quiet(self.pipe), self.session.aside():
-                calibration = self._taught(lesson, call)
-        finally:
-            self.pilot.forced = None
-            self._recorded.clear()
-        self.use(calibration)
-        if self.home and self.ranks.is_first:
-            self.home.keep(calibration)
-
-    def use(self, calibration: Calibration) -> None:
-        """Plan the next requests by what was learnt, and say so."""
-        self.learnt = calibration
-        self.pilot.learnt(calibration)
-        if self.ranks.is_first:
-            logger.warning("fastcache: %s", self.pilot.describe())
-
-    def _taught(self, lesson: Lesson, call: Call) -> Calibration:
-        """Return what the lesson teaches for the goal, with what it promises."""
-        calibration = replace(lesson.calibration, identity=self.identity, facts=self._facts())
-        for computed in numbers(self.pilot.goal, calibration):
-            self._promise(calibration, lesson.best(computed), call)
-        return calibration
-
-    def _promise(self, calibration: Calibration, trial: Trial, call: Call) -> None:
-        """Make the recorded requests once more, decoded, and note what their pictures promise and their time."""
-        computed = str(trial.mask.count("1"))
-        known, sums, seconds = replace(calibration, refits=trial.refits), [], []
-        for recorded in self._recorded:
-            start = time.perf_counter()
-            self._again(call, recorded, trial.mask, known)
-            seconds.append(time.perf_counter() - start)
-            sums.append(self.ranks.total(squared_difference(self.pictures.taken(), recorded.pictures)))
-        calibration.refits.update(trial.refits)
-        facts = calibration.facts
-        facts["masks"][computed] = trial.mask
-        facts["latents_db"][computed] = round(trial.decibels, 2)
-        facts["seconds"][computed] = self.ranks.first(sum(seconds) / len(seconds))
-        if (promise := mean_psnr(sums)) is not None:
-            facts["promises"][computed] = round(promise, 2)
-
-    def _replay(self, call: Call, index: int, mask: str, known: Calibration) -> Trajectory:
-        return self._again(call, self._recorded[index], mask, known, output_type="latent")
-
-    def _again(self, call: Call, recorded: _Recorded, mask: str, known: Calibration, **changes: Any) -> Trajectory:
-        trajectory, outer = Trajectory(), self.pilot.calibration
-        self.pilot.learnt(known)
-        self.pilot.forced = lambda steps: mask
-        try:
-            self._watched(trajectory, lambda: recorded.call.again(call, **changes))
-        finally:
-            self.pilot.learnt(outer)
-        return trajectory
-
-    def _facts(self) -> dict[str, Any]:
-        whole = self.ranks.first(sum(one.seconds for one in self._recorded) / len(self._recorded))
-        steps = len(self._sigmas)
-        return {
-            "requests": len(self._recorded), "when": datetime.date.today().isoformat(), "steps": steps,
-            "masks": {}, "promises": {}, "latents_db": {}, "seconds": {str(steps): whole},
-        }  # fmt: skip
-
-
-def numbers(goal: Goal, calibration: Calibration) -> Iterator[int]:
-    """Yield the numbers of computed steps to verify for a goal; facts of the calibration grow between them."""
-    steps = len(calibration.sigmas)
-    if goal.kind == "psnr":
-        yield from _bisected(goal.value, steps, calibration)
-        return
-    tried = {steps}
-    while (computed := goal.computed(steps, known_of(calibration))) not in tried:
-        tried.add(computed)
-        yield computed
-
-
-def _bisected(psnr: float, steps: int, calibration: Calibration) -> Iterator[int]:
-    too_few, enough = 0, steps
-    while enough - too_few > 1:
-        middle = (too_few + enough) // 2
-        yield middle
-        if known_of(calibration).promises.get(middle, 0.0) >= psnr:
-            enough = middle
-        else:
-            too_few = middle
+    def _tell(self, line: str) -> None:
+        """Say something once, on one rank."""
+        if self.ranks.is_first and line not in self._told:
+            logger.warning("fastcache: %s", line)
+        self._told.add(line)
 
 
 def _whole(steps: int) -> str:

@@ -16,6 +16,7 @@ from fastcache_xdit.approx.output import SEGMENT, STREAM, OutputForecast
 from fastcache_xdit.approx.output_masks import OutputMasks
 from fastcache_xdit.decision.schedule import uniform_mask
 from fastcache_xdit.host.effects import Effects
+from fastcache_xdit.learning.likeness import latents_error, mean_decibels
 from fastcache_xdit.learning.ranks import Ranks
 from fastcache_xdit.learning.refit import refitted, returning
 from fastcache_xdit.learning.trajectory import Trajectory, moments_of
@@ -96,10 +97,9 @@ class Lesson:
         known, errors, moments = replace(self.calibration, refits=refits), [], []
         for index, reference in enumerate(self.references):
             trajectory = self.replay(index, mask, known)
-            errors.append(self._error(trajectory, reference))
+            errors.append(self.ranks.total(latents_error(trajectory, reference)))
             moments.append(self._total(trajectory, self._returning(trajectory, reference, mask)))
-        decibels = -10 * torch.stack(errors).clamp_min(1e-30).log10().mean().item()
-        return Trial(decibels, mask, refits, _halves(moments))
+        return Trial(mean_decibels(errors), mask, refits, _halves(moments))
 
     def _refits(self, trial: Trial) -> dict[Refitted, torch.Tensor]:
         halves = self.calibration.moments[SEGMENT][STREAM]
@@ -108,15 +108,6 @@ class Lesson:
 
     def _returning(self, trajectory: Trajectory, reference: Trajectory, mask: str) -> list[torch.Tensor]:
         return returning(trajectory, reference, mask, self.effects.next) if trajectory.steps else []
-
-    def _error(self, trajectory: Trajectory, reference: Trajectory) -> torch.Tensor:
-        """Return the squared relative error of the final latents over all ranks."""
-        sums = None
-        if trajectory.steps:
-            latents, wanted = trajectory.latents()[-1].double(), reference.latents()[-1].double()
-            sums = torch.stack([(latents - wanted).square().sum(), wanted.square().sum()]).cpu()
-        error, energy = self.ranks.total(sums)
-        return error / energy
 
     def _total(self, trajectory: Trajectory, outputs: Sequence[torch.Tensor]) -> Moments:
         gram = moments_of(outputs, self.sigmas).gram.cpu() if trajectory.steps else None

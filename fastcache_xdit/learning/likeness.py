@@ -1,4 +1,4 @@
-"""The likeness of decoded pictures, on some of their values: what a promise in dB is measured by."""
+"""How alike two runs of a request are: their decoded pictures, and their final latents."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from fastcache_xdit.learning.trajectory import Trajectory
 from fastcache_xdit.undo import Undo
 
 MOST_VALUES = 1 << 18  # kept of the pictures of one request
@@ -52,3 +53,16 @@ def mean_psnr(sums: Sequence[torch.Tensor]) -> float | None:
     if not sums or any(count == 0 for _, count in sums):
         return None
     return float(torch.stack([-10 * (total / count).clamp_min(1e-10).log10() for total, count in sums]).mean())
+
+
+def latents_error(trajectory: Trajectory, reference: Trajectory) -> torch.Tensor | None:
+    """Return squared error and energy of this rank's final latents, [2] float64; None where it saw none."""
+    if not trajectory.steps:
+        return None
+    latents, wanted = trajectory.latents()[-1].double(), reference.latents()[-1].double()
+    return torch.stack([(latents - wanted).square().sum(), wanted.square().sum()]).cpu()
+
+
+def mean_decibels(sums: Sequence[torch.Tensor]) -> float:
+    """Return the mean over requests of -20 log10(relative error), from sums over all ranks."""
+    return float(torch.stack([-10 * (error / energy).clamp_min(1e-30).log10() for error, energy in sums]).mean())
