@@ -33,6 +33,12 @@ def intercept(pipe: Any, around: Callable[[Call, tuple[Any, ...], dict[str, Any]
     undo.set_class(pipe, own)
 
 
+def arguments(call: Call, kwargs: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the arguments of a call by name, those included that are left to the pipeline's defaults."""
+    parameters = inspect.signature(call).parameters.values()
+    return {parameter.name: parameter.default for parameter in parameters} | dict(kwargs)
+
+
 @dataclass(frozen=True)
 class RecordedCall:
     """The arguments of a call and the state of its random numbers, from before it was made."""

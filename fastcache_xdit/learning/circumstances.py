@@ -15,13 +15,13 @@ def difference(learnt: Calibration, kwargs: Mapping[str, Any], adapters: Sequenc
 
     Args:
         learnt: what was learnt; its facts say by what calls.
-        kwargs: arguments of the call.
+        kwargs: arguments of the call, defaults included.
         adapters: those that are active.
     """
     if list(adapters) != list(learnt.identity.get("adapters", adapters)):
         return f"it was learnt with the adapters {learnt.identity['adapters']}, not with {list(adapters)}"
     for name, fact in (("guidance_scale", "guidance_scale"), ("num_inference_steps", "steps")):
         given, recorded = kwargs.get(name), learnt.facts.get(fact)
-        if given and recorded and not 1 / NEAR <= given / recorded <= NEAR:
+        if isinstance(given, float | int) and recorded and not 1 / NEAR <= given / recorded <= NEAR:
             return f"it was learnt with {name} {recorded:g}, and {given:g} is far from that"
     return ""

@@ -17,7 +17,7 @@ from fastcache_xdit.home import Home
 from fastcache_xdit.host.base import Host
 from fastcache_xdit.host.effects import SchedulerEffects
 from fastcache_xdit.host.identity import adapters, identity
-from fastcache_xdit.learning.calls import Call, RecordedCall, intercept, quiet
+from fastcache_xdit.learning.calls import Call, RecordedCall, arguments, intercept, quiet
 from fastcache_xdit.learning.circumstances import difference
 from fastcache_xdit.learning.lesson import Lesson
 from fastcache_xdit.learning.likeness import Pictures, latents_error, mean_decibels, mean_psnr, squared_difference
@@ -91,7 +91,7 @@ class Learner:
             return call(*args, **kwargs)
         if self.is_recording:
             return self._record(call, args, kwargs)
-        if self.learnt and (why := difference(self.learnt, kwargs, adapters(self.host))):
+        if self.learnt and (why := difference(self.learnt, arguments(call, kwargs), adapters(self.host))):
             return self._otherwise(call, args, kwargs, why)
         self._served += 1
         if self.learnt and self.config.guard_every and self._served % self.config.guard_every == 0:
@@ -105,7 +105,8 @@ class Learner:
         seconds, sigmas = time.perf_counter() - start, self._noise_levels()
         self._sigmas = self._sigmas or sigmas
         if sigmas and sigmas == self._sigmas:  # requests with another number of steps teach something else
-            self._recorded.append(Recorded(recorded, trajectory, self.pictures.taken(), seconds))
+            scale = arguments(call, kwargs).get("guidance_scale")
+            self._recorded.append(Recorded(recorded, trajectory, self.pictures.taken(), seconds, scale))
         if len(self._recorded) >= self.config.learn:
             self._learn(call)
         return result
@@ -146,12 +147,14 @@ class Learner:
 
     def _guard(self, call: Call, args: tuple[Any, ...], kwargs: dict[str, Any], promises: Mapping[int, float]) -> Any:
         """Make a call, and the same in full beside it; learn again where they are less alike than was promised."""
-        recorded, served, whole = RecordedCall.of(args, kwargs), Trajectory(), Trajectory()
+        recorded, served = RecordedCall.of(args, kwargs), Trajectory()
         self.pictures.taken()
         result = self._watched(served, lambda: call(*args, **kwargs))
         pictures, computed = self.pictures.taken(), self.pilot.mask.count("1")
         with quiet(self.pipe), self.session.aside():
-            whole = self._again(call, recorded, _whole(len(self.pilot.mask)), self.pilot.calibration)
+            mask, self.pilot.mask = self.pilot.mask, ""
+            whole = self._again(call, recorded, _whole(len(mask)), self.pilot.calibration)
+            self.pilot.mask = mask
         psnr = mean_psnr([self.ranks.total(squared_difference(pictures, self.pictures.taken()))])
         latents = mean_decibels([self.ranks.total(latents_error(served, whole))])
         self.guarded.append(latents if psnr is None else psnr)

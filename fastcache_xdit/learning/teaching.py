@@ -28,6 +28,7 @@ class Recorded:
     trajectory: Trajectory
     pictures: torch.Tensor | None
     seconds: float
+    guidance_scale: float | None
 
 
 @dataclass(frozen=True)
@@ -80,7 +81,7 @@ class Teaching:
             "requests": len(self.requests),
             "when": datetime.date.today().isoformat(),
             "steps": steps,
-            "guidance_scale": self.requests[0].call.kwargs.get("guidance_scale"),
+            "guidance_scale": self.requests[0].guidance_scale,
             "masks": {},
             "promises": {},
             "latents_db": {},

@@ -8,11 +8,11 @@ import torch
 from tests.parallel.launch import run_ranks
 from tests.parallel.learning import LEARN, SERVED, STEPS
 
-ALONE = {"pixart": {"family": "pixart"}}
+ALONE = {"pixart": {"family": "pixart", "double": True}}
 PAIRS = {
-    "u2": {"family": "pixart", "ulysses_degree": 2},
-    "r2": {"family": "pixart", "ring_degree": 2},
-    "cfg2": {"family": "pixart", "use_cfg_parallel": True},
+    "u2": {**ALONE["pixart"], "ulysses_degree": 2},
+    "r2": {**ALONE["pixart"], "ring_degree": 2},
+    "cfg2": {**ALONE["pixart"], "use_cfg_parallel": True},
     "pp2": {"family": "pixart", "pipefusion_parallel_degree": 2, "num_pipeline_patch": 2},
     "dp2": {"family": "pixart"},
     "tp2": {"family": "flux", "tensor_parallel_degree": 2},
