@@ -152,7 +152,7 @@ class Learner:
         result = self._watched(served, lambda: call(*args, **kwargs))
         pictures, computed = self.pictures.taken(), self.pilot.mask.count("1")
         with quiet(self.pipe), self.session.aside():
-            mask, self.pilot.mask = self.pilot.mask, ""
+            mask = self.pilot.mask
             whole = self._again(call, recorded, _whole(len(mask)), self.pilot.calibration)
             self.pilot.mask = mask
         psnr = mean_psnr([self.ranks.total(squared_difference(pictures, self.pictures.taken()))])
