@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+from fastcache_xdit.approx.pooled import pooled
 from fastcache_xdit.bench.timed import Shown, Timed
 from fastcache_xdit.config import FastCacheConfig
 from fastcache_xdit.host.xdit import world
 from fastcache_xdit.host.xdit.engine import Batch
+from fastcache_xdit.learning.trajectory import Trajectory
+from fastcache_xdit.plugin import fastcache
+from fastcache_xdit.runtime.output import OutputDriver
+from fastcache_xdit.runtime.pilot import Pilot
 from fastcache_xdit.runtime.record import Record
 from fastcache_xdit.segments.state import SegmentState
 from fastcache_xdit.tuning.runner import Runner
@@ -34,6 +39,33 @@ def overhead(runner: Runner, batch: Batch, config: FastCacheConfig) -> dict[str,
         "standing in": sum(standing.seconds),
         "learning": sum(sum(method.seconds) for method in learning),
     }
+    return _largest(spent, transformer)
+
+
+def overhead_of_plan(runner: Runner, batch: Batch) -> dict[str, float]:
+    """Measure the parts of the default plan as shares of the transformer's time; of several ranks the largest share.
+
+    Returns:
+        `planning` (choosing the steps and solving the weights of a request, when noise levels are new), `standing in`,
+        and of a request that is recorded to learn from, which computes all steps, `recording`.
+    """
+    config, steps = FastCacheConfig(learn=0), runner.call["num_inference_steps"]
+    with Undo() as undo:
+        planning = [Timed(undo, [Pilot], name) for name in ("begin", "weights")]
+        standing = Timed(undo, [OutputDriver], "handed_over")
+        with runner.enabled(config, pooled()) as generate:
+            transformer = Timed(undo, [runner.host.transformer], "forward")
+            generate(batch)
+    whole = FastCacheConfig.scheduled("1" * steps, granularity="output")
+    with Undo() as undo, fastcache(runner.engine.pipe, whole, calibration=pooled()) as handle:
+        recording, computed = Timed(undo, [Trajectory], "__call__"), Timed(undo, [runner.host.transformer], "forward")
+        with handle.watched(Trajectory()):
+            runner.engine.generate(batch, **{**runner.call, "output_type": "latent"})
+    spent = {"planning": sum(sum(part.seconds) for part in planning), "standing in": sum(standing.seconds)}
+    return _largest(spent, transformer) | _largest({"recording": sum(recording.seconds)}, computed)
+
+
+def _largest(spent: dict[str, float], transformer: Timed) -> dict[str, float]:
     shares = {name: seconds / sum(transformer.seconds) for name, seconds in spent.items()}
-    ranks = world.all_gather_objects(shares | {"all": sum(shares.values())})
+    ranks = world.all_gather_objects(shares | ({"all": sum(shares.values())} if len(shares) > 1 else {}))
     return {name: max(rank[name] for rank in ranks) for name in ranks[0]}

@@ -10,7 +10,7 @@ from typing import Any
 from fastcache_xdit.bench.approximations import ApproximationBench, ApproximationRow, approximations, stand_in_cost
 from fastcache_xdit.bench.batch import memory, replicas
 from fastcache_xdit.bench.costs import costs
-from fastcache_xdit.bench.overhead import overhead
+from fastcache_xdit.bench.overhead import overhead, overhead_of_plan
 from fastcache_xdit.bench.significance import ALPHAS, significance
 from fastcache_xdit.bench.tokens import PartialBench, TokensRow
 from fastcache_xdit.cli.bench_options import BenchOptions
@@ -89,11 +89,11 @@ def run_costs(runner: Runner, batches: Sequence[Batch], options: BenchOptions) -
 
 
 def run_overhead(runner: Runner, batches: Sequence[Batch], options: BenchOptions) -> dict[str, Any]:
-    """Measure what the cache itself takes of a request's time, with the defaults and with each preset."""
+    """Measure what the cache itself takes of a request's time, with the default plan and with each preset."""
     configs = {path.stem: FastCacheConfig.from_file(path) for path in _presets(options).values()}
     rows = {}
-    for name, config in ({"defaults": FastCacheConfig()} | configs).items():
-        rows[name] = overhead(runner, batches[0], config)
+    for name, config in ({"plan": None} | configs).items():
+        rows[name] = overhead(runner, batches[0], config) if config else overhead_of_plan(runner, batches[0])
         parts = ", ".join(f"{part} {share:.2%}" for part, share in rows[name].items())
         say(f"{name:<10} of the time in the transformer: {parts}")
     return {"layout": options.layout.degrees, "share_of_transformer_time": rows}

@@ -25,7 +25,7 @@ def main(layouts: dict[str, dict[str, Any]]) -> dict[str, Answer]:
 def _learnt(family: str, double: bool = False, **degrees: Any) -> Answer:
     with layout(family, **degrees) as pipe:
         if double:
-            pipe.transformer.double()
+            pipe.transformer.double().register_forward_pre_hook(_in_double, with_kwargs=True)
         home = Path(world.all_gather_objects(tempfile.mkdtemp())[0])
         with _at_home(home):
             handle = enable(pipe, FastCacheConfig(learn=LEARN))
@@ -40,6 +40,16 @@ def _learnt(family: str, double: bool = False, **degrees: Any) -> Answer:
             handle.disable()
         mask = calibration.facts["masks"][str(STEPS // 2)]
         return Answer(learnt, choices, mask, weights, [kept.name for kept in Home(home).listed()], calibration.stamp)
+
+
+def _in_double(module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+    """Take in float64 what a scheduler returns in float32."""
+    first = tuple(
+        part.double() if isinstance(part, torch.Tensor) and part.is_floating_point() else part for part in args
+    )
+    if "hidden_states" in kwargs:
+        kwargs = {**kwargs, "hidden_states": kwargs["hidden_states"].double()}
+    return first, kwargs
 
 
 def _embeddings(family: str, seed: int, double: bool) -> dict[str, torch.Tensor]:
