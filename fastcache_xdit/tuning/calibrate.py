@@ -92,6 +92,7 @@ class Calibrator:
         gains = self.measured.all_gains(self.steps)
         calibration.gains = {segment.key: gains for segment in self.segments}
         calibration.spread = {self.main: self.measured.spread(self.steps).to_dict()}
+        calibration.facts["guidance"] = self.measured.guidance
         calibration.facts["fit_error"] = {key: error_at_half(streams) for key, streams in calibration.moments.items()}
         self.progress.clear()
         return calibration
@@ -126,6 +127,7 @@ class Calibrator:
             self.runner, self.batches[index], self._config(mask), self._fitted(mask), self.segments, pairs
         )
         self.measured.sigmas = self.runner.sigmas()
+        self.measured.guidance = [found.to_dict() for found in dict.fromkeys(recorder.combinations.values())]
         self.sums.add(recorder, self.measured.sigmas, is_held_out(index))
         if pairs and is_held_out(index):
             self.measured.pairs += pairs.collected()
