@@ -86,7 +86,7 @@ def attach(plan: ExecutionPlan, observer: Observer | None, undo: Undo) -> Sessio
     driver = Driver(config, stand_ins, _judge(plan, record), record, Clock(), partial, observer)
     if observer:
         observer.attach(Watched(driver.clock, stand_ins.segments, stand_ins.by_segment, driver.judge), undo)
-    session = Session(host.spec, driver, sigmas_of(host.scheduler), host.current_patch)
+    session = Session(host.spec, driver, sigmas_of(host), host.current_patch, host.scheduler is not None)
     undo.set(host.transformer, "forward", session.wrapped(host.transformer.forward))
     driver.attach(plan.lead, undo)
     listen(host, session, undo)

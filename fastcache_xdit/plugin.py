@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from fastcache_xdit.approx.calibration import Calibration
@@ -29,6 +29,7 @@ def enable(
     *,
     calibration: Calibration | None = None,
     observer: Observer | None = None,
+    sigmas: Sequence[float] | None = None,
 ) -> Handle:
     """Turn FastCache on for an xDiT pipeline, a diffusers pipeline, or a bare diffusers transformer.
 
@@ -39,6 +40,7 @@ def enable(
         config: options; None for the defaults.
         calibration: used instead of the file that `config.calibration` names.
         observer: is shown what the cache does.
+        sigmas: noise level of each step, 1 to 0, for a calibration or schedule in a loop without a scheduler.
     Raises:
         UsageError: the model is unknown, the parallel layout is not supported, or a cache is already on.
         RankDivergenceError: the ranks of a request have different options; raised on all of them.
@@ -49,7 +51,7 @@ def enable(
             f"config must be a FastCacheConfig, not {type(config).__name__}",
             "use FastCacheConfig.from_file or from_dict",
         )
-    host = host_of(target)
+    host = host_of(target, sigmas)
     if host.topology.world_size > 1:
         confirm_options(host.topology, Ledger(repr(config)).stamp)
     _check(host, config, calibration)
@@ -74,9 +76,10 @@ def fastcache(
     *,
     calibration: Calibration | None = None,
     observer: Observer | None = None,
+    sigmas: Sequence[float] | None = None,
 ) -> Iterator[Handle]:
     """Turn FastCache on, as `enable` does, inside a with block; leaving the block restores every module."""
-    handle = enable(target, config, calibration=calibration, observer=observer)
+    handle = enable(target, config, calibration=calibration, observer=observer, sigmas=sigmas)
     try:
         yield handle
     finally:
@@ -124,7 +127,8 @@ def _check(host: Host, config: FastCacheConfig, calibration: Calibration | None)
     _ = host.spec  # raises for an unknown model
     if hasattr(host.transformer, _MARK):
         raise UsageError("FastCache is already enabled on this transformer", "call handle.disable() first")
-    if host.scheduler is None and (config.calibration or calibration or config.schedule):
+    if host.scheduler is None and host.sigmas is None and (config.calibration or calibration or config.schedule):
         raise UsageError(
-            "a calibration or a schedule needs a scheduler to know the steps by", "enable FastCache on the pipeline"
+            "a calibration or a schedule needs a scheduler to know the steps by",
+            "enable FastCache on the pipeline, or give sigmas, the noise level of each step",
         )

@@ -34,9 +34,11 @@ PUBLIC = [
     "RankDivergenceError",
     "Report",
     "UsageError",
+    "calibrate",
     "enable",
     "fastcache",
     "register",
+    "tune",
 ]
 OPTIONS = [
     "affine_rank",

@@ -5,14 +5,14 @@ from __future__ import annotations
 from fastcache_xdit.bench.timed import Shown, Timed
 from fastcache_xdit.config import FastCacheConfig
 from fastcache_xdit.host.xdit import world
-from fastcache_xdit.host.xdit.engine import Batch
 from fastcache_xdit.runtime.record import Record
 from fastcache_xdit.segments.state import SegmentState
+from fastcache_xdit.tuning.calls import PipelineCall
 from fastcache_xdit.tuning.runner import Runner
 from fastcache_xdit.undo import Undo
 
 
-def overhead(runner: Runner, batch: Batch, config: FastCacheConfig) -> dict[str, float]:
+def overhead(runner: Runner, call: PipelineCall, config: FastCacheConfig) -> dict[str, float]:
     """Measure the cache's parts as shares of the transformer's time; of several ranks the largest share.
 
     Returns:
@@ -22,13 +22,13 @@ def overhead(runner: Runner, batch: Batch, config: FastCacheConfig) -> dict[str,
     """
     shown = Shown()
     with runner.enabled(config, observer=shown) as generate:
-        generate(batch)  # solves the fits, which a request does once
+        generate(call)  # solves the fits, which a request does once
         with Undo() as undo:
             transformer = Timed(undo, [runner.host.transformer], "forward")
             deciding = [Timed(undo, [shown.watched.judge], "decide"), Timed(undo, [Record], "decided")]
             standing = Timed(undo, [SegmentState], "stand_in")
             learning = [Timed(undo, [SegmentState], name) for name in ("learn", "keep")]
-            generate(batch)
+            generate(call)
     spent = {
         "deciding": sum(sum(method.seconds) for method in deciding),
         "standing in": sum(standing.seconds),

@@ -25,9 +25,10 @@ class Session:
     Args:
         spec: description of the model.
         driver: runs the blocks.
-        sigmas: returns the noise levels of the announced request; None in a user's own loop, where the value of the
-            timestep separates steps and requests.
+        sigmas: returns the noise levels of the request; None in a user's own loop that does not give them.
         current_patch: returns the PipeFusion patch of the current call, None for the full sequence.
+        announced: whether a scheduler announces requests; otherwise the value of the timestep separates steps and
+            requests.
 
     Attributes:
         ledgers_agree: see `Report`.
@@ -39,12 +40,14 @@ class Session:
         driver: Driver,
         sigmas: Callable[[], list[float]] | None,
         current_patch: Callable[[], Patch | None],
+        announced: bool = True,
     ) -> None:
         self.spec = spec
         self.driver = driver
         self.sigmas = sigmas
         self.current_patch = current_patch
         self.ledgers_agree: bool | None = None
+        self._reads_timestep = not announced
         self._announced = False
         self._concluded = False
         self._warned = False
@@ -83,7 +86,7 @@ class Session:
             if self._bypassed:
                 return original(*args, **kwargs)
             arguments = _named(signature, args, kwargs)
-            timestep = None if self.sigmas else float(torch.as_tensor(arguments["timestep"]).flatten()[0])
+            timestep = float(torch.as_tensor(arguments["timestep"]).flatten()[0]) if self._reads_timestep else None
             self._begin(timestep)
             if self._is_outside(arguments, timestep):
                 self.record.counters.bypassed_calls += 1
@@ -126,7 +129,8 @@ class Session:
 
     def _is_outside(self, arguments: Mapping[str, Any], timestep: float | None) -> bool:
         """Return whether this call is none of the steps of the request; it is then computed in full."""
-        if any(arguments.get(name) is not None for name in self.spec.bypass):
+        outside = self.spec.bypass + (self.spec.added if self.driver.partial else ())
+        if any(arguments.get(name) is not None for name in outside):
             return True
         extra = self.clock.repeats(timestep) if timestep is not None else self.clock.finished(self.current_patch())
         if extra and not self._warned:

@@ -16,14 +16,15 @@ from fastcache_xdit.approx.maps import Covariances
 from fastcache_xdit.approx.moments import Moments
 from fastcache_xdit.clock import Clock
 from fastcache_xdit.config import FastCacheConfig
+from fastcache_xdit.errors import UsageError
 from fastcache_xdit.host.guidance import Combination, Guidance
 from fastcache_xdit.host.xdit import world
-from fastcache_xdit.host.xdit.engine import Batch
 from fastcache_xdit.models.spec import Streams
 from fastcache_xdit.runtime.call import SegmentCall
 from fastcache_xdit.runtime.observer import Observer, Watched
 from fastcache_xdit.segments.attention import projections
 from fastcache_xdit.segments.segment import Block, Segment
+from fastcache_xdit.tuning.calls import Call
 from fastcache_xdit.tuning.pairs import Pairs
 from fastcache_xdit.tuning.runner import Runner
 from fastcache_xdit.tuning.trajectories import Rows, mixed, sampled, some_rows, trajectories
@@ -87,6 +88,18 @@ class Recorder(Observer):
         if self.pairs:
             self.pairs.on_segment(segment, call, output, estimate)
 
+    def check(self, steps: int) -> None:
+        """Refuse a finished request that did not take so many steps.
+
+        Raises:
+            UsageError: it took others, or none where a cache could act.
+        """
+        taken = {step for rows in self._rows.values() for _, step in rows}
+        if not taken:
+            raise UsageError("no call of the transformer is one that a cache can skip")
+        if len(taken) != steps:
+            raise UsageError(f"{len(taken)} steps were taken where {steps} were announced", "give sigmas of every step")
+
     def add_to(self, moments: dict[str, dict[str, Moments]], sigmas: Sequence[float]) -> None:
         """Add the finished request to `moments`, by segment and stream; `sigmas` are the noise levels of its steps."""
         for segment, stream, residuals, entered in self._by_segment(len(sigmas)):
@@ -149,16 +162,17 @@ class Recorder(Observer):
 
 def record(
     runner: Runner,
-    batch: Batch,
+    call: Call,
     config: FastCacheConfig,
     calibration: Calibration | None,
     segments: Sequence[Segment],
     pairs: Pairs | None = None,
 ) -> Recorder:
-    """Generate a batch with the cache on, skipped blocks running as well; return the recorder that observed it."""
+    """Run a call with the cache on, skipped blocks running as well; return the recorder that observed it."""
     recorder = Recorder(segments, Guidance(runner.host.transformer, runner.host.scheduler), pairs)
     with runner.enabled(config, calibration, recorder) as generate:
-        generate(batch)
+        generate(call)
+    recorder.check(len(runner.sigmas()))
     return recorder
 
 
