@@ -18,16 +18,14 @@ pipe = DiffusionPipeline.from_pretrained(model_path(MODEL))
 pipe.set_progress_bar_config(disable=True)
 settings = {**generation_defaults(MODEL), "num_inference_steps": 8}
 
-# Any arguments of the pipeline: pictures to start from, masks, what a ControlNet looks at. The seed belongs to the call.
+# Any arguments of the pipeline: pictures to start from, masks, what a ControlNet looks at. Each call has its seed.
 calls = [
     {"prompt": prompt, "generator": torch.Generator().manual_seed(seed), **settings}
     for seed, prompt in enumerate(PROMPTS)
 ]
 found = calibrate(pipe, calls, output="calibration.safetensors", lead_blocks=[0])
 print("guidance:", found.facts["guidance"])
-tuned = tune(
-    pipe, calls, calibration="calibration.safetensors", target="budget=0.5", evaluations=8, output="half.yaml"
-)
+tuned = tune(pipe, calls, calibration="calibration.safetensors", target="budget=0.5", evaluations=8, output="half.yaml")
 for trial in tuned.trials:
     print(f"{trial.mask}: {trial.compute_ratio:.0%} of block FLOPs, {trial.psnr_db:.1f} dB")
 

@@ -22,7 +22,7 @@ from fastcache_xdit.files import writable_file
 from fastcache_xdit.host.xdit import checkpoint, engine, layout, world
 from fastcache_xdit.plugin import register
 from fastcache_xdit.tuning.api import calibrate
-from fastcache_xdit.tuning.coverage import LEAST_STEPS, check_enough
+from fastcache_xdit.tuning.coverage import LEAST_STEPS, UNCALIBRATED, check_enough
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -100,7 +100,7 @@ def _checked_output(options: CalibrateOptions, model: str, prompts: list[str]) -
     check_least(LEAST_STEPS, num_inference_steps=options.call.get("num_inference_steps"))
     if not options.output:
         raise UsageError("nowhere to write: give --output FILE.safetensors")
-    for name in ("pipefusion_parallel_degree", "data_parallel_degree", "tensor_parallel_degree"):
+    for name in (*UNCALIBRATED, "data_parallel_degree"):
         if (degree := options.layout.degrees[name]) > 1:
             raise UsageError(
                 f"calibrate runs under ulysses, ring and CFG parallelism, not with {name}={degree}",

@@ -11,9 +11,10 @@ from fastcache_xdit.config import FastCacheConfig
 from fastcache_xdit.errors import UsageError
 from fastcache_xdit.files import writable_file
 from fastcache_xdit.host.xdit import world
+from fastcache_xdit.parallel.topology import Topology
 from fastcache_xdit.tuning.calibrate import Calibrator, ReportPart
-from fastcache_xdit.tuning.calls import Call, calls_of
-from fastcache_xdit.tuning.coverage import HELD_OUT_EVERY, Coverage
+from fastcache_xdit.tuning.calls import Call, LoopCall, calls_of
+from fastcache_xdit.tuning.coverage import HELD_OUT_EVERY, UNCALIBRATED, Coverage
 from fastcache_xdit.tuning.polish import Polisher
 from fastcache_xdit.tuning.refit import Refitter
 from fastcache_xdit.tuning.runner import Runner
@@ -57,9 +58,11 @@ def calibrate(
     Returns:
         The calibration, for `fastcache(..., calibration=...)` or `tune`.
     Raises:
-        UsageError: the model is unknown, calls are too few or have too few steps, or nothing says how many they have.
+        UsageError: the model is unknown, the layout has stages or tensor parallelism, calls are too few or have too few
+            steps, or nothing says how many they have.
     """
     runner, prepared = _prepared(pipe, calls, sigmas)
+    _check_layout(runner.host.topology)
     path = writable_file(str(output)) if output else None
     coverage = Coverage(tuple(lead_blocks), tuple(stages), granularity, groups, maps)
     calibrator = Calibrator(runner, prepared, path, coverage, {"calls": len(prepared)} if facts is None else facts)
@@ -104,11 +107,12 @@ def tune(
     Returns:
         The config, the calibration that belongs to it, and what was tried.
     Raises:
-        UsageError: the target cannot be reached, or the calibration is of another model.
+        UsageError: the target cannot be reached, the calibration is of another model, or `polish` is not possible.
     """
     aim, say = Target.parse(target), report or (lambda _: None)
     runner, prepared = _prepared(pipe, calls, sigmas, least=1)
     refits = _prepared(pipe, refit_calls, sigmas)[1] if refit_calls else []
+    _check_polish(polish, refits)
     loaded = calibration if isinstance(calibration, Calibration) else Calibration.load(calibration)
     base = None if isinstance(calibration, Calibration) else Path(calibration)
     path = _config_path(output, base)
@@ -147,6 +151,22 @@ def _prepared(
             "nothing says what the steps of a loop are", "give sigmas=[...], the noise level of each step, 1 to 0"
         )
     return runner, prepared
+
+
+def _check_layout(topology: Topology) -> None:
+    for name in UNCALIBRATED:
+        if (degree := getattr(topology, name)) > 1:
+            raise UsageError(
+                f"a model is calibrated under ulysses, ring and CFG parallelism, not with {name}={degree}",
+                "one calibration serves every layout",
+            )
+
+
+def _check_polish(polish: int, refits: Sequence[Call]) -> None:
+    if polish and (world.size() > 1 or not refits or any(isinstance(call, LoopCall) for call in refits)):
+        raise UsageError(
+            "polish trains through the calls of a pipeline in one process", "give refit_calls, and no loops or ranks"
+        )
 
 
 def _at(calls: Sequence[Call], steps: int | None) -> list[Call]:

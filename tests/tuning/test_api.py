@@ -194,6 +194,12 @@ def test_mistakes_are_told(change, told):
         calibrate(model, options.pop("calls"), lead_blocks=[0], **options)
 
 
+def test_only_a_pipelines_calls_are_trained_through():
+    model, loops, _ = own_loop()
+    with pytest.raises(UsageError, match="polish trains through the calls of a pipeline"):
+        tune(model, loops, calibration="none", target="budget=0.5", sigmas=SIGMAS, refit_calls=loops, polish=1)
+
+
 def test_sigmas_beside_a_scheduler_are_refused():
     pipe, calls, _ = video()
     with pytest.raises(UsageError, match="the scheduler knows them"):
