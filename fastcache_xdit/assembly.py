@@ -88,7 +88,9 @@ def attach(plan: ExecutionPlan, observer: Observer | None, undo: Undo) -> Sessio
     driver = Driver(config, stand_ins, _judge(plan, record), record, Clock(), partial, observer)
     if observer:
         observer.attach(Watched(driver.clock, stand_ins.segments, stand_ins.by_segment, driver.judge), undo)
-    session = Session(host.spec.bypass, driver, sigmas_of(host.scheduler), host.current_patch)
+    added = host.spec.added if config.tokens else ()
+    bypass, announced = host.spec.bypass + added, host.scheduler is not None
+    session = Session(bypass, driver, sigmas_of(host), host.current_patch, announced)
     undo.set(host.transformer, "forward", session.wrapped(host.transformer.forward))
     driver.attach(plan.lead, undo)
     listen(host, session, undo)

@@ -14,7 +14,7 @@ from fastcache_xdit.errors import UsageError
 from fastcache_xdit.learning.learner import Learner
 from fastcache_xdit.parallel.ledger import Entry
 from fastcache_xdit.runtime.output import OutputDriver
-from fastcache_xdit.runtime.session import Announced, Session, Watch
+from fastcache_xdit.runtime.session import Session, Watch
 from fastcache_xdit.undo import Undo
 
 
@@ -106,18 +106,6 @@ class Handle:
             raise UsageError(f"at takes one goal of a plan, not {goal or 'nothing'}", "give budget, speedup or psnr")
         with self._session.driver.pilot.at(config.goal):
             yield
-
-    def request(self, sigmas: Sequence[float]) -> None:
-        """Begin a request in a loop without a scheduler: the noise level of each step, falling from 1 to 0.
-
-        Raises:
-            UsageError: a scheduler announces requests itself, or `test` is not `plan`.
-        """
-        announced = self._session.sigmas
-        if not isinstance(announced, Announced):
-            raise UsageError("request is for loops without a scheduler whose steps are planned", "leave it away")
-        announced.sigmas = [float(sigma) for sigma in sigmas]
-        self._session.announce()
 
     @property
     def plan(self) -> str:

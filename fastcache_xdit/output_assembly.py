@@ -21,7 +21,7 @@ from fastcache_xdit.parallel.ledger import Ledger
 from fastcache_xdit.runtime.output import OutputDriver
 from fastcache_xdit.runtime.pilot import Pilot
 from fastcache_xdit.runtime.record import Record
-from fastcache_xdit.runtime.session import Announced, Session
+from fastcache_xdit.runtime.session import Session
 from fastcache_xdit.undo import Undo
 
 
@@ -37,14 +37,15 @@ def attach_output(
     Returns:
         The session, its pilot, and the effects of its scheduler.
     """
-    sigmas = sigmas_of(host.scheduler) or Announced()
+    sigmas, announced = sigmas_of(host), host.scheduler is not None
+    assert sigmas, "plugin.enable refuses a loop without noise levels"
     mask = _scheduled(config) if config.schedule else None
     effects = SchedulerEffects(host.scheduler, sigmas)
     pilot = Pilot(config.goal, known or pooled(), lambda: effects().final, mask)
     counters, ledger = Counters(), Ledger(f"{config!r} {known and known.stamp}")
     record = Record(config, consensus_of(host, config, counters), ledger, counters)
-    driver = OutputDriver(pilot, record, Clock(), hands_over=host.scheduler is not None)
-    session = Session((), driver, sigmas, host.current_patch)
+    driver = OutputDriver(pilot, record, Clock(), announced)
+    session = Session((), driver, sigmas, host.current_patch, announced)
     undo.set(host.transformer, "forward", session.wrapped(host.transformer.forward))
     listen(host, session, undo)
     return session, pilot, effects

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from fastcache_xdit.approx.calibration import Calibration
@@ -35,6 +35,7 @@ def enable(
     *,
     calibration: Calibration | None = None,
     observer: Observer | None = None,
+    sigmas: Sequence[float] | None = None,
     **options: Any,
 ) -> Handle:
     """Turn FastCache on for an xDiT pipeline, a diffusers pipeline, or a bare diffusers transformer.
@@ -46,6 +47,7 @@ def enable(
         config: options; None for the defaults.
         calibration: used instead of the file that `config.calibration` names.
         observer: is shown what the cache does to blocks.
+        sigmas: noise level of each step, 1 to 0, for a loop without a scheduler.
         options: options by name instead of a config, such as `budget=0.4`.
     Raises:
         UsageError: the config does not fit the model, the parallel layout is not supported, or a cache is already on.
@@ -59,7 +61,7 @@ def enable(
             f"config must be a FastCacheConfig, not {type(config).__name__}",
             "use FastCacheConfig.from_file or from_dict",
         )
-    host = host_of(target)
+    host = host_of(target, sigmas)
     config = _possible(host, config)
     if host.topology.world_size > 1:
         confirm_options(host.topology, Ledger(repr(config)).stamp)
@@ -113,10 +115,11 @@ def fastcache(
     *,
     calibration: Calibration | None = None,
     observer: Observer | None = None,
+    sigmas: Sequence[float] | None = None,
     **options: Any,
 ) -> Iterator[Handle]:
     """Turn FastCache on, as `enable` does, inside a with block; leaving the block restores every module."""
-    handle = enable(target, config, calibration=calibration, observer=observer, **options)
+    handle = enable(target, config, calibration=calibration, observer=observer, sigmas=sigmas, **options)
     try:
         yield handle
     finally:
@@ -174,9 +177,9 @@ def _check(host: Host, config: FastCacheConfig, calibration: Calibration | None)
         _ = host.spec  # raises for an unknown model
     if hasattr(host.transformer, _MARK):
         raise UsageError("FastCache is already enabled on this transformer", "call handle.disable() first")
-    if config.granularity == "output":
-        return
-    if host.scheduler is None and (config.calibration or calibration or config.schedule):
+    planned = config.granularity == "output" or config.calibration or calibration or config.schedule
+    if host.scheduler is None and host.sigmas is None and planned:
         raise UsageError(
-            "a calibration or a schedule needs a scheduler to know the steps by", "enable FastCache on the pipeline"
+            "a plan, a calibration or a schedule needs a scheduler to know the steps by",
+            "enable FastCache on the pipeline, or give sigmas, the noise level of each step",
         )

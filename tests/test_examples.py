@@ -66,6 +66,12 @@ def test_a_loop_of_ones_own(tmp_path):
     assert accuracy(tmp_path / "own_loop.png", "a green circle above a yellow triangle on a light background") > 0.7
 
 
+def test_calibrate_and_tune(tmp_path):
+    printed = run([sys.executable, EXAMPLES / "calibrate_and_tune.py"], tmp_path)
+    assert "50% of block FLOPs" in printed and skipped(printed) == 48
+    assert {path.name for path in tmp_path.iterdir()} == {"installed", "calibration.safetensors", "half.yaml"}
+
+
 def test_a_script_that_calls_xdit(tmp_path):
     flags = ["--ulysses_degree", "2", "--cache", "fastcache"]
     printed = run([*TORCHRUN, EXAMPLES / "xdit_script.py", *flags], tmp_path)

@@ -51,13 +51,18 @@ def room(module: str) -> str:
 
 
 def own_imports() -> Iterator[tuple[str, str, bool]]:
-    """(source, target, at the top of the module) of every import of our own package."""
+    """(source, target, at the top of the module or for type checkers alone) of every import of our own package."""
     for path in sorted(ROOT.rglob("*.py")):
         source = "fastcache_xdit." + ".".join(path.relative_to(ROOT).with_suffix("").parts)
         tree = ast.parse(path.read_text())
+        top = [*tree.body, *(node for branch in tree.body if _is_for_type_checkers(branch) for node in branch.body)]
         for node in ast.walk(tree):
             for target in _targets(node, source):
-                yield source, target, node in tree.body
+                yield source, target, node in top
+
+
+def _is_for_type_checkers(node: ast.stmt) -> bool:
+    return isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING"
 
 
 def _targets(node: ast.AST, source: str) -> list[str]:

@@ -227,6 +227,20 @@ def test_arguments_that_reach_between_blocks_bypass_the_cache():
     assert handle.report().counters.bypassed_calls == 1
 
 
+@pytest.mark.parametrize("tokens, bypassed", [(None, 0), ({"keep_ratio": 0.5, "bucket": 2}, 2)])
+def test_what_a_controlnet_adds_is_skipped_with_its_segment_but_never_for_some_tokens(tokens, bypassed):
+    pipe = tiny.pipeline("sd3")
+    config = FastCacheConfig.scheduled("1p" if tokens else "10", tokens=tokens, stand_in="reuse")
+    arguments = tiny.forward_arguments("sd3")
+    added = [torch.randn(2, 64, 64, generator=torch.Generator().manual_seed(layer)) for layer in range(2)]
+    with fastcache(pipe, config) as handle, torch.no_grad():
+        pipe.scheduler.set_timesteps(2)
+        first, again = (pipe.transformer(**arguments, block_controlnet_hidden_states=added)[0] for _ in range(2))
+        counters = handle.report().counters
+    torch.testing.assert_close(again, first, rtol=1e-4, atol=1e-4)
+    assert counters.bypassed_calls == bypassed and (counters.approximated.total() > 0) is (tokens is None)
+
+
 @pytest.mark.parametrize("config", ["careful.yaml", {"threshold": 0.1}])
 def test_a_config_is_a_config(config):
     with pytest.raises(UsageError, match="config must be a FastCacheConfig, not (str|dict)"):

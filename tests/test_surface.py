@@ -35,9 +35,11 @@ PUBLIC = [
     "RankDivergenceError",
     "Report",
     "UsageError",
+    "calibrate",
     "enable",
     "fastcache",
     "register",
+    "tune",
 ]
 OPTIONS = [
     "affine_rank",

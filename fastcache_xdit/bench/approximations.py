@@ -13,7 +13,7 @@ from fastcache_xdit.bench.timed import Shown, Timed
 from fastcache_xdit.config import FastCacheConfig
 from fastcache_xdit.decision.schedule import uniform_mask
 from fastcache_xdit.evaluate.quality import psnr_db, to_tensor
-from fastcache_xdit.host.xdit.engine import Batch
+from fastcache_xdit.tuning.calls import PipelineCall
 from fastcache_xdit.tuning.runner import Runner
 from fastcache_xdit.tuning.search import affordable, compute_ratio
 from fastcache_xdit.undo import Undo
@@ -59,20 +59,22 @@ class ApproximationBench:
     """Measure configs at one number of steps against uncached images, which are generated once.
 
     Args:
-        runner: the model and its call.
-        batches: held-out prompts.
+        runner: the model.
+        calls: of held-out prompts.
         calibration: path of the calibration file.
         maps: path of one made with `calibrate --maps`, for the paper's affine map with whole matrices.
     """
 
-    def __init__(self, runner: Runner, batches: Sequence[Batch], calibration: str, maps: str | None = None) -> None:
+    def __init__(
+        self, runner: Runner, calls: Sequence[PipelineCall], calibration: str, maps: str | None = None
+    ) -> None:
         self.runner = runner
-        self.batches = batches
+        self.calls = calls
         self.calibration = calibration
         self.maps = maps
-        self.steps = runner.call["num_inference_steps"]
+        self.steps = calls[0].steps
         self.num_blocks = len(runner.block_names)
-        self.truth = [to_tensor(runner.images(batch, None)) for batch in batches]
+        self.truth = [to_tensor(runner.images(call, None)) for call in calls]
 
     def uniform(self, budget: float) -> list[ApproximationRow]:
         """Measure every stand-in on the uniform mask of a budget."""
@@ -88,8 +90,8 @@ class ApproximationBench:
     def row(self, name: str, budget: float, config: FastCacheConfig) -> ApproximationRow:
         """Measure one config with a schedule."""
         psnr: list[float] = []
-        for batch, truth in zip(self.batches, self.truth, strict=True):
-            psnr += psnr_db(to_tensor(self.runner.images(batch, config)), truth)
+        for call, truth in zip(self.calls, self.truth, strict=True):
+            psnr += psnr_db(to_tensor(self.runner.images(call, config)), truth)
         mask = (config.schedule or {})[self.steps]
         ratio = compute_ratio(mask, config.lead_blocks, self.num_blocks)
         return ApproximationRow(self.steps, budget, ratio, mask, name, sum(psnr) / len(psnr), min(psnr))
@@ -128,20 +130,20 @@ def _curves(rows: Sequence[ApproximationRow]) -> list[Curve]:
     return curves
 
 
-def stand_in_cost(runner: Runner, batch: Batch, calibration: str) -> dict[str, float]:
+def stand_in_cost(runner: Runner, call: PipelineCall, calibration: str) -> dict[str, float]:
     """Measure the fitted stand-in's time over that of one block, and over that of all blocks that it replaces.
 
     Both are medians over the calls of one request of alternating computed and skipped steps.
     """
-    steps = runner.call["num_inference_steps"]
+    steps = call.steps
     mask, shown = uniform_mask(steps, steps // 2), Shown()
     config = FastCacheConfig.scheduled(mask, lead_blocks=0, stand_in=FORM, calibration=calibration)
     with Undo() as undo:
         blocks = Timed(undo, [block.module for block in runner.blocks], "forward")
         with runner.enabled(config, observer=shown) as generate:
-            generate(batch)  # solves the fits, which a request does once
+            generate(call)  # solves the fits, which a request does once
             stand_ins = Timed(undo, shown.watched.stand_ins, "residual")
             blocks.seconds.clear()
-            generate(batch)
+            generate(call)
     cost, block = statistics.median(stand_ins.seconds), statistics.median(blocks.seconds)
     return {"of_one_block": cost / block, "of_replaced_blocks": cost / (block * len(runner.block_names))}

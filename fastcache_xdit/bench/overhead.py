@@ -6,18 +6,18 @@ from fastcache_xdit.approx.pooled import pooled
 from fastcache_xdit.bench.timed import Shown, Timed
 from fastcache_xdit.config import FastCacheConfig
 from fastcache_xdit.host.xdit import world
-from fastcache_xdit.host.xdit.engine import Batch
+from fastcache_xdit.learning.calls import RecordedCall
 from fastcache_xdit.learning.trajectory import Trajectory
-from fastcache_xdit.plugin import fastcache
 from fastcache_xdit.runtime.output import OutputDriver
 from fastcache_xdit.runtime.pilot import Pilot
 from fastcache_xdit.runtime.record import Record
 from fastcache_xdit.segments.state import SegmentState
+from fastcache_xdit.tuning.calls import PipelineCall
 from fastcache_xdit.tuning.runner import Runner
 from fastcache_xdit.undo import Undo
 
 
-def overhead(runner: Runner, batch: Batch, config: FastCacheConfig) -> dict[str, float]:
+def overhead(runner: Runner, call: PipelineCall, config: FastCacheConfig) -> dict[str, float]:
     """Measure the cache's parts as shares of the transformer's time; of several ranks the largest share.
 
     Returns:
@@ -27,13 +27,13 @@ def overhead(runner: Runner, batch: Batch, config: FastCacheConfig) -> dict[str,
     """
     shown = Shown()
     with runner.enabled(config, observer=shown) as generate:
-        generate(batch)  # solves the fits, which a request does once
+        generate(call)  # solves the fits, which a request does once
         with Undo() as undo:
             transformer = Timed(undo, [runner.host.transformer], "forward")
             deciding = [Timed(undo, [shown.watched.judge], "decide"), Timed(undo, [Record], "decided")]
             standing = Timed(undo, [SegmentState], "stand_in")
             learning = [Timed(undo, [SegmentState], name) for name in ("learn", "keep")]
-            generate(batch)
+            generate(call)
     spent = {
         "deciding": sum(sum(method.seconds) for method in deciding),
         "standing in": sum(standing.seconds),
@@ -42,27 +42,28 @@ def overhead(runner: Runner, batch: Batch, config: FastCacheConfig) -> dict[str,
     return _largest(spent, transformer)
 
 
-def overhead_of_plan(runner: Runner, batch: Batch) -> dict[str, float]:
+def overhead_of_plan(runner: Runner, call: PipelineCall) -> dict[str, float]:
     """Measure the parts of the default plan as shares of the transformer's time; of several ranks the largest share.
 
     Returns:
         `planning` (choosing the steps and solving the weights of a request, when noise levels are new), `standing in`,
         and of a request that is recorded to learn from, which computes all steps, `recording`.
     """
-    config, steps = FastCacheConfig(learn=0), runner.call["num_inference_steps"]
-    with Undo() as undo:
+    with runner.enabled(FastCacheConfig(learn=0), pooled()) as generate, Undo() as undo:
+        transformer = Timed(undo, [runner.host.transformer], "forward")
         planning = [Timed(undo, [Pilot], name) for name in ("begin", "weights")]
         standing = Timed(undo, [OutputDriver], "handed_over")
-        with runner.enabled(config, pooled()) as generate:
-            transformer = Timed(undo, [runner.host.transformer], "forward")
-            generate(batch)
-    whole = FastCacheConfig.scheduled("1" * steps, granularity="output")
-    with Undo() as undo, fastcache(runner.engine.pipe, whole, calibration=pooled()) as handle:
-        recording, computed = Timed(undo, [Trajectory], "__call__"), Timed(undo, [runner.host.transformer], "forward")
-        with handle.watched(Trajectory()):
-            runner.engine.generate(batch, **{**runner.call, "output_type": "latent"})
-    spent = {"planning": sum(sum(part.seconds) for part in planning), "standing in": sum(standing.seconds)}
-    return _largest(spent, transformer) | _largest({"recording": sum(recording.seconds)}, computed)
+        generate(call)
+    planned = sum(sum(part.seconds) for part in planning)
+    estimates = sum(standing.seconds) - sum(planning[1].seconds)  # weights are asked for there
+    with runner.enabled(FastCacheConfig(learn=2), pooled()) as generate, Undo() as undo:
+        whole = Timed(undo, [runner.host.transformer], "forward")
+        recording = [Timed(undo, [Trajectory], "__call__"), Timed(undo, [RecordedCall], "of")]
+        generate(call)
+    recorded = sum(sum(part.seconds) for part in recording)
+    return _largest({"planning": planned, "standing in": estimates}, transformer) | _largest(
+        {"recording": recorded}, whole
+    )
 
 
 def _largest(spent: dict[str, float], transformer: Timed) -> dict[str, float]:

@@ -8,8 +8,8 @@ from fastcache_xdit.approx.calibration import Calibration
 from fastcache_xdit.approx.forms import FORM
 from fastcache_xdit.config import FastCacheConfig
 from fastcache_xdit.decision.significance import Spread
-from fastcache_xdit.host.xdit.engine import Batch
 from fastcache_xdit.segments.segment import Segment
+from fastcache_xdit.tuning.calls import PipelineCall
 from fastcache_xdit.tuning.pairs import Pair, Pairs
 from fastcache_xdit.tuning.runner import Runner
 
@@ -17,13 +17,13 @@ ALPHAS = (0.01, 0.05, 0.2)
 
 
 def significance(
-    runner: Runner, batches: Sequence[Batch], calibration: str, tolerance: float, alpha: float
+    runner: Runner, calls: Sequence[PipelineCall], calibration: str, tolerance: float, alpha: float
 ) -> dict[str, float]:
     """Run the calibrated test with every block computed beside its stand-in.
 
     Args:
-        runner: the model and its call.
-        batches: prompts that the calibration has not seen.
+        runner: the model.
+        calls: of prompts that the calibration has not seen.
         calibration: path of the calibration file.
         tolerance: relative error in the final latents that a skip may cause.
         alpha: share of steps at the tolerance that are computed all the same.
@@ -35,7 +35,7 @@ def significance(
     config = FastCacheConfig(
         test="calibrated", stand_in=FORM, calibration=calibration, alpha=alpha, tolerance=tolerance, error_budget=1e9
     )
-    pairs, key = _observed(runner, batches, config), Segment(0, tuple(runner.blocks[config.lead_blocks :])).key
+    pairs, key = _observed(runner, calls, config), Segment(0, tuple(runner.blocks[config.lead_blocks :])).key
     sigmas, loaded = runner.sigmas(), Calibration.load(calibration)
     gains, spread = loaded.gains_at(key, sigmas), Spread.from_dict(loaded.spread[key]).at(sigmas)
     skipped = [pair for pair in pairs if pair.was_skipped]
@@ -49,13 +49,13 @@ def significance(
     }
 
 
-def _observed(runner: Runner, batches: Sequence[Batch], config: FastCacheConfig) -> list[Pair]:
+def _observed(runner: Runner, calls: Sequence[PipelineCall], config: FastCacheConfig) -> list[Pair]:
     """Return all decisions after warm-up."""
     pairs: list[Pair] = []
-    for batch in batches:
+    for call in calls:
         observer = Pairs()
         with runner.enabled(config, observer=observer) as generate:
-            generate(batch)
+            generate(call)
         pairs += [pair for pair in observer.collected() if pair.step >= config.warmup_steps]
     return pairs
 

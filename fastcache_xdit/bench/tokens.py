@@ -18,7 +18,7 @@ from fastcache_xdit.evaluate.flops import counted
 from fastcache_xdit.evaluate.quality import psnr_db, to_tensor
 from fastcache_xdit.evaluate.token_maps import TokenMap, TokenMaps, assembled
 from fastcache_xdit.host.xdit import world
-from fastcache_xdit.host.xdit.engine import Batch, Request
+from fastcache_xdit.tuning.calls import PipelineCall
 from fastcache_xdit.tuning.runner import Runner
 
 SETTINGS = ("text", "edit")
@@ -91,13 +91,13 @@ class PartialBench:
     """
 
     def __init__(
-        self, runner: Runner, batches: Sequence[Batch], calibration: str, setting: str, repeats: int = 3
+        self, runner: Runner, calls: Sequence[PipelineCall], calibration: str, setting: str, repeats: int = 3
     ) -> None:
         self.setting = setting
         self.calibration = calibration
         self.repeats = repeats
-        self.steps = runner.call["num_inference_steps"]
-        self.tasks = [self._task(runner, batch) for batch in batches]
+        self.steps = calls[0].steps
+        self.tasks = [self._task(runner, call) for call in calls]
         self.truth, self.flops = self._judged(None)
 
     def rows(self, budgets: Sequence[float]) -> Iterator[TokensRow]:
@@ -106,16 +106,20 @@ class PartialBench:
             for kind, tokens in KINDS[self.setting].items():
                 yield self._row(kind, self._config(budget, tokens))
 
-    def _task(self, runner: Runner, batch: Batch) -> tuple[Runner, Batch]:
+    def _task(self, runner: Runner, call: PipelineCall) -> tuple[Runner, PipelineCall]:
         if self.setting == "text":
-            return runner, batch
-        pictures = runner.uncached(batch)
-        noise = torch.randn(pictures.shape, generator=torch.Generator().manual_seed(batch[0].seed))
-        edit = LocalEdit(runner.engine.pipe.scheduler, pictures, noise, EDITED)
-        call = {**runner.call, "callback": edit, "callback_steps": 1}
-        edited = Runner(runner.engine, call, box_mask(pictures, EDITED))
-        pairs = zip(batch, batch[1:] + batch[:1], strict=True)
-        return edited, tuple(Request(own.index, following.prompt, own.seed + 1000) for own, following in pairs)
+            return runner, call
+        pictures, seeds = runner.uncached(call), [each.initial_seed() for each in call.generator()]
+        noise = torch.randn(pictures.shape, generator=torch.Generator().manual_seed(seeds[0]))
+        edit = LocalEdit(runner.target.scheduler, pictures, noise, EDITED)
+        prompts = call.arguments["prompt"]
+        edited = call.changed(
+            prompt=prompts[1:] + prompts[:1],
+            generator=[torch.Generator().manual_seed(seed + 1000) for seed in seeds],
+            callback=edit,
+            callback_steps=1,
+        )
+        return Runner(runner.target, region=box_mask(pictures, EDITED)), edited
 
     def _config(self, budget: float, tokens: dict[str, Any] | None) -> FastCacheConfig:
         return self._scheduled(self._mask(budget, tokens), tokens)
@@ -148,34 +152,32 @@ class PartialBench:
     def _judged(self, config: FastCacheConfig | None) -> tuple[torch.Tensor, int]:
         """Return the judged part of all images, [N, 3, h, w], and the first batch's block FLOPs."""
         first, flops = self._counted(config)
-        images = to_tensor(
-            first + [image for runner, batch in self.tasks[1:] for image in runner.images(batch, config)]
-        )
+        images = to_tensor(first + [image for runner, call in self.tasks[1:] for image in runner.images(call, config)])
         if self.setting == "text":
             return images, flops
         rows, columns = box(images, EDITED)
         return images[..., rows, columns], flops
 
     def _counted(self, config: FastCacheConfig | None) -> tuple[list[Any], int]:
-        runner, batch = self.tasks[0]
-        with counted(runner.engine.pipe) as flops:
-            images = runner.images(batch, config)
+        runner, call = self.tasks[0]
+        with counted(runner.target) as flops:
+            images = runner.images(call, config)
         return images, flops.total()
 
     def changes(self) -> tuple[Any, list[TokenMap]]:
         """Return the first uncached image, and how far its tokens move at partial steps of half a budget."""
-        runner, batch = self.tasks[0]
+        runner, call = self.tasks[0]
         maps = TokenMaps()
         config = self._scheduled(partial_mask(self.steps, 1 / 2, KEPT), SOME)
         with runner.enabled(config, observer=maps) as generate:
-            generate(batch)
-        image = runner.images(batch, None)[0]
+            generate(call)
+        image = runner.images(call, None)[0]
         return image, assembled([maps], image.height, image.width)
 
     def _seconds(self, config: FastCacheConfig | None) -> float:
-        runner, batch = self.tasks[0]
+        runner, call = self.tasks[0]
         world.barrier()
         start = time.perf_counter()
-        runner.images(batch, config)
+        runner.images(call, config)
         world.barrier()
         return time.perf_counter() - start

@@ -29,6 +29,7 @@ from fastcache_xdit.files import writable_folder
 from fastcache_xdit.host.xdit import engine, world
 from fastcache_xdit.plugin import register
 from fastcache_xdit.shipped import held_out_scenes
+from fastcache_xdit.tuning.calls import PipelineCall
 from fastcache_xdit.tuning.runner import Runner
 from fastcache_xdit.tuning.versions import versions
 
@@ -58,13 +59,14 @@ def _measure(name: str, argv: list[str]) -> int:
     options = pipeline_options(BenchOptions, f"bench {name}", argv, add_arguments)
     source, call = model_folder(options.model), call_arguments(options)
     model, folder = check(name, options), writable_folder(options.output)
-    runner = Runner(engine.Engine(source, options.xdit, options.dtype), call)
-    runner.engine.pipe.set_progress_bar_config(disable=True)
+    loaded = engine.Engine(source, options.xdit, options.dtype)
+    loaded.pipe.set_progress_bar_config(disable=True)
     batches = engine.batches(held_out_scenes(options.count, options.seed), options.batch_size, options.seed)
     size: dict[str, Any] = {side: call[side] for side in ("height", "width") if side in call}
     settings = {"model": model, **size, "count": options.count, "seed": options.seed, **versions()}
     for steps in options.steps[:1] if name == "costs" else options.steps:
-        results = KINDS[name](runner.steps(steps), batches, options)
+        arguments = [loaded.arguments(batch, **{**call, "num_inference_steps": steps}) for batch in batches]
+        results = KINDS[name](Runner(loaded.pipe), [PipelineCall(each, 0) for each in arguments], options)
         if world.is_first_rank():
             _write(folder / f"{name}-{steps}.json", {**settings, "steps": steps, **results})
     if world.is_first_rank() and name == "approximations":

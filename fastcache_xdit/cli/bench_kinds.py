@@ -17,23 +17,23 @@ from fastcache_xdit.cli.bench_options import BenchOptions
 from fastcache_xdit.config import FastCacheConfig
 from fastcache_xdit.evaluate.token_maps import TokenMap, sheet
 from fastcache_xdit.host.xdit import world
-from fastcache_xdit.host.xdit.engine import Batch
 from fastcache_xdit.jobs.recipe import Recipe
 from fastcache_xdit.shipped import calibration_path, tuned_configs
+from fastcache_xdit.tuning.calls import PipelineCall
 from fastcache_xdit.tuning.runner import Runner
 
 REPLICAS, MEMORY_ITEMS = (1, 2), 200  # of bench batch
 
 
-def run_approximations(runner: Runner, batches: Sequence[Batch], options: BenchOptions) -> dict[str, Any]:
+def run_approximations(runner: Runner, calls: Sequence[PipelineCall], options: BenchOptions) -> dict[str, Any]:
     """Compare what can replace a block at one number of steps."""
     configs = {budget: FastCacheConfig.from_file(path) for budget, path in _presets(options).items()}
-    steps = runner.call["num_inference_steps"]
+    steps = calls[0].steps
     tuned = {budget: config for budget, config in configs.items() if steps in (config.schedule or {})}
     calibration = _calibration(options)
     say(f"{'steps':>5} {'budget':>7} {'FLOPs':>6}  {'stand-in':<22} {'PSNR dB':>8} {'worst':>6}")
-    rows = approximations(ApproximationBench(runner, batches, calibration, options.maps), tuned, _say_approximation)
-    cost = stand_in_cost(runner, batches[0], calibration)
+    rows = approximations(ApproximationBench(runner, calls, calibration, options.maps), tuned, _say_approximation)
+    cost = stand_in_cost(runner, calls[0], calibration)
     shares = f"{cost['of_one_block']:.1%} of one block's time, {cost['of_replaced_blocks']:.2%} of all that it replaces"
     say(f"the fitted stand-in takes {shares}")
     return {"stand_in_cost": cost, "rows": [asdict(row) for row in rows]}
@@ -44,25 +44,25 @@ def _say_approximation(row: ApproximationRow) -> None:
     say(f"{line} {row.psnr_mean:>8.2f} {row.psnr_min:>6.1f}")
 
 
-def run_significance(runner: Runner, batches: Sequence[Batch], options: BenchOptions) -> dict[str, Any]:
+def run_significance(runner: Runner, calls: Sequence[PipelineCall], options: BenchOptions) -> dict[str, Any]:
     """Compare what the calibrated test promises with what comes out, at one number of steps."""
-    tolerance, steps = options.tolerance, runner.call["num_inference_steps"]
+    tolerance, steps = options.tolerance, calls[0].steps
     say(f"{'steps':>5} {'alpha':>6} {'skipped':>8}  over tolerance {tolerance:g}: {'promised':>9} {'measured':>9}")
     rows = []
     for alpha in ALPHAS:
-        row = significance(runner, batches, _calibration(options), tolerance, alpha)
+        row = significance(runner, calls, _calibration(options), tolerance, alpha)
         rows.append(row)
         say(f"{steps:>5} {alpha:>6g} {row['skipped']:>8.1%} {row['promised']:>31.1%} {row['measured']:>9.1%}")
     return {"rows": rows}
 
 
-def run_tokens(runner: Runner, batches: Sequence[Batch], options: BenchOptions) -> dict[str, Any]:
+def run_tokens(runner: Runner, calls: Sequence[PipelineCall], options: BenchOptions) -> dict[str, Any]:
     """Compare partial steps with skipping alone, and draw how far tokens move, at one number of steps."""
     say(f"{'setting':<8} {'kind':<24} {'FLOPs':>6} {'speedup':>8}  {'spread':<15} {'PSNR dB':>8} {'worst':>6}  mask")
     rows: list[TokensRow] = []
     maps: dict[str, tuple[Any, Sequence[TokenMap]]] = {}
     for setting in options.settings:
-        bench = PartialBench(runner, batches, _calibration(options), setting, options.repeats)
+        bench = PartialBench(runner, calls, _calibration(options), setting, options.repeats)
         for row in bench.rows(options.budgets):
             _say_tokens(row)
             rows.append(row)
@@ -71,7 +71,7 @@ def run_tokens(runner: Runner, batches: Sequence[Batch], options: BenchOptions) 
     if maps:
         folder = Path(options.output)
         folder.mkdir(parents=True, exist_ok=True)
-        sheet(maps, folder / f"token-changes-{runner.call['num_inference_steps']}.png")
+        sheet(maps, folder / f"token-changes-{calls[0].steps}.png")
     return {"rows": [asdict(row) for row in rows]}
 
 
@@ -81,19 +81,19 @@ def _say_tokens(row: TokensRow) -> None:
     say(f"{line}  {spread:<15} {row.psnr_mean:>8.2f} {row.psnr_min:>6.1f}  {row.mask}")
 
 
-def run_costs(runner: Runner, batches: Sequence[Batch], options: BenchOptions) -> dict[str, Any]:
+def run_costs(runner: Runner, calls: Sequence[PipelineCall], options: BenchOptions) -> dict[str, Any]:
     """Measure what partial steps cost on this machine."""
-    measured = {share: round(cost, 3) for share, cost in costs(runner, batches[0]).items()}
+    measured = {share: round(cost, 3) for share, cost in costs(runner, calls[0]).items()}
     say(f"tokens computed, and the time of the step over a whole one's; for the config:\ntokens:\n  costs: {measured}")
     return {"costs": measured}
 
 
-def run_overhead(runner: Runner, batches: Sequence[Batch], options: BenchOptions) -> dict[str, Any]:
+def run_overhead(runner: Runner, calls: Sequence[PipelineCall], options: BenchOptions) -> dict[str, Any]:
     """Measure what the cache itself takes of a request's time, with the default plan and with each preset."""
     configs = {path.stem: FastCacheConfig.from_file(path) for path in _presets(options).values()}
     rows = {}
     for name, config in ({"plan": None} | configs).items():
-        rows[name] = overhead(runner, batches[0], config) if config else overhead_of_plan(runner, batches[0])
+        rows[name] = overhead(runner, calls[0], config) if config else overhead_of_plan(runner, calls[0])
         parts = ", ".join(f"{part} {share:.2%}" for part, share in rows[name].items())
         say(f"{name:<10} of the time in the transformer: {parts}")
     return {"layout": options.layout.degrees, "share_of_transformer_time": rows}

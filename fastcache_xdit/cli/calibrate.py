@@ -21,9 +21,8 @@ from fastcache_xdit.errors import UsageError
 from fastcache_xdit.files import writable_file
 from fastcache_xdit.host.xdit import checkpoint, engine, layout, world
 from fastcache_xdit.plugin import register
-from fastcache_xdit.tuning.calibrate import Calibrator
-from fastcache_xdit.tuning.coverage import LEAST_STEPS, Coverage, check_enough
-from fastcache_xdit.tuning.runner import Runner
+from fastcache_xdit.tuning.api import calibrate
+from fastcache_xdit.tuning.coverage import LEAST_STEPS, UNCALIBRATED, check_enough
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,24 +62,29 @@ def main(argv: list[str]) -> int:
     options = pipeline_options(CalibrateOptions, "calibrate", argv, add_arguments)
     model, call, prompts = model_folder(options.model), call_arguments(options), prompts_of(options)
     output = _checked_output(options, model, prompts)
-    runner = Runner(engine.Engine(model, options.xdit, options.dtype), call)
-    runner.engine.pipe.set_progress_bar_config(disable=True)
+    loaded = engine.Engine(model, options.xdit, options.dtype)
+    loaded.pipe.set_progress_bar_config(disable=True)
     batches = engine.batches(prompts, options.batch_size, options.seed)
     facts = {"prompts": len(prompts), "seed": options.seed, "batch_size": options.batch_size, "call": call}
-    calibrator = Calibrator(runner, batches, output, _coverage(options), facts)
     with tqdm(disable=not world.is_first_rank(), unit="part") as bar:
-        calibration = calibrator.run(lambda what, done, parts: _show(bar, what, done, parts))
+        calibration = calibrate(
+            loaded.pipe,
+            [loaded.arguments(batch, **call) for batch in batches],
+            output=output,
+            lead_blocks=options.lead_blocks,
+            granularity=options.granularity,
+            groups=options.groups,
+            maps=options.maps,
+            stages=options.stages,
+            facts=facts,
+            report=lambda what, done, parts: _show(bar, what, done, parts),
+        )
     if world.is_first_rank():
-        calibration.save(output)
         errors = ", ".join(f"{key} {max(fits.values()):.1%}" for key, fits in calibration.facts["fit_error"].items())
         print(f"fastcache: calibrated on {len(prompts)} prompts, error where every other step is computed: {errors}")
         print(f"fastcache: -> {output}; next: fastcache-xdit tune --calibration {output}")
     world.finish()
     return 0
-
-
-def _coverage(options: CalibrateOptions) -> Coverage:
-    return Coverage(options.lead_blocks, options.stages, options.granularity, options.groups, options.maps)
 
 
 def _show(bar: Any, what: str, done: int, parts: int) -> None:
@@ -96,7 +100,7 @@ def _checked_output(options: CalibrateOptions, model: str, prompts: list[str]) -
     check_least(LEAST_STEPS, num_inference_steps=options.call.get("num_inference_steps"))
     if not options.output:
         raise UsageError("nowhere to write: give --output FILE.safetensors")
-    for name in ("pipefusion_parallel_degree", "data_parallel_degree", "tensor_parallel_degree"):
+    for name in (*UNCALIBRATED, "data_parallel_degree"):
         if (degree := options.layout.degrees[name]) > 1:
             raise UsageError(
                 f"calibrate runs under ulysses, ring and CFG parallelism, not with {name}={degree}",

@@ -2,13 +2,9 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-
-import yaml
 
 from fastcache_xdit.approx.calibration import Calibration
 from fastcache_xdit.cli.arguments import check_least
@@ -26,12 +22,11 @@ from fastcache_xdit.errors import UsageError
 from fastcache_xdit.files import writable_file
 from fastcache_xdit.host.xdit import engine, layout, world
 from fastcache_xdit.plugin import register
+from fastcache_xdit.tuning.api import tune
 from fastcache_xdit.tuning.coverage import check_enough
-from fastcache_xdit.tuning.polish import Polisher
-from fastcache_xdit.tuning.refit import Refitter
-from fastcache_xdit.tuning.runner import Runner
-from fastcache_xdit.tuning.search import Search, Trial
-from fastcache_xdit.tuning.targets import Target, find, merged
+from fastcache_xdit.tuning.search import Trial
+from fastcache_xdit.tuning.targets import Target
+from fastcache_xdit.tuning.tuned import Tuned
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,16 +42,6 @@ class TuneOptions(PipelineOptions):
     start: str | None
     lead_blocks: int
     output: str | None
-
-
-@dataclass(frozen=True)
-class _Plan:
-    """What is looked for, and what loads the model and gives a search for each number of steps."""
-
-    target: Target
-    calibration: Path
-    output: Path
-    searches: Callable[[], Iterator[Search]]
 
 
 def add_arguments(group: Any) -> None:
@@ -81,45 +66,39 @@ def main(argv: list[str]) -> int:
     """Check the command line, then search on every rank; the first one writes the config."""
     register()
     options = pipeline_options(TuneOptions, "tune", argv, add_arguments)
-    plan = _checked(options)
-    searches: list[Search] = []
-    trials: list[Trial] = []
-    for search in plan.searches():
-        searches.append(search)
-        trials.append(find(search, plan.target, options.evaluations, _say))
+    model, call, prompts = model_folder(options.model), call_arguments(options), prompts_of(options)
+    output, calibration, search = _checked(options)
+    loaded = engine.Engine(model, options.xdit, options.dtype)
+    loaded.pipe.set_progress_bar_config(disable=True)
+    batches = engine.batches(prompts, options.batch_size, options.seed), _refit_batches(options)
+    calls, refit_calls = ([loaded.arguments(batch, **call) for batch in each] for each in batches)
+    tuned = tune(loaded.pipe, calls, refit_calls=refit_calls, report=_say, **search)
     if world.is_first_rank():
-        _write(trials, plan, [f"# Tuned for {options.target} on {options.model}:"])
-        _show_frontier(searches)
-        calls = sum(len(search.tried) for search in searches)
-        print(f"fastcache: {calls} generations of {len(prompts_of(options))} prompts -> {plan.output}")
+        tuned.save(output, calibration, f"Tuned for {options.target} on {options.model}:")
+        _show_frontier(tuned)
+        runs = sum(len(trials) for trials in tuned.tried.values())
+        print(f"fastcache: {runs} generations of {len(prompts)} prompts -> {output}")
     world.finish()
     return 0
 
 
-def _checked(options: TuneOptions) -> _Plan:
-    """Raise UsageError, before a model loads, for what cannot work."""
-    model, call, prompts = model_folder(options.model), call_arguments(options), prompts_of(options)
+def _checked(options: TuneOptions) -> tuple[Path, Path, dict[str, Any]]:
+    """Return the file to write, that of the calibration, and what is asked of `tune`.
+
+    Raises:
+        UsageError: before a model loads, for what cannot work.
+    """
     check_least(1, steps=options.steps, evaluations=options.evaluations)
     check_least(0, polish=options.polish, lead_blocks=options.lead_blocks)
     path = _given("calibration", options.calibration)
     target, output = _given("target", options.target), writable_file(_given("output", options.output))
-    aim, calibration = Target.parse(target), Calibration.load(path)
+    Target.parse(target)
+    Calibration.load(path)
     start = FastCacheConfig.from_file(options.start) if options.start else None
-    refit_batches = _refit_batches(options)
+    _refit_batches(options)
     layout.check_degrees(options.layout, world.size())
-
-    def searches() -> Iterator[Search]:
-        runner = Runner(engine.Engine(model, options.xdit, options.dtype), call)
-        runner.engine.pipe.set_progress_bar_config(disable=True)
-        batches = engine.batches(prompts, options.batch_size, options.seed)
-        for steps in options.steps or [call["num_inference_steps"]]:
-            stepped = runner.steps(steps)
-            refitter = Refitter(stepped, refit_batches, calibration) if refit_batches else None
-            polisher = Polisher(stepped, refit_batches, options.polish) if options.polish else None
-            lead, seed = options.lead_blocks, options.seed
-            yield Search(stepped, batches, calibration, path, lead, seed, start, refitter, polisher)
-
-    return _Plan(aim, Path(path), output, searches)
+    same = {name: getattr(options, name) for name in ("steps", "evaluations", "polish", "lead_blocks", "seed")}
+    return output, Path(path), {**same, "calibration": path, "target": target, "start": start}
 
 
 def _given(name: str, value: str | None) -> str:
@@ -149,30 +128,12 @@ def _say(line: str) -> None:
         print(f"fastcache: {line}", flush=True)
 
 
-def _write(trials: list[Trial], plan: _Plan, lines: list[str]) -> None:
-    """Write only what differs from the defaults, under these comments; refits in a file beside it.
-
-    Paths in the config are relative to its folder.
-    """
-    path, calibration = plan.output, plan.calibration
-    path.parent.mkdir(parents=True, exist_ok=True)
-    config, refits = merged(trials)
-    if refits:
-        base, calibration = calibration, path.with_suffix(".safetensors")
-        replace(Calibration.load(base), refits=refits).save_refits(calibration, base)
-    values = config.model_dump(exclude_defaults=True)
-    values["calibration"] = os.path.relpath(calibration, path.parent)
-    for trial in trials:
-        lines.append(f"#   {len(trial.mask)} steps: {trial.compute_ratio:.1%} of block FLOPs, {trial.psnr_db:.1f} dB")
-    path.write_text("\n".join(lines) + "\n" + yaml.safe_dump(values, sort_keys=False))
-
-
-def _show_frontier(searches: list[Search]) -> None:
+def _show_frontier(tuned: Tuned) -> None:
     """Print the best mask for each number of computed steps that was tried."""
-    for search in searches:
-        print(f"fastcache: {search.steps} steps: computed, share of block FLOPs, PSNR")
+    for steps, trials in tuned.tried.items():
+        print(f"fastcache: {steps} steps: computed, share of block FLOPs, PSNR")
         best: dict[float, Trial] = {}
-        for trial in search.tried.values():
+        for trial in trials:
             if trial.psnr_db > best.get(trial.compute_ratio, trial._replace(psnr_db=0)).psnr_db:
                 best[trial.compute_ratio] = trial
         for ratio, trial in sorted(best.items()):

@@ -29,6 +29,7 @@ class Host:
         scheduler: announces requests through `set_timesteps`; None in a user's own loop.
         topology: the parallel layout and this rank.
         spans: by name of a block list, the part that this rank holds; complete lists may be left out.
+        sigmas: noise level of each step, for a user's own loop without a scheduler; None where they are unknown.
         rules_out_partial: name of a feature in use that does not work with partial steps; empty if there is none.
         can_run_ahead: whether `run_ahead` is possible.
     """
@@ -40,6 +41,7 @@ class Host:
         self.transformer = transformer
         self.model = model
         self.scheduler = scheduler
+        self.sigmas: tuple[float, ...] | None = None
         self.topology = Topology()
         self.spans: dict[str, Span] = {}
 

@@ -19,9 +19,10 @@ _NOT_THE_MODEL = ("_name_or_path", "_diffusers_version", "_class_name", "_use_de
 def identity(host: Host) -> dict[str, Any]:
     """Return class names, digests of configs, active adapters, and without tensor parallelism norms of some weights."""
     sharded = host.topology.tensor_parallel_degree > 1
-    scheduler = type(getattr(host.scheduler, "module", host.scheduler)).__name__  # xDiT wraps it as `module`
+    kind = type(getattr(host.scheduler, "module", host.scheduler)).__name__  # xDiT wraps it as `module`
+    scheduler = ("", {}) if host.scheduler is None else (kind, host.scheduler.config)
     return {
-        **_configs(_class_of(host), host.model.config, scheduler, getattr(host.scheduler, "config", {})),
+        **_configs(_class_of(host), host.model.config, *scheduler),
         "weights": {} if sharded else _fingerprint(host),
         "adapters": adapters(host),
     }

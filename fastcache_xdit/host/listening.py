@@ -12,13 +12,14 @@ from fastcache_xdit.runtime.session import Session
 from fastcache_xdit.undo import Undo
 
 
-def sigmas_of(scheduler: Any) -> Callable[[], list[float]] | None:
-    """Return a function that reads the noise levels, 1 to 0, of the announced request; None without a scheduler.
+def sigmas_of(host: Host) -> Callable[[], list[float]] | None:
+    """Return a function that reads the noise levels, 1 to 0, of the request; None in a loop that does not give them.
 
     Image-to-image requests begin later in the list of the scheduler.
     """
+    scheduler, given = host.scheduler, host.sigmas
     if scheduler is None:
-        return None
+        return None if given is None else lambda: list(given)
     train_steps = float(getattr(scheduler.config, "num_train_timesteps", 1000))
 
     def sigmas() -> list[float]:

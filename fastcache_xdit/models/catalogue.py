@@ -18,7 +18,7 @@ SPECS = (
     ModelSpec(
         "FluxTransformer2DModel",
         {"transformer_blocks": _ROTARY, "single_transformer_blocks": _ROTARY},
-        _CONTROLNET,
+        added=_CONTROLNET,
         patches_in_part=False,  # xDiT splits text from keys by the number of queries
         tensor_parallel=True,
         second_branch=False,
@@ -28,7 +28,8 @@ SPECS = (
     ModelSpec(
         "SD3Transformer2DModel",
         {"transformer_blocks": _JOINT},
-        (*_CONTROLNET, "skip_layers"),
+        ("skip_layers",),
+        _CONTROLNET,
         patches_follow_first=True,
     ),
     ModelSpec(

@@ -63,6 +63,8 @@ class ModelSpec:
         name: class name of the diffusers transformer; subclasses match too.
         blocks: attribute name of each block list, in the order in which the model runs them.
         bypass: forward arguments that change what happens between blocks; a call that sets one is computed in full.
+        added: forward arguments, as of a ControlNet, that are added to all image tokens between blocks. Segments are
+            skipped with them, as their residual holds what was added; a call that sets one has no partial steps.
         patches_follow_first: under PipeFusion all patches of a step take the first patch's decision, because the model
             hands the first patch's text states to the others block by block.
         patches_in_part: PipeFusion patches may be computed in part: attention takes keys of more tokens than queries.
@@ -76,6 +78,7 @@ class ModelSpec:
     name: str
     blocks: dict[str, BlockSpec] = field(default_factory=dict)
     bypass: tuple[str, ...] = ()
+    added: tuple[str, ...] = ()
     patches_follow_first: bool = False
     patches_in_part: bool = True
     degrees: tuple[str, ...] = ()

@@ -13,7 +13,6 @@ from typing import Any
 import torch
 
 from fastcache_xdit.clock import FUSED, Clock, Patch, Tick
-from fastcache_xdit.errors import UsageError
 from fastcache_xdit.models.spec import Streams
 from fastcache_xdit.runtime.driver import Driver
 from fastcache_xdit.runtime.output import OutputDriver
@@ -25,35 +24,16 @@ logger = logging.getLogger(__name__)
 Watch = Callable[[Tick, torch.Tensor, torch.Tensor], None]
 
 
-class Announced:
-    """The noise levels of a request in a loop without a scheduler, as the loop gives them."""
-
-    def __init__(self) -> None:
-        self.sigmas: list[float] = []
-
-    def __call__(self) -> list[float]:
-        """Return them.
-
-        Raises:
-            UsageError: the loop has given none.
-        """
-        if not self.sigmas:
-            raise UsageError(
-                "a loop without a scheduler must say its noise levels",
-                "call handle.request(sigmas) before each request",
-            )
-        return self.sigmas
-
-
 class Session:
     """Connects a driver to the calls of one transformer.
 
     Args:
         bypass: arguments of the forward; a call that sets one is computed in full.
         driver: runs the calls.
-        sigmas: returns the noise levels of the announced request; None in a user's own loop, where the value of the
-            timestep separates steps and requests.
+        sigmas: returns the noise levels of the request; None in a user's own loop that does not give them.
         current_patch: returns the PipeFusion patch of the current call, None for the full sequence.
+        announced: whether a scheduler announces requests; otherwise the value of the timestep separates steps and
+            requests.
 
     Attributes:
         ledgers_agree: see `Report`.
@@ -67,6 +47,7 @@ class Session:
         driver: Driver | OutputDriver,
         sigmas: Callable[[], list[float]] | None,
         current_patch: Callable[[], Patch | None],
+        announced: bool = True,
     ) -> None:
         self.bypass = bypass
         self.driver = driver
@@ -74,6 +55,7 @@ class Session:
         self.current_patch = current_patch
         self.ledgers_agree: bool | None = None
         self.watch: Watch | None = None
+        self._reads_timestep = not announced
         self._announced = False
         self._concluded = False
         self._warned = False
@@ -126,7 +108,7 @@ class Session:
             if self.is_bypassed:
                 return original(*args, **kwargs)
             arguments = _named(signature, args, kwargs)
-            timestep = None if self.sigmas else float(torch.as_tensor(arguments["timestep"]).flatten()[0])
+            timestep = float(torch.as_tensor(arguments["timestep"]).flatten()[0]) if self._reads_timestep else None
             self._begin(timestep)
             with self._branch(arguments.get("timestep")):
                 if self._is_outside(arguments, timestep):
@@ -193,7 +175,8 @@ class Session:
         self._calls += 1
         if self._calls == 1:
             self._first = timestep
-        if self._calls == 1 or self.clock.branch != FUSED or self.current_patch() or not self._repeats(timestep):
+        alone = self._calls == 1 or self._reads_timestep or self.clock.branch != FUSED or self.current_patch()
+        if alone or not self._repeats(timestep):
             yield
             return
         with self.clock.in_branch(f"call {self._calls}"):
@@ -201,7 +184,7 @@ class Session:
 
     def _repeats(self, timestep: Any) -> bool:
         """Return whether a further call belongs to the same step; values are compared once, before it is known."""
-        if self._advances is None and self.sigmas:
+        if self._advances is None:
             same = bool((torch.as_tensor(timestep) == torch.as_tensor(self._first)).all())
             self._advances = None if same else False
             return same

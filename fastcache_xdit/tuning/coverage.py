@@ -9,6 +9,7 @@ from fastcache_xdit.errors import UsageError
 from fastcache_xdit.segments.segment import Block, Segment, segments_of
 
 LEAST_STEPS = 6  # that fits can be judged on, every other one being computed
+UNCALIBRATED = ("pipefusion_parallel_degree", "tensor_parallel_degree")  # layouts that calibrations only serve
 HELD_OUT_EVERY = 3  # of every so many batches, the last judges the fits of the others
 
 

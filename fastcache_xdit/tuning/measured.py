@@ -23,6 +23,7 @@ class Measured:
         mask: mask of the current on-policy round.
         tried: by gap between computed steps, logarithms of errors [images, candidates] of `coherence.TRIED`.
         noise: relative difference of final latents caused by rounding alone.
+        guidance: how guidance combined the branches of the last recorded request (`Combination.to_dict`).
     """
 
     done: int = 0
@@ -32,6 +33,7 @@ class Measured:
     mask: str = ""
     tried: dict[int, list[list[float]]] = field(default_factory=dict)
     noise: float = 0.0
+    guidance: list[dict[str, Any]] = field(default_factory=list)
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain values for JSON."""

@@ -15,8 +15,8 @@ from fastcache_xdit.approx.fitted import Fitted, Refitted, weighted_sum
 from fastcache_xdit.approx.linear import Past
 from fastcache_xdit.config import FastCacheConfig
 from fastcache_xdit.decision.schedule import computed_steps, skipped_steps
-from fastcache_xdit.host.xdit.engine import Batch
 from fastcache_xdit.models.spec import Streams
+from fastcache_xdit.tuning.calls import Call
 from fastcache_xdit.tuning.coverage import is_held_out
 from fastcache_xdit.tuning.refit import Refits
 from fastcache_xdit.tuning.runner import Runner, relative_error
@@ -120,16 +120,16 @@ class Polisher:
     of images. The logarithm keeps single samples with large errors from dominating.
 
     Args:
-        runner: the model; its call arguments include the number of steps.
-        batches: prompts to train on, at least `HELD_OUT_EVERY` batches; the last of every so many judges.
-        iterations: number of training batches; prompts are repeated.
+        runner: the model.
+        calls: what to train on, all of one number of steps; at least `HELD_OUT_EVERY`, of which the last judges.
+        iterations: number of trainings, each on one call; calls are repeated.
     """
 
-    def __init__(self, runner: Runner, batches: Sequence[Batch], iterations: int) -> None:
+    def __init__(self, runner: Runner, calls: Sequence[Call], iterations: int) -> None:
         self.runner, self.iterations = runner, iterations
-        self.training = [batch for index, batch in enumerate(batches) if not is_held_out(index)]
-        self.judging = [batch for index, batch in enumerate(batches) if is_held_out(index)]
-        self._references: dict[Batch, torch.Tensor] = {}
+        self.training = [call for index, call in enumerate(calls) if not is_held_out(index)]
+        self.judging = [call for index, call in enumerate(calls) if is_held_out(index)]
+        self._references: dict[Call, torch.Tensor] = {}
 
     def polish(self, config: FastCacheConfig, calibration: Calibration, report: Callable[[str], None]) -> Refits:
         """Train the stand-ins of a mask and return the coefficients with the least error on held-out prompts.
@@ -139,26 +139,26 @@ class Polisher:
             calibration: the fits to start from, which are returned if training does not improve them.
             report: called with a line of text now and then.
         """
-        batches = (*self.training, *self.judging)
-        self._references = self._references or {batch: self.runner.uncached(batch) for batch in batches}
+        calls = (*self.training, *self.judging)
+        self._references = self._references or {call: self.runner.uncached(call) for call in calls}
         self.runner.host.transformer.requires_grad_(False)
         trainable = TrainableCalibration.of(calibration)
-        with self.runner.enabled(config, trainable) as generate, self.runner.engine.differentiable():
+        with self.runner.enabled(config, trainable) as generate, self.runner.differentiable():
             with torch.no_grad():
                 generate(self.judging[0])  # determines the noise levels and the streams
             trainable.trained.prepare(computed_steps(config.schedule or {}, len(self.runner.sigmas())))
             return self._train(trainable.trained, generate, report)
 
     def _train(
-        self, trained: TrainableStandIn, generate: Callable[[Batch], torch.Tensor], report: Callable[[str], None]
+        self, trained: TrainableStandIn, generate: Callable[[Call], torch.Tensor], report: Callable[[str], None]
     ) -> Refits:
         rate, optimizer = RATE, _optimizer(trained)
         first = least = self._judged(generate)
         best = trained.snapshot()
-        for iteration, batch in zip(range(1, self.iterations + 1), itertools.cycle(self.training), strict=False):
+        for iteration, call in zip(range(1, self.iterations + 1), itertools.cycle(self.training), strict=False):
             optimizer.param_groups[0]["lr"] = rate * (1 - (iteration - 1) / self.iterations)
             optimizer.zero_grad()
-            self._error(generate, batch).backward()
+            self._error(generate, call).backward()
             nn.utils.clip_grad_norm_(trained.learned.values(), 1.0)
             optimizer.step()
             if iteration % JUDGED_EVERY == 0 or iteration == self.iterations:
@@ -172,13 +172,13 @@ class Polisher:
         trained.restore(best)
         return trained.refits()
 
-    def _judged(self, generate: Callable[[Batch], torch.Tensor]) -> float:
+    def _judged(self, generate: Callable[[Call], torch.Tensor]) -> float:
         with torch.no_grad():
-            return sum(self._error(generate, batch).item() for batch in self.judging) / len(self.judging)
+            return sum(self._error(generate, call).item() for call in self.judging) / len(self.judging)
 
-    def _error(self, generate: Callable[[Batch], torch.Tensor], batch: Batch) -> torch.Tensor:
+    def _error(self, generate: Callable[[Call], torch.Tensor], call: Call) -> torch.Tensor:
         """Return the mean over samples of log |cached - uncached|^2 / |uncached|^2."""
-        return 2 * relative_error(generate(batch), self._references[batch]).log().mean()
+        return 2 * relative_error(generate(call), self._references[call]).log().mean()
 
 
 def _optimizer(trained: TrainableStandIn) -> torch.optim.Adam:

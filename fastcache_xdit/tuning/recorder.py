@@ -16,15 +16,18 @@ from fastcache_xdit.approx.maps import Covariances
 from fastcache_xdit.approx.moments import Moments
 from fastcache_xdit.clock import Clock
 from fastcache_xdit.config import FastCacheConfig
+from fastcache_xdit.errors import UsageError
+from fastcache_xdit.host.guidance import Combination, Guidance
 from fastcache_xdit.host.xdit import world
-from fastcache_xdit.host.xdit.engine import Batch
 from fastcache_xdit.models.spec import Streams
 from fastcache_xdit.runtime.call import SegmentCall
 from fastcache_xdit.runtime.observer import Observer, Watched
 from fastcache_xdit.segments.attention import projections
 from fastcache_xdit.segments.segment import Block, Segment
+from fastcache_xdit.tuning.calls import Call
 from fastcache_xdit.tuning.pairs import Pairs
 from fastcache_xdit.tuning.runner import Runner
+from fastcache_xdit.tuning.trajectories import Rows, mixed, sampled, some_rows, trajectories
 from fastcache_xdit.undo import Undo
 
 # Token rows recorded at one step, over all segments and at least for each: enough to fit a few weights per channel.
@@ -41,33 +44,37 @@ class _Point(NamedTuple):
 class Recorder(Observer):
     """Records the input and output of segments, which may overlap, at every step of a request.
 
-    If both CFG branches run in one batch (uncond, then cond) or on two ranks, their states are combined like their
-    outputs, u + g (c - u). Guidance amplifies an error in the difference of the branches, but not one that both share,
-    and the combination gives such errors this weight in the fits.
+    The states of CFG branches, in one batch, in calls of their own or on two ranks, are combined like their outputs.
+    Guidance amplifies an error in the difference of the branches, but not one that both share, and the combination
+    gives such errors this weight in the fits. Where it is unknown, each branch is a trajectory of its own.
 
     Args:
         segments: the segments that a cache may skip.
-        samples: number of samples in a batch; twice as many rows hold both branches.
-        guidance: guidance scale g.
+        guidance: finds how outputs are combined; not attached yet.
         pairs: an observer of segments and stand-ins to forward calls to, if any.
     """
 
     runs_skipped = True  # the trajectory is that of the stand-ins, the recorded outputs are the true ones
 
-    def __init__(self, segments: Sequence[Segment], samples: int, guidance: float, pairs: Pairs | None = None) -> None:
+    def __init__(self, segments: Sequence[Segment], guidance: Guidance, pairs: Pairs | None = None) -> None:
         self.segments = segments
-        self.samples = samples
         self.guidance = guidance
         self.pairs = pairs
         self.sees_segments = pairs is not None
         self._clock = Clock()
         self._most_rows = max(MOST_ROWS // len(segments), ENOUGH_ROWS)
-        self._states: dict[tuple[_Point, str], dict[tuple[str, int], torch.Tensor]] = defaultdict(dict)
+        self._rows: dict[tuple[_Point, str], Rows] = defaultdict(dict)
         self._keys_values: dict[tuple[str, str], list[torch.Tensor]] = {}
+
+    @functools.cached_property
+    def combinations(self) -> dict[int, Combination]:
+        """The combination of each step of the finished request; every rank must ask for it."""
+        return self.guidance.combinations()
 
     def attach(self, watched: Watched, undo: Undo) -> None:
         """Wrap blocks and projections below the cache, to record their true outputs."""
         self._clock = watched.clock
+        self.guidance.attach(watched.clock, undo)
         first = {segment.blocks[0].index: segment.blocks[0] for segment in self.segments}
         last = {segment.blocks[-1].index: segment.blocks[-1] for segment in self.segments}
         for index in first.keys() | last.keys():
@@ -80,6 +87,18 @@ class Recorder(Observer):
         """Forward the outputs of segments and stand-ins to `pairs`."""
         if self.pairs:
             self.pairs.on_segment(segment, call, output, estimate)
+
+    def check(self, steps: int) -> None:
+        """Refuse a finished request that did not take so many steps.
+
+        Raises:
+            UsageError: it took others, or none where a cache could act.
+        """
+        taken = {step for rows in self._rows.values() for _, step in rows}
+        if not taken:
+            raise UsageError("no call of the transformer is one that a cache can skip")
+        if len(taken) != steps:
+            raise UsageError(f"{len(taken)} steps were taken where {steps} were announced", "give sigmas of every step")
 
     def add_to(self, moments: dict[str, dict[str, Moments]], sigmas: Sequence[float]) -> None:
         """Add the finished request to `moments`, by segment and stream; `sigmas` are the noise levels of its steps."""
@@ -97,13 +116,13 @@ class Recorder(Observer):
             by_stream.setdefault(stream, Covariances.empty(entered[0].shape[-1])).add(residuals, entered)
 
     def _by_segment(self, steps: int) -> Iterator[tuple[str, str, list[torch.Tensor], list[torch.Tensor]]]:
-        """Yield segment, stream, and the residuals and entry states of each step, for each branch."""
+        """Yield segment, stream, and the residuals and entry states of each step, for each trajectory."""
         for segment in self.segments:
             for stream in Streams._fields:
-                entries, outputs = (self._states.get((point, stream), {}) for point in _ends(segment))
-                for branch in sorted({branch for branch, _ in outputs}):
-                    entered = [entries[branch, step] for step in range(steps)]
-                    residuals = [outputs[branch, step] - entered[step] for step in range(steps)]
+                entries, outputs = (self._rows.get((point, stream), {}) for point in _ends(segment))
+                for weights in trajectories(outputs, self.combinations, steps):
+                    entered = [mixed(entries, weights[step], step) for step in range(steps)]
+                    residuals = [mixed(outputs, weights[step], step) - entered[step] for step in range(steps)]
                     yield segment.key, stream, residuals, entered
 
     def _watched(self, block: Block, enters: bool, leaves: bool) -> Callable[..., Any]:
@@ -126,7 +145,7 @@ class Recorder(Observer):
             rows = project(*args, **kwargs)
             now = self._clock.now
             if now is not None:
-                self._keys_values.setdefault((now.branch, name), []).append(_some_rows(rows, ENOUGH_ROWS))
+                self._keys_values.setdefault((now.branch, name), []).append(some_rows(rows, ENOUGH_ROWS).float())
             return rows
 
         return forward
@@ -137,36 +156,25 @@ class Recorder(Observer):
             return
         for stream, states in zip(Streams._fields, streams, strict=True):
             if states is not None:
-                self._states[point, stream][now.branch, now.step] = _some_rows(self._guided(states), self._most_rows)
-
-    def _guided(self, states: torch.Tensor) -> torch.Tensor:
-        states = world.gather_cfg_branches(states)
-        if len(states) != 2 * self.samples:
-            return states
-        uncond, cond = states.float().chunk(2)
-        return torch.lerp(uncond, cond, self.guidance)
+                states = world.gather_cfg_branches(states)
+                self._rows[point, stream][now.branch, now.step] = sampled(states, self._most_rows)
 
 
 def record(
     runner: Runner,
-    batch: Batch,
+    call: Call,
     config: FastCacheConfig,
     calibration: Calibration | None,
     segments: Sequence[Segment],
     pairs: Pairs | None = None,
 ) -> Recorder:
-    """Generate a batch with the cache on, skipped blocks running as well; return the recorder that observed it."""
-    recorder = Recorder(segments, len(batch), runner.call.get("guidance_scale", 1.0), pairs)
+    """Run a call with the cache on, skipped blocks running as well; return the recorder that observed it."""
+    recorder = Recorder(segments, Guidance(runner.host.transformer, runner.host.scheduler), pairs)
     with runner.enabled(config, calibration, recorder) as generate:
-        generate(batch)
+        generate(call)
+    recorder.check(len(runner.sigmas()))
     return recorder
 
 
 def _ends(segment: Segment) -> tuple[_Point, _Point]:
     return _Point(segment.blocks[0].index, False), _Point(segment.blocks[-1].index, True)
-
-
-def _some_rows(states: torch.Tensor, most: int) -> torch.Tensor:
-    """Return at most `most` evenly spaced rows on the CPU, [B, N, D] -> [n, D]; the same ones at every step."""
-    rows = states.detach().flatten(0, 1)
-    return rows[:: -(-len(rows) // most)].float().cpu().clone()

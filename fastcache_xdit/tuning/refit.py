@@ -13,8 +13,8 @@ from fastcache_xdit.approx.moments import Halves, Moments
 from fastcache_xdit.config import FastCacheConfig
 from fastcache_xdit.decision.schedule import computed_steps, skipped_steps
 from fastcache_xdit.host.xdit import world
-from fastcache_xdit.host.xdit.engine import Batch
 from fastcache_xdit.segments.segment import Segment
+from fastcache_xdit.tuning.calls import Call
 from fastcache_xdit.tuning.coverage import is_held_out
 from fastcache_xdit.tuning.recorder import record
 from fastcache_xdit.tuning.runner import Runner
@@ -29,14 +29,14 @@ class Refitter:
     """Refits masks at one number of steps.
 
     Args:
-        runner: the model; its call arguments include the number of steps.
-        batches: prompts to fit on, at least `HELD_OUT_EVERY` batches.
+        runner: the model.
+        calls: what to fit on, all of one number of steps; at least `HELD_OUT_EVERY`.
         base: the calibration to refine.
     """
 
-    def __init__(self, runner: Runner, batches: Sequence[Batch], base: Calibration) -> None:
+    def __init__(self, runner: Runner, calls: Sequence[Call], base: Calibration) -> None:
         self.runner = runner
-        self.batches = batches
+        self.calls = calls
         self.base = base
 
     def refit(self, config: FastCacheConfig) -> Refits:
@@ -46,8 +46,8 @@ class Refitter:
         refits: Refits = {}
         for _ in range(ROUNDS):
             calibration = replace(self.base, refits=refits)
-            for index, batch in enumerate(self.batches):
-                recorder = record(self.runner, batch, config, calibration, [segment])
+            for index, call in enumerate(self.calls):
+                recorder = record(self.runner, call, config, calibration, [segment])
                 recorder.add_to(sums["held_out" if is_held_out(index) else "training"], self.runner.sigmas())
             refits = self._fit(segment.key, config, *(sums[half][segment.key] for half in Halves._fields))
         return refits

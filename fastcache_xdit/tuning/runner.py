@@ -1,42 +1,50 @@
-"""Generates batches over all ranks for calibration, tuning and benchmarks; every rank receives the results."""
+"""Runs calls over all ranks for calibration, tuning and benchmarks; every rank receives the results."""
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator
+import functools
+import inspect
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
+from torch.utils import _pytree as pytree
 
 from fastcache_xdit.approx.calibration import Calibration
 from fastcache_xdit.config import FastCacheConfig
+from fastcache_xdit.host import cpu
 from fastcache_xdit.host.base import Host
 from fastcache_xdit.host.find import host_of
+from fastcache_xdit.host.listening import sigmas_of
 from fastcache_xdit.host.xdit import world
-from fastcache_xdit.host.xdit.engine import Batch, Engine
 from fastcache_xdit.plugin import fastcache, repaired
 from fastcache_xdit.runtime.observer import Observer
 from fastcache_xdit.segments.segment import Block
+from fastcache_xdit.tuning.calls import Branch, Call
+from fastcache_xdit.undo import Undo
 
 
 class Runner:
-    """A model with fixed call arguments.
+    """A model that calls are run on, with and without the cache.
 
     Args:
-        engine: the model.
-        call: arguments of every pipeline call, at least `num_inference_steps`.
+        target: a pipeline, or a transformer in a user's own loop.
+        sigmas: noise level of each step, 1 to 0, for a loop without a scheduler.
         region: mask of an edit, for configs with `tokens.score: region`.
     """
 
-    def __init__(self, engine: Engine, call: dict[str, Any], region: torch.Tensor | None = None) -> None:
-        self.engine = engine
-        self.call = call
+    def __init__(self, target: Any, sigmas: Sequence[float] | None = None, region: torch.Tensor | None = None) -> None:
+        self.target = target
         self.region = region
+        self._sigmas = sigmas
+        self._call = target
+        self._branch: Branch = contextlib.nullcontext
 
     @property
     def host(self) -> Host:
         """The host of the model."""
-        return host_of(self.engine.pipe)
+        return host_of(self.target, self._sigmas)
 
     @property
     def blocks(self) -> list[Block]:
@@ -48,41 +56,92 @@ class Runner:
         """The names of these blocks."""
         return [block.name for block in self.blocks]
 
-    def steps(self, num_inference_steps: int) -> Runner:
-        """Return a runner of the same model with another number of steps."""
-        return Runner(self.engine, {**self.call, "num_inference_steps": num_inference_steps}, self.region)
-
     def sigmas(self) -> list[float]:
         """Return the noise level of each step of the last request."""
-        scheduler = self.engine.pipe.scheduler
-        return [float(timestep) / scheduler.config.num_train_timesteps for timestep in scheduler.timesteps.tolist()]
+        read = sigmas_of(self.host)
+        return read() if read else []
 
-    def images(self, batch: Batch, config: FastCacheConfig | None, calibration: Calibration | None = None) -> list[Any]:
-        """Generate PIL images, with the cache turned on for this batch or without a cache."""
-        with self.enabled(config, calibration) if config else repaired(self.engine.pipe):
-            parts = world.all_gather_objects(self.engine.generate(batch, **self.call))
-        images = {index: image for part in parts for index, image in part.items()}
-        return [images[request.index] for request in batch]
+    def images(self, call: Call, config: FastCacheConfig | None, calibration: Calibration | None = None) -> list[Any]:
+        """Return PIL images, or a loop's latents, with the cache turned on for this call or without a cache."""
+        with self.enabled(config, calibration) if config else repaired(self.target):
+            return self._samples(call, "pil")
 
-    def uncached(self, batch: Batch) -> torch.Tensor:
-        """Generate final latents [B, ...] without the cache."""
-        with repaired(self.engine.pipe):
-            return self._latents(batch)
+    def uncached(self, call: Call) -> torch.Tensor:
+        """Return final latents [B, ...] without the cache."""
+        with repaired(self.target):
+            return self._latents(call)
+
+    def reordered(self, call: Call) -> torch.Tensor:
+        """Return final latents as `uncached` does, but for rounding: the transformer's batches are in reverse order."""
+        transformer = self.host.transformer
+        with Undo() as undo:
+            undo.set(transformer, "forward", _reversing(transformer.forward))
+            return self.uncached(call)
 
     @contextlib.contextmanager
     def enabled(
         self, config: FastCacheConfig, calibration: Calibration | None = None, observer: Observer | None = None
-    ) -> Iterator[Callable[[Batch], torch.Tensor]]:
-        """Turn the cache on inside a with block, and yield what generates final latents; arguments as in `enable`."""
-        with fastcache(self.engine.pipe, config, calibration=calibration, observer=observer) as handle:
+    ) -> Iterator[Callable[[Call], torch.Tensor]]:
+        """Turn the cache on inside a with block, and yield what makes final latents; arguments as in `enable`."""
+        options: dict[str, Any] = {"calibration": calibration, "observer": observer, "sigmas": self._sigmas}
+        with fastcache(self.target, config, **options) as handle:
             if config.tokens and config.tokens.score == "region":
                 handle.focus(self.region)
-            yield self._latents
+            self._branch = handle.branch
+            try:
+                yield self._latents
+            finally:
+                self._branch = contextlib.nullcontext
 
-    def _latents(self, batch: Batch) -> torch.Tensor:
-        own = self.engine.generate(batch, **{**self.call, "output_type": "latent"})
-        latents = {index: latent for part in world.all_gather_objects(own) for index, latent in part.items()}
-        return torch.stack([latents[request.index].float().cpu() for request in batch])
+    @contextlib.contextmanager
+    def differentiable(self) -> Iterator[None]:
+        """Let latents keep their graph for the length of a with block; in one process only.
+
+        Pipeline calls forbid gradients, so the function inside is called: for xDiT in one process, diffusers' own.
+        """
+        pipe = getattr(self.target, "module", self.target)
+        self._call = functools.partial(inspect.unwrap(type(pipe).__call__), pipe)
+        try:
+            yield
+        finally:
+            self._call = self.target
+
+    def _latents(self, call: Call) -> torch.Tensor:
+        return torch.stack([torch.as_tensor(latents).float().cpu() for latents in self._samples(call, "latent")])
+
+    def _samples(self, call: Call, output_type: str) -> list[Any]:
+        """Return the samples of all replicas, each by its first rank that holds some, in the order of the replicas."""
+        with _seeded(call.seed):
+            own = call.run(self._call, output_type, self._branch)
+        everyone = world.all_gather_objects(own)
+        size = len(everyone) // self.host.topology.data_parallel_degree
+        replicas = [everyone[start : start + size] for start in range(0, len(everyone), size)]
+        return [sample for ranks in replicas for sample in next(part for part in ranks if part)]
+
+
+@contextlib.contextmanager
+def _seeded(seed: int) -> Iterator[None]:
+    """Seed torch's own random numbers inside a with block, and leave them as they were."""
+    with torch.random.fork_rng([torch.cuda.current_device()] if cpu.has_accelerator() else []):
+        torch.manual_seed(seed)
+        yield
+
+
+def _reversing(original: Callable[..., Any]) -> Callable[..., Any]:
+    signature = inspect.signature(original)
+
+    @functools.wraps(original)
+    def forward(*args: Any, **kwargs: Any) -> Any:
+        batch = len(signature.bind(*args, **kwargs).arguments["hidden_states"])
+
+        def flipped(value: Any) -> Any:
+            is_batch = isinstance(value, torch.Tensor) and value.dim() > 0 and len(value) == batch
+            return value.flip(0) if is_batch else value
+
+        args, kwargs = pytree.tree_map(flipped, (args, kwargs))
+        return pytree.tree_map(flipped, original(*args, **kwargs))
+
+    return forward
 
 
 def relative_error(latents: torch.Tensor, reference: torch.Tensor) -> torch.Tensor:

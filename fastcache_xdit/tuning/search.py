@@ -13,9 +13,8 @@ from fastcache_xdit.approx.identity import check_identity
 from fastcache_xdit.config import FastCacheConfig
 from fastcache_xdit.decision.schedule import uniform_mask
 from fastcache_xdit.errors import UsageError
-from fastcache_xdit.evaluate.quality import psnr_db, to_tensor
 from fastcache_xdit.host.identity import identity
-from fastcache_xdit.host.xdit.engine import Batch
+from fastcache_xdit.tuning.calls import Call
 from fastcache_xdit.tuning.planner import LONGEST_GAP, ErrorTable, plan
 from fastcache_xdit.tuning.polish import Polisher
 from fastcache_xdit.tuning.refit import Refits, Refitter
@@ -25,7 +24,7 @@ COHERENCES = (0.0, 0.5, 1.0)
 
 
 class Trial(NamedTuple):
-    """The quality and cost of one config on the search prompts.
+    """The quality and cost of one config on the searched calls.
 
     Attributes:
         psnr_db: mean PSNR of its images against uncached ones.
@@ -65,13 +64,13 @@ def affordable(budget: float, steps: int, lead_blocks: int, num_blocks: int) -> 
 
 @dataclass
 class Search:
-    """Searches masks for one number of steps, on prompts whose uncached images are generated once.
+    """Searches masks for one number of steps, on calls whose uncached images are generated once.
 
     Args:
-        runner: the model; its call arguments include the number of steps.
-        batches: search prompts, which may be those of the calibration but not of the evaluation.
+        runner: the model.
+        calls: all of one number of steps; they may be those of the calibration but not of the evaluation.
         calibration: the calibration of the model.
-        path: its path, for the resulting configs.
+        path: its path, for the resulting configs; None if it has none.
         lead_blocks: number of lead blocks; a schedule needs none, since it measures no change.
         seed: of the order in which moves are tried.
         start: a config whose mask is tried too, if it is within the budget.
@@ -80,9 +79,9 @@ class Search:
     """
 
     runner: Runner
-    batches: Sequence[Batch]
+    calls: Sequence[Call]
     calibration: Calibration
-    path: str
+    path: str | None = None
     lead_blocks: int = 0
     seed: int = 0
     start: FastCacheConfig | None = None
@@ -93,7 +92,7 @@ class Search:
     def __post_init__(self) -> None:
         check_identity(self.calibration.identity, identity(self.runner.host))
         self.num_blocks = len(self.runner.block_names)
-        self.references = [to_tensor(self.runner.images(batch, None)) for batch in self.batches]
+        self.references = [self.runner.images(call, None) for call in self.calls]
         self.sigmas = self.runner.sigmas()
         self.steps = len(self.sigmas)
         self._planner: tuple[ErrorTable, list[float]] | None = None
@@ -141,8 +140,8 @@ class Search:
     def _psnr(self, config: FastCacheConfig, refits: Refits | None = None) -> float:
         calibration = replace(self.calibration, refits=refits) if refits else self.calibration
         psnrs: list[float] = []
-        for batch, reference in zip(self.batches, self.references, strict=True):
-            psnrs += psnr_db(to_tensor(self.runner.images(batch, config, calibration)), reference)
+        for call, reference in zip(self.calls, self.references, strict=True):
+            psnrs += call.psnr(self.runner.images(call, config, calibration), reference)
         return sum(psnrs) / len(psnrs)
 
     def _planned(self, budget: float) -> list[str]:

@@ -1,14 +1,13 @@
-"""Targets of tuning (a budget, a speedup, a quality), the search for them, and the resulting config."""
+"""Targets of tuning (a budget, a speedup, a quality), and the search for them."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import NamedTuple
 
 from fastcache_xdit.config import FastCacheConfig
 from fastcache_xdit.errors import UsageError
-from fastcache_xdit.tuning.refit import Refits
 from fastcache_xdit.tuning.search import Search, Trial
 
 KINDS = {"budget": (0.0, 1.0), "speedup": (1.0, 100.0), "psnr": (0.0, 100.0)}  # allowed range, ends excluded
@@ -85,20 +84,10 @@ def _budget_for(search: Search, speedup: float, report: ReportLine) -> float:
 
 
 def _seconds(search: Search, config: FastCacheConfig | None) -> float:
-    """Return the least of three wall times of one batch, in seconds."""
+    """Return the least of three wall times of one call, in seconds."""
     times = []
     for _ in range(3):
         start = time.perf_counter()
-        search.runner.images(search.batches[0], config)
+        search.runner.images(search.calls[0], config, search.calibration if config else None)
         times.append(time.perf_counter() - start)
     return min(times)
-
-
-def merged(trials: Sequence[Trial]) -> tuple[FastCacheConfig, Refits]:
-    """Return one config with the masks of all trials, and their refits; lead blocks and stand-in must be the same."""
-    schedule: dict[int, str] = {}
-    refits: Refits = {}
-    for trial in trials:
-        schedule |= trial.config.schedule or {}
-        refits |= trial.refits
-    return trials[0].config.model_copy(update={"schedule": schedule}), refits

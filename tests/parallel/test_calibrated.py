@@ -18,6 +18,7 @@ from fastcache_xdit.approx.forms import FORMS
 from fastcache_xdit.decision.schedule import uniform_mask
 from fastcache_xdit.tuning.calibrate import TRIED
 from tests.parallel.cached import STEPS, Answer, psnr, relative
+from tests.parallel.calibrated_worker import GUIDANCE
 from tests.parallel.launch import run_ranks
 
 CLOSE = 1e-4  # relative
@@ -82,6 +83,13 @@ def test_fits_of_two_ranks_equal_those_of_one(results, folder, name, close):
     for found in (alone, shared):
         assert {(each.length, each.floor) for each in found.coherence} <= set(TRIED)
         assert [each.reach for each in found.coherence] == [3, 5, 7, math.inf]
+
+
+@pytest.mark.parametrize("name", MEASURED)
+def test_guidance_is_measured_in_one_batch_and_over_two_ranks(results, folder, name):
+    (guidance,) = Calibration.load(folder / f"{name}.safetensors").facts["guidance"]
+    assert guidance["weights"] == pytest.approx([1 - GUIDANCE, GUIDANCE], abs=1e-3)
+    assert guidance["residual"] < 1e-3
 
 
 @pytest.mark.parametrize("run", RUNS)

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import inspect
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -39,37 +38,30 @@ class Engine:
         self.is_video = video.is_video(self.pipe)
         self.replicas = options.data_parallel_degree
         self.accepts = set(inspect.signature(type(self.pipe).__call__).parameters)
-        self._call = self.pipe
 
-    def generate(self, batch: Batch, **call: Any) -> dict[int, Any]:
-        """Run one batch; return {index: PIL image} on the rank of each replica that holds images, else {}.
+    def arguments(self, batch: Batch, **call: Any) -> dict[str, Any]:
+        """Return the arguments of the pipeline call that generates a batch; those that it does not take are left out.
 
-        Every rank must call it with the same batch. Arguments that the pipeline does not take are left out. A video
-        comes as one image, see `video.strip`.
+        Under data parallelism the seeds are those of this rank's part.
         """
         own = self._own(batch)
         arguments = {"use_resolution_binning": self._binned(), "output_type": "pil", **call}
         arguments = {name: value for name, value in arguments.items() if name in self.accepts and value is not None}
-        arguments["generator"] = [torch.Generator("cpu").manual_seed(request.seed) for request in own]
-        indices = [request.index for request in own]
-        if self.is_video:
-            videos = self._call(prompt=[request.prompt for request in own], **arguments).frames
-            return dict(zip(indices, video.pictures(videos), strict=True)) if video.first_of_replica() else {}
-        output = self._call(prompt=[request.prompt for request in self._padded(batch)], **arguments)
-        return dict(zip(indices, output.images, strict=False)) if output is not None else {}
+        prompts = [request.prompt for request in (own if self.is_video else self._padded(batch))]
+        seeds = [torch.Generator("cpu").manual_seed(request.seed) for request in own]
+        return {**arguments, "prompt": prompts, "generator": seeds}
 
-    @contextlib.contextmanager
-    def differentiable(self) -> Iterator[None]:
-        """Let latents keep their graph for the length of a with block; in one process only.
+    def generate(self, batch: Batch, **call: Any) -> dict[int, Any]:
+        """Run one batch; return {index: PIL image} on the rank of each replica that holds images, else {}.
 
-        xDiT's pipeline calls forbid gradients, so the function inside is called: in one process, diffusers' own.
+        Every rank must call it with the same batch. A video comes as one image, see `video.strip`.
         """
-        pipe = getattr(self.pipe, "module", self.pipe)
-        self._call = functools.partial(inspect.unwrap(type(pipe).__call__), pipe)
-        try:
-            yield
-        finally:
-            self._call = self.pipe
+        indices = [request.index for request in self._own(batch)]
+        output = self.pipe(**self.arguments(batch, **call))
+        if self.is_video:
+            own = video.pictures(output.frames) if video.first_of_replica() else []
+            return dict(zip(indices, own, strict=False))
+        return dict(zip(indices, output.images, strict=False)) if output is not None else {}
 
     def _binned(self) -> bool:
         config = getattr(getattr(self.pipe, "transformer", None), "config", None)
