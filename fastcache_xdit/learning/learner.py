@@ -20,7 +20,7 @@ from fastcache_xdit.host.identity import adapters, identity
 from fastcache_xdit.learning.calls import Call, RecordedCall, arguments, intercept, quiet
 from fastcache_xdit.learning.circumstances import difference
 from fastcache_xdit.learning.lesson import Lesson
-from fastcache_xdit.learning.likeness import Pictures, latents_error, mean_decibels, mean_psnr, squared_difference
+from fastcache_xdit.learning.likeness import Pictures, decibels, latents_error, mean_psnr, squared_difference
 from fastcache_xdit.learning.ranks import Ranks
 from fastcache_xdit.learning.teaching import Recorded, Teaching
 from fastcache_xdit.learning.trajectory import Trajectory
@@ -156,7 +156,7 @@ class Learner:
             whole = self._again(call, recorded, _whole(len(mask)), self.pilot.calibration)
             self.pilot.mask = mask
         psnr = mean_psnr([self.ranks.total(squared_difference(pictures, self.pictures.taken()))])
-        latents = mean_decibels([self.ranks.total(latents_error(served, whole))])
+        latents = decibels(self.ranks.total(latents_error(served, whole)))
         self.guarded.append(latents if psnr is None else psnr)
         promise = promises.get(computed)
         if psnr is not None and promise is not None and psnr < promise - DRIFT:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import operator
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -16,7 +18,7 @@ from fastcache_xdit.approx.output import SEGMENT, STREAM, OutputForecast
 from fastcache_xdit.approx.output_masks import OutputMasks
 from fastcache_xdit.decision.schedule import uniform_mask
 from fastcache_xdit.host.effects import Effects
-from fastcache_xdit.learning.likeness import latents_error, mean_decibels
+from fastcache_xdit.learning.likeness import decibels, latents_error
 from fastcache_xdit.learning.ranks import Ranks
 from fastcache_xdit.learning.refit import refitted, returning
 from fastcache_xdit.learning.trajectory import Trajectory, moments_of
@@ -32,13 +34,13 @@ class Trial(NamedTuple):
     """A mask with its weights, and how near the final latents came to those of the requests computed in full.
 
     Attributes:
-        decibels: -20 log10(relative error of the final latents), the mean over requests.
+        decibels: -20 log10(relative error of the final latents) of each request.
         mask: the mask.
         refits: weights that were refitted for it.
         halves: moments of what its skipped steps should have had.
     """
 
-    decibels: float
+    decibels: tuple[float, ...]
     mask: str
     refits: dict[Refitted, torch.Tensor]
     halves: Halves
@@ -72,10 +74,10 @@ class Lesson:
 
     def best(self, computed: int) -> Trial:
         """Return the best of a few masks with so many computed steps, refitted where that is better."""
-        best = max(map(self._twice, self._candidates(computed)), key=lambda trial: trial.decibels)
+        best = functools.reduce(better, map(self._twice, self._candidates(computed)))
         for _ in range(ROUNDS):
             again = self._try(best.mask, self._refits(best))
-            if again.decibels <= best.decibels:
+            if better(best, again) is best:
                 break
             best = again
         return best
@@ -83,7 +85,7 @@ class Lesson:
     def _twice(self, mask: str) -> Trial:
         """Return the better of a mask's trials with the first weights and with refitted ones."""
         first = self._try(mask, {})
-        return max(first, self._try(mask, self._refits(first)), key=lambda trial: trial.decibels)
+        return better(first, self._try(mask, self._refits(first)))
 
     def _candidates(self, computed: int) -> Iterator[str]:
         """Yield, without duplicates, the planned mask, the one planned for other models, and an even one."""
@@ -99,7 +101,7 @@ class Lesson:
             trajectory = self.replay(index, mask, known)
             errors.append(self.ranks.total(latents_error(trajectory, reference)))
             moments.append(self._total(trajectory, self._returning(trajectory, reference, mask)))
-        return Trial(mean_decibels(errors), mask, refits, _halves(moments))
+        return Trial(tuple(map(decibels, errors)), mask, refits, _halves(moments))
 
     def _refits(self, trial: Trial) -> dict[Refitted, torch.Tensor]:
         halves = self.calibration.moments[SEGMENT][STREAM]
@@ -112,6 +114,11 @@ class Lesson:
     def _total(self, trajectory: Trajectory, outputs: Sequence[torch.Tensor]) -> Moments:
         gram = moments_of(outputs, self.sigmas).gram.cpu() if trajectory.steps else None
         return Moments(self.sigmas, self.ranks.total(gram))
+
+
+def better(old: Trial, new: Trial) -> Trial:
+    """Return the new trial if it is better for every request, else the old one: a few requests tell no less from luck."""
+    return new if all(map(operator.gt, new.decibels, old.decibels)) else old
 
 
 def _halves(moments: Sequence[Moments]) -> Halves:

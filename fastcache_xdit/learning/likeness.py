@@ -63,6 +63,7 @@ def latents_error(trajectory: Trajectory, reference: Trajectory) -> torch.Tensor
     return torch.stack([(latents - wanted).square().sum(), wanted.square().sum()]).cpu()
 
 
-def mean_decibels(sums: Sequence[torch.Tensor]) -> float:
-    """Return the mean over requests of -20 log10(relative error), from sums over all ranks."""
-    return float(torch.stack([-10 * (error / energy).clamp_min(1e-30).log10() for error, energy in sums]).mean())
+def decibels(sums: torch.Tensor) -> float:
+    """Return -20 log10(relative error) of a request's final latents, from the sums over all ranks."""
+    error, energy = sums
+    return float(-10 * (error / energy).clamp_min(1e-30).log10())

@@ -70,7 +70,7 @@ class Teaching:
         calibration.refits.update(trial.refits)
         facts = calibration.facts
         facts["masks"][computed] = trial.mask
-        facts["latents_db"][computed] = round(trial.decibels, 2)
+        facts["latents_db"][computed] = round(sum(trial.decibels) / len(trial.decibels), 2)
         facts["seconds"][computed] = self._mean(seconds)
         if (promise := mean_psnr(sums)) is not None:
             facts["promises"][computed] = round(promise, 2)

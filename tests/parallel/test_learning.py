@@ -53,13 +53,14 @@ def test_the_first_requests_are_whole_and_the_next_ones_follow_the_plan(ranks, n
         assert len(skipped) == STEPS // 2
 
 
-@pytest.mark.parametrize("name", ["u2", "r2", "cfg2"])
-def test_what_ranks_learn_together_is_what_one_process_learns(ranks, alone, name):
+# ring attention adds up in float32, whatever the model computes in
+@pytest.mark.parametrize(("name", "tolerance"), [("u2", 1e-6), ("r2", 1e-4), ("cfg2", 1e-6)])
+def test_what_ranks_learn_together_is_what_one_process_learns(ranks, alone, name, tolerance):
     together, single = ranks[name][0], alone["pixart"]
     assert together.mask == single.mask
     assert together.weights.keys() == single.weights.keys()
     for step, weights in single.weights.items():
-        torch.testing.assert_close(together.weights[step], weights, atol=1e-6, rtol=1e-6)
+        torch.testing.assert_close(together.weights[step], weights, atol=tolerance, rtol=tolerance)
 
 
 def test_it_is_kept_once(ranks):
