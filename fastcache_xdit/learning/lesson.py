@@ -117,7 +117,7 @@ class Lesson:
 
 
 def better(old: Trial, new: Trial) -> Trial:
-    """Return the new trial if it is better for every request, else the old one: a few requests tell no less from luck."""
+    """Return the new trial if it is better for every request, else the old one: few requests tell less from luck."""
     return new if all(map(operator.gt, new.decibels, old.decibels)) else old
 
 

@@ -54,7 +54,7 @@ def test_the_first_requests_are_whole_and_the_next_ones_follow_the_plan(ranks, n
 
 
 # ring attention adds up in float32, whatever the model computes in
-@pytest.mark.parametrize(("name", "tolerance"), [("u2", 1e-6), ("r2", 1e-4), ("cfg2", 1e-6)])
+@pytest.mark.parametrize(("name", "tolerance"), [("u2", 1e-6), ("r2", 1e-5), ("cfg2", 1e-6)])
 def test_what_ranks_learn_together_is_what_one_process_learns(ranks, alone, name, tolerance):
     together, single = ranks[name][0], alone["pixart"]
     assert together.mask == single.mask
