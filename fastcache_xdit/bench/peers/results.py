@@ -19,7 +19,7 @@ from fastcache_xdit.errors import UsageError
 
 KEPT_PICTURES = 4
 # Conditions that may differ between two runs into one folder.
-MAY_DIFFER = ("date", "command", "machine", "sweep")
+MAY_DIFFER = ("date", "command", "machine", "sweep", "peers")
 SPEEDUP = ("median", "least", "most", "repetitions")
 
 
