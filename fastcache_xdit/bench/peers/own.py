@@ -13,7 +13,6 @@ from fastcache_xdit.decision.schedule import uniform_mask
 from fastcache_xdit.plugin import fastcache, repaired
 
 SHARES = (1 / 1.5, 1 / 2, 1 / 2.5, 1 / 3, 1 / 4, 1 / 5)
-THRESHOLDS = (0.05, 0.1, 0.2, 0.4, 0.8)  # the second is the default
 
 
 @contextlib.contextmanager
@@ -29,9 +28,8 @@ def _from_file(subject: Subject, path: str) -> Iterator[dict[str, Any]]:
 
 
 @contextlib.contextmanager
-def _online(subject: Subject, threshold: float) -> Iterator[dict[str, Any]]:
-    # The budget stays twice the threshold, as in the defaults; otherwise it alone would bound bold settings.
-    with _cached(subject, FastCacheConfig(threshold=threshold, error_budget=2 * threshold)) as changes:
+def _planned(subject: Subject, share: float) -> Iterator[dict[str, Any]]:
+    with _cached(subject, FastCacheConfig(budget=share, learn=0)) as changes:
         yield changes
 
 
@@ -60,10 +58,10 @@ def tuned(configs: Mapping[str, Path]) -> Peer:
     return Peer("FastCache, tuned", "fastcache_xdit", _from_file, settings, parallel=True, ours=True, note=note)
 
 
-def online() -> Peer:
-    """Return FastCache without a calibration, over its threshold."""
-    settings = tuple(Setting(f"threshold {value:g}", {"threshold": value}) for value in THRESHOLDS)
-    return Peer("FastCache, online", "fastcache_xdit", _online, settings, parallel=True, ours=True)
+def planned() -> Peer:
+    """Return FastCache as it begins, before it has learnt anything of a model."""
+    note = "planned from other models, before anything is learnt"
+    return Peer("FastCache, planned", "fastcache_xdit", _planned, _shares(), parallel=True, ours=True, note=note)
 
 
 def even_masks() -> Peer:
