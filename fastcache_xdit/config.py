@@ -29,8 +29,9 @@ class FastCacheConfig(Readable, Options):
         guard_every: every so many requests, one is computed in full as well and compared. Where it falls 3 dB below the
             promise, the model is learnt again. 0 never does.
         check: relative error, norm(error) / norm(output), above which a planned skip is computed instead: what the
-            stand-in would have missed at the computed step before it, for the worst picture of the batch. 0 measures
-            nothing. It needs a scheduler, and does not work with PipeFusion, where the last stage alone sees outputs.
+            stand-in would have missed at the computed step before it, for the worst picture of the batch; and so is a
+            skip before there is such a step. 0 measures nothing. It needs a scheduler, and does not work with
+            PipeFusion, where the last stage alone sees outputs.
         granularity: what one decision covers: the whole transformer, whose output is then estimated (`output`, which
             works with every denoiser), all blocks after the lead blocks (`step`), one of `groups` groups of consecutive
             blocks (`group`), or one block (`block`, as in the paper). The default is `output` with `test: plan`, else

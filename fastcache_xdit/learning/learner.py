@@ -21,7 +21,7 @@ from fastcache_xdit.host.base import Host
 from fastcache_xdit.host.effects import SchedulerEffects
 from fastcache_xdit.host.identity import identity
 from fastcache_xdit.learning.calls import Call, RecordedCall, intercept, quiet
-from fastcache_xdit.learning.lesson import Lesson, Trial
+from fastcache_xdit.learning.lesson import Attempt, Lesson
 from fastcache_xdit.learning.pictures import Pictures, mean_psnr, squared_difference
 from fastcache_xdit.learning.ranks import Ranks
 from fastcache_xdit.learning.trajectory import Trajectory
@@ -142,19 +142,19 @@ class Learner:
             self._promise(calibration, lesson.best(computed), call)
         return calibration
 
-    def _promise(self, calibration: Calibration, trial: Trial, call: Call) -> None:
+    def _promise(self, calibration: Calibration, attempt: Attempt, call: Call) -> None:
         """Make the recorded requests once more, decoded, and note what their pictures promise and their time."""
-        computed = str(trial.mask.count("1"))
-        known, sums, seconds = replace(calibration, refits=trial.refits), [], []
+        computed = str(attempt.mask.count("1"))
+        known, sums, seconds = replace(calibration, refits=attempt.refits), [], []
         for recorded in self._recorded:
             start = time.perf_counter()
-            self._again(call, recorded, trial.mask, known)
+            self._again(call, recorded, attempt.mask, known)
             seconds.append(time.perf_counter() - start)
             sums.append(self.ranks.total(squared_difference(self.pictures.taken(), recorded.pictures)))
-        calibration.refits.update(trial.refits)
+        calibration.refits.update(attempt.refits)
         facts = calibration.facts
-        facts["masks"][computed] = trial.mask
-        facts["latents_db"][computed] = round(trial.decibels, 2)
+        facts["masks"][computed] = attempt.mask
+        facts["latents_db"][computed] = round(attempt.decibels, 2)
         facts["seconds"][computed] = self.ranks.first(sum(seconds) / len(seconds))
         if (promise := mean_psnr(sums)) is not None:
             facts["promises"][computed] = round(promise, 2)

@@ -27,7 +27,7 @@ HELD_OUT_EVERY = 3
 Replay = Callable[[int, str, Calibration], Trajectory]
 
 
-class Trial(NamedTuple):
+class Attempt(NamedTuple):
     """A mask with its weights, and how near the final latents came to those of the requests computed in full.
 
     Attributes:
@@ -69,9 +69,9 @@ class Lesson:
         moments = [self._total(trajectory, trajectory.outputs()) for trajectory in self.references]
         return Calibration({}, {}, self.sigmas, {SEGMENT: {STREAM: _halves(moments)}}).as_saved()
 
-    def best(self, computed: int) -> Trial:
+    def best(self, computed: int) -> Attempt:
         """Return the best of a few masks with so many computed steps, refitted where that is better."""
-        best = max(map(self._twice, self._candidates(computed)), key=lambda trial: trial.decibels)
+        best = max(map(self._twice, self._candidates(computed)), key=lambda attempt: attempt.decibels)
         for _ in range(ROUNDS):
             again = self._try(best.mask, self._refits(best))
             if again.decibels <= best.decibels:
@@ -79,10 +79,10 @@ class Lesson:
             best = again
         return best
 
-    def _twice(self, mask: str) -> Trial:
-        """Return the better of a mask's trials with the first weights and with refitted ones."""
+    def _twice(self, mask: str) -> Attempt:
+        """Return the better of a mask's attempts with the first weights and with refitted ones."""
         first = self._try(mask, {})
-        return max(first, self._try(mask, self._refits(first)), key=lambda trial: trial.decibels)
+        return max(first, self._try(mask, self._refits(first)), key=lambda attempt: attempt.decibels)
 
     def _candidates(self, computed: int) -> Iterator[str]:
         """Yield, without duplicates, the planned mask, the one planned for other models, and an even one."""
@@ -92,19 +92,19 @@ class Lesson:
         planned = [OutputMasks(halves, self.effects.final).mask(computed) for halves in known]
         yield from dict.fromkeys([*planned, uniform_mask(len(self.sigmas), computed)])
 
-    def _try(self, mask: str, refits: dict[Refitted, torch.Tensor]) -> Trial:
+    def _try(self, mask: str, refits: dict[Refitted, torch.Tensor]) -> Attempt:
         known, errors, moments = replace(self.calibration, refits=refits), [], []
         for index, reference in enumerate(self.references):
             trajectory = self.replay(index, mask, known)
             errors.append(self._error(trajectory, reference))
             moments.append(self._total(trajectory, self._returning(trajectory, reference, mask)))
         decibels = -10 * torch.stack(errors).clamp_min(1e-30).log10().mean().item()
-        return Trial(decibels, mask, refits, _halves(moments))
+        return Attempt(decibels, mask, refits, _halves(moments))
 
-    def _refits(self, trial: Trial) -> dict[Refitted, torch.Tensor]:
+    def _refits(self, attempt: Attempt) -> dict[Refitted, torch.Tensor]:
         halves = self.calibration.moments[SEGMENT][STREAM]
-        used = OutputForecast(halves, self.effects.final, trial.refits).weights
-        return refitted(trial.halves, trial.mask, used, self.effects.final)
+        used = OutputForecast(halves, self.effects.final, attempt.refits).weights
+        return refitted(attempt.halves, attempt.mask, used, self.effects.final)
 
     def _returning(self, trajectory: Trajectory, reference: Trajectory, mask: str) -> list[torch.Tensor]:
         return returning(trajectory, reference, mask, self.effects.next) if trajectory.steps else []

@@ -49,7 +49,7 @@ class OutputDriver:
         self._past: dict[Any, _Past] = {}  # by patch, or where nothing is handed over by branch and patch
         self._computed: dict[Any, tuple[int, ...]] = {}
         self._skipped: dict[int | None, int] = {}  # the last skipped step, by patch
-        self._missed = 0.0  # relative error of the worst sample where it was last measured
+        self._missed = math.inf  # relative error of the worst sample where it was last measured
 
     def begin(self, sigmas: list[float]) -> None:
         """Begin a request whose steps have these noise levels."""
@@ -62,7 +62,7 @@ class OutputDriver:
         self._past.clear()
         self._computed.clear()
         self._skipped.clear()
-        self._missed = 0.0
+        self._missed = math.inf
 
     def bytes_held(self) -> int:
         """Return the bytes of the cached outputs."""
@@ -109,7 +109,9 @@ class OutputDriver:
             return COMPUTED
         if key not in self._returned:
             return NO_REFERENCE
-        within = not self._checks or self._missed <= self.record.config.check
+        if not self._checks:
+            return SKIPPED
+        within = self._missed <= self.record.config.check
         return (SKIPPED if within else CHECK)._replace(predicted_error=self._missed)
 
     @property

@@ -32,7 +32,7 @@ def moments(states: list[torch.Tensor], samples: int, guidance: float):
     segment, clock = Segment(0, blocks), Clock()
     recorder, found = Recorder([segment], samples, guidance), {}
     with Undo() as undo:
-        recorder.attach(Watched(clock, [segment], [], ScheduledJudge(Rules(FastCacheConfig()))), undo)
+        recorder.attach(Watched(clock, [segment], [], ScheduledJudge(Rules(FastCacheConfig(test="paper")))), undo)
         for hidden_states in states:
             with clock.tick():
                 blocks[1].module(blocks[0].module(hidden_states))
