@@ -8,7 +8,7 @@ Writes own_loop.png.
 import torch
 from diffusers import PixArtAlphaPipeline
 
-from fastcache_xdit import FastCacheConfig, fastcache
+from fastcache_xdit import fastcache
 from fastcache_xdit.shipped import model_path
 
 PROMPT, STEPS, GUIDANCE = "a green circle above a yellow triangle on a light background", 20, 2.5
@@ -20,7 +20,8 @@ branches = {"cond": texts[:2], "uncond": texts[2:]}  # embeddings and mask of th
 
 latents = torch.randn(1, 4, 16, 16, generator=torch.Generator().manual_seed(0))
 scheduler.set_timesteps(STEPS)
-with torch.no_grad(), fastcache(transformer, FastCacheConfig()) as handle:
+with torch.no_grad(), fastcache(transformer, budget=0.5) as handle:
+    handle.request(scheduler.timesteps / 1000)  # no scheduler is known here: say the noise levels, 1 to 0
     for timestep in scheduler.timesteps:
         velocity = {}
         for name, (text, mask) in branches.items():

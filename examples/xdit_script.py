@@ -2,7 +2,8 @@
 
     torchrun --nproc_per_node 2 examples/xdit_script.py --ulysses_degree 2 --cache fastcache
 
-All flags are xDiT's own; `--cache_config FILE.yaml` takes options of FastCache. Writes xdit_script.png.
+All flags are xDiT's own; `--cache_config FILE.yaml` takes options of FastCache. The first requests are computed in
+full, to learn from; `--cache_config '{"learn": 0}'` skips steps at once. Writes xdit_script.png.
 """
 
 import sys

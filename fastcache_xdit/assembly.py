@@ -168,19 +168,13 @@ def _judge(plan: ExecutionPlan, record: Record) -> Judge:
     if config.test == "none":
         return ScheduledJudge(rules)
     num_stages = topology.pipefusion_parallel_degree
-    agreeing = AgreeingJudge(rules, record.consensus, record.ledger, _stage_fraction(plan))
+    agreeing = AgreeingJudge(rules, record.consensus, record.ledger)
     patches = num_stages > 1 and plan.host.spec.patches_follow_first
     judge: Judge = FollowingJudge(agreeing, branches=config.cfg_agreement, patches=patches)
     if num_stages > 1 and config.pp_decision == "leader":
         layout.check_decision(config, num_stages)
         judge = LeaderJudge(judge, StageRelay(topology, record.counters))
     return judge
-
-
-def _stage_fraction(plan: ExecutionPlan) -> float:
-    """Return the fraction of all blocks that may be skipped which this pipeline stage holds; 1 with one stage."""
-    own_blocks = sum(len(segment.blocks) for segment in plan.stand_ins.segments)
-    return own_blocks / (plan.host.num_blocks - plan.config.lead_blocks)
 
 
 def scheduled_skips(config: FastCacheConfig) -> Callable[[Sequence[float]], Sequence[bool]]:

@@ -2,22 +2,19 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import Field, ValidationError, field_validator, model_validator
 
 from fastcache_xdit.errors import UsageError
 from fastcache_xdit.goal import GOALS, Goal
-from fastcache_xdit.options import SCHEDULE_DECIDES, Options, TokensConfig, read_yaml, usage_error
+from fastcache_xdit.options import SCHEDULE_DECIDES, Options, TokensConfig, usage_error
+from fastcache_xdit.reading import Readable
 
 
-class FastCacheConfig(Options):
+class FastCacheConfig(Readable, Options):
     """Options of FastCache: when blocks are skipped, and what replaces them (arXiv 2505.20353).
-
-    All options are keyword-only. An unknown option is an error that names the nearest known one.
 
     One goal is enough: `budget`, `speedup` or `psnr`; without any it is `budget: 0.5`. The other options are for those
     who want to decide more themselves.
@@ -31,6 +28,10 @@ class FastCacheConfig(Options):
             nothing: what the folder of learnt calibrations has of this model is used, or the pooled plan.
         guard_every: every so many requests, one is computed in full as well and compared. Where it falls 3 dB below the
             promise, the model is learnt again. 0 never does.
+        check: relative error, norm(error) / norm(output), above which a planned skip is computed instead: what the
+            stand-in would have missed at the computed step before it, for the worst picture of the batch; and so is a
+            skip before there is such a step. 0 measures nothing. It needs a scheduler, and does not work with
+            PipeFusion, where the last stage alone sees outputs.
         granularity: what one decision covers: the whole transformer, whose output is then estimated (`output`, which
             works with every denoiser), all blocks after the lead blocks (`step`), one of `groups` groups of consecutive
             blocks (`group`), or one block (`block`, as in the paper). The default is `output` with `test: plan`, else
@@ -54,24 +55,20 @@ class FastCacheConfig(Options):
         schedule: which steps are computed, as one mask for each number of steps, such as `{20: "1110p001..."}`: 1 is a
             computed step, p a partial one (see `tokens`), 0 one that may be skipped. For another number of steps the
             nearest mask is stretched. A step is skipped only if both the schedule and the test allow it.
-        test: the rule for when a change is insignificant, so that a step may be skipped. `plan`, the default without a
-            schedule, skips what costs least for the goal. `online` predicts the error of
-            a skip from the computed steps of this request and compares it with `threshold`. `calibrated` is the
-            chi-squared test of the calibration, with `alpha` and `tolerance`. `paper` is the literal rule of arXiv
-            2505.20353, for comparison only: it accepts every change below 100 %. `none` leaves the decision to the
-            schedule and needs no messages between ranks; with `lead_blocks: 0` the last PipeFusion stage then runs the
-            skipped steps alone.
+        test: the rule for when a step may be skipped. `plan`, the default without a schedule, skips what costs least
+            for the goal. `calibrated` is the chi-squared test of the calibration, with `alpha` and `tolerance`. `paper`
+            is the literal rule of arXiv 2505.20353, for comparison only: it accepts every change below 100 %. `none`
+            leaves the decision to the schedule and needs no messages between ranks; with `lead_blocks: 0` the last
+            PipeFusion stage then runs the skipped steps alone.
         alpha: significance level of `calibrated` and `paper`: the fraction of steps exactly at the tolerance that are
             computed anyway. A smaller value skips more.
         tolerance: relative error of the final latents that `calibrated` allows one skip to cause.
-        threshold: relative error, norm(error) / norm(output), that `online` allows one skip to cause. 0 skips nothing.
         error_budget: upper bound on the sum of predicted errors since the last computed step, older ones decayed.
         error_decay: factor, 0 to 1, by which the predicted errors of earlier steps fade in that sum at each step (the
             paper's rho).
         warmup_steps: number of steps at the start of a request that are always computed.
         cooldown_steps: number of steps at the end of a request that are always computed.
         max_consecutive_skips: largest number of steps skipped in a row.
-        window: number of recent (change, error) observations from which `online` predicts.
         sync: `step` exchanges one message per step and patch for all decisions, `block` one message per decision.
         cfg_agreement: make the ranks of CFG parallelism decide together, so that they skip what one process would.
         pp_decision: under PipeFusion, either the first stage decides for all (`leader`, with `granularity: step`), or
@@ -86,6 +83,7 @@ class FastCacheConfig(Options):
     psnr: Annotated[float, Field(gt=0, lt=100)] | None = None
     learn: int = Field(4, ge=0)
     guard_every: int = Field(0, ge=0)
+    check: float = Field(0.0, ge=0, allow_inf_nan=False)
     granularity: Literal["output", "step", "group", "block"] = "output"
     groups: int = Field(4, ge=1)
     lead_blocks: int = Field(1, ge=0)
@@ -94,16 +92,14 @@ class FastCacheConfig(Options):
     calibration: str | None = None
     allow_adapters: bool = False
     schedule: dict[int, str] | None = None
-    test: Literal["plan", "online", "calibrated", "paper", "none"] = "plan"
+    test: Literal["plan", "calibrated", "paper", "none"] = "plan"
     alpha: float = Field(0.05, gt=0, lt=1)
     tolerance: float = Field(0.02, gt=0, allow_inf_nan=False)
-    threshold: float = Field(0.1, ge=0, allow_inf_nan=False)
     error_budget: float = Field(0.2, ge=0, allow_inf_nan=False)
     error_decay: float = Field(1.0, ge=0, le=1)
     warmup_steps: int = Field(3, ge=1)
     cooldown_steps: int = Field(1, ge=0)
     max_consecutive_skips: int = Field(3, ge=0)
-    window: int = Field(4, ge=1)
     sync: Literal["step", "block"] = "step"
     cfg_agreement: bool = True
     pp_decision: Literal["leader", "stage"] = "leader"
@@ -125,6 +121,9 @@ class FastCacheConfig(Options):
         """A schedule decides alone where no test is named; blocks are skipped where nothing is planned."""
         if not isinstance(values, dict):
             return values
+        if values.get("test") == "online" or "threshold" in values or "window" in values:
+            problem = "test 'online', with threshold and window, was replaced by test 'plan'"
+            raise UsageError(problem, "set budget, speedup or psnr, and check to bound the error of each request")
         test = values.get("test") or ("none" if values.get("schedule") else "plan")
         return {"granularity": "output" if test == "plan" else "step", **values, "test": test}
 
@@ -138,8 +137,9 @@ class FastCacheConfig(Options):
         goals = [kind for kind in GOALS if getattr(self, kind) is not None]
         if len(goals) > 1:
             raise UsageError(f"{' and '.join(goals)} are both given", "give one goal")
-        if goals and self.test != "plan":
-            raise UsageError(f"{goals[0]} is a goal of test 'plan', not of {self.test!r}", "leave one of them away")
+        planned = [*goals, "check"] if self.check else goals
+        if planned and self.test != "plan":
+            raise UsageError(f"{planned[0]} belongs to test 'plan', not to {self.test!r}", "leave one of them away")
         if (self.granularity == "output") != (self.test == "plan") and self.test != "none":
             raise UsageError(
                 f"granularity {self.granularity!r} does not go with test {self.test!r}",
@@ -194,53 +194,6 @@ class FastCacheConfig(Options):
         schedule = {len(masks): masks} if isinstance(masks, str) else dict(masks)
         return cls.from_dict({**SCHEDULE_DECIDES, "schedule": schedule, **options})
 
-    @classmethod
-    def from_dict(cls, values: dict[str, Any]) -> FastCacheConfig:
-        """Build a config from a dict of options.
-
-        Raises:
-            UsageError: an option does not exist, or cannot have this value.
-        """
-        if not isinstance(values, dict):
-            raise UsageError(f"a FastCache config is a mapping of options, not {type(values).__name__}: {values!r}")
-        return cls(**values)
-
-    @classmethod
-    def from_json(cls, text: str) -> FastCacheConfig:
-        """Build a config from a JSON object; errors as in `from_dict`."""
-        try:
-            return cls.from_dict(json.loads(text))
-        except json.JSONDecodeError as error:
-            raise UsageError(f"the FastCache config is not valid JSON ({error}): {text!r}") from None
-
-    @classmethod
-    def from_file(cls, path: str | Path) -> FastCacheConfig:
-        """Build a config from a YAML or JSON file.
-
-        Raises:
-            UsageError: there is no such file, it is not YAML, or as in `from_dict`; the message names the file.
-        """
-        values = _beside(Path(path).parent, read_yaml(path))
-        try:
-            return cls.from_dict(values)
-        except UsageError as error:
-            raise error.of(path) from None
-
-    @classmethod
-    def from_text(cls, text: str | None) -> FastCacheConfig:
-        """Build a config from a JSON object or a path, as given on a command line; without text, the defaults."""
-        if not text:
-            return cls()
-        return cls.from_json(text) if text.lstrip().startswith("{") else cls.from_file(text)
-
     def to_dict(self) -> dict[str, Any]:
         """Return all options as plain values, ready for YAML or JSON."""
         return self.model_dump()
-
-
-def _beside(folder: Path, values: dict[str, Any]) -> dict[str, Any]:
-    """Resolve the path of a calibration against the folder of the config file, if the calibration is there."""
-    name = values.get("calibration") if isinstance(values, dict) else None
-    if isinstance(name, str) and (folder / name).is_file():
-        return values | {"calibration": str(folder / name)}
-    return values

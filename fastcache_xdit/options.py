@@ -1,14 +1,12 @@
-"""The base class of all options, how they are read and their errors worded, and the options of partial steps."""
+"""The base class of all options, how their errors are worded, and the options of partial steps."""
 
 from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable
-from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import numpy as np
-import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from fastcache_xdit.errors import UsageError
@@ -58,22 +56,6 @@ def _mistake(item: Any) -> UsageError:
     problem = f"option {'.'.join(map(str, item['loc']))!r}: {raised.problem[0].lower()}{raised.problem[1:]}"
     ours = "error" in item.get("ctx", {})  # and says what was given
     return UsageError(problem if ours else f"{problem}, not {item['input']!r}", raised.advice)
-
-
-def read_yaml(path: str | Path) -> dict[str, Any]:
-    """Return the options in a YAML or JSON file; an empty file has none.
-
-    Raises:
-        UsageError: there is no such file, or it is not YAML; the message names it.
-    """
-    path = Path(path)
-    if not path.is_file():
-        raise UsageError(f"no such config file: {path}")
-    try:
-        values = yaml.safe_load(path.read_text())
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UsageError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from None
-    return {} if values is None else values
 
 
 Ratio = Annotated[float, Field(gt=0, le=1)]

@@ -17,6 +17,7 @@ from fastcache_xdit.host.base import Host
 from fastcache_xdit.host.effects import SchedulerEffects
 from fastcache_xdit.host.identity import identity
 from fastcache_xdit.host.listening import listen, sigmas_of
+from fastcache_xdit.host.xdit import layout
 from fastcache_xdit.parallel.ledger import Ledger
 from fastcache_xdit.runtime.output import OutputDriver
 from fastcache_xdit.runtime.pilot import Pilot
@@ -36,7 +37,10 @@ def attach_output(
         known: a calibration of this model's output; None for the pooled one.
     Returns:
         The session, its pilot, and the effects of its scheduler.
+    Raises:
+        UsageError: `check` is asked for where outputs are not seen.
     """
+    _check_decision(host, config)
     sigmas, announced = sigmas_of(host), host.scheduler is not None
     assert sigmas, "plugin.enable refuses a loop without noise levels"
     mask = _scheduled(config) if config.schedule else None
@@ -68,6 +72,14 @@ def output_calibration(host: Host, config: FastCacheConfig, calibration: Calibra
     if calibration.identity:  # a pooled one is of no model
         check_identity(calibration.identity, identity(host), config.allow_adapters)
     return calibration
+
+
+def _check_decision(host: Host, config: FastCacheConfig) -> None:
+    if config.check and host.scheduler is None:
+        raise UsageError(
+            "check needs a scheduler, to which outputs are handed over", "enable FastCache on the pipeline"
+        )
+    layout.check_decision(config, host.topology.pipefusion_parallel_degree)
 
 
 def _scheduled(config: FastCacheConfig) -> Callable[[Sequence[float]], str]:

@@ -12,7 +12,7 @@ from fastcache_xdit.options import TokensConfig
 
 
 def test_round_trip_through_every_form(tmp_path):
-    config = FastCacheConfig(threshold=0.05, tokens={"keep_ratio": 0.25, "static_kv": "drop"}, schedule={4: "1p10"})
+    config = FastCacheConfig(lead_blocks=0, tokens={"keep_ratio": 0.25, "static_kv": "drop"}, schedule={4: "1p10"})
     file = tmp_path / "cache.yaml"
     file.write_text(yaml.safe_dump(config.to_dict()))
     assert FastCacheConfig.from_dict(config.to_dict()) == config
@@ -24,26 +24,35 @@ def test_round_trip_through_every_form(tmp_path):
 
 def test_it_is_frozen():
     with pytest.raises(ValidationError):
-        FastCacheConfig().threshold = 1.0
+        FastCacheConfig().budget = 1.0
 
 
 @pytest.mark.parametrize(
     "options, words",
     [
-        ({"treshold": 0.1}, ["unknown option 'treshold'", "did you mean 'threshold'?"]),
-        ({"xyzzy": 1}, ["unknown option 'xyzzy'", "known options: granularity"]),
-        ({"threshold": -1}, ["'threshold'", "greater than or equal to 0", "-1"]),
-        ({"threshold": "much"}, ["'threshold'", "number", "much"]),
-        ({"threshold": float("nan")}, ["'threshold'"]),
+        ({"bugdet": 0.1}, ["unknown option 'bugdet'", "did you mean 'budget'?"]),
+        ({"xyzzy": 1}, ["unknown option 'xyzzy'", "known options: budget"]),
+        ({"check": -1}, ["'check'", "greater than or equal to 0", "-1"]),
+        ({"check": "much"}, ["'check'", "number", "much"]),
+        ({"check": float("nan")}, ["'check'"]),
         ({"granularity": "token"}, ["'granularity'", "'step', 'group' or 'block'", "token"]),
+        ({"budget": 0}, ["'budget'", "greater than 0"]),
+        ({"budget": 0.4, "psnr": 36}, ["budget and psnr are both given", "one goal"]),
+        ({"budget": 0.4, "test": "paper"}, ["budget belongs to test 'plan', not to 'paper'"]),
+        ({"check": 0.1, "schedule": {4: "1010"}}, ["check belongs to test 'plan', not to 'none'"]),
+        ({"granularity": "output", "test": "paper"}, ["granularity 'output' does not go with test 'paper'"]),
+        ({"granularity": "block"}, ["granularity 'block' does not go with test 'plan'"]),
         ({"warmup_steps": 0}, ["'warmup_steps'", "greater than or equal to 1"]),
         ({"tokens": {"keep_ration": 0.5}}, ["unknown option 'keep_ration'", "did you mean 'keep_ratio'?"]),
         ({"tokens": {"keep_ratio": 0}}, ["'tokens.keep_ratio'", "greater than 0"]),
         ({"tokens": {}}, ["exactly one of keep_ratio, threshold, merge_ratio"]),
         ({"tokens": {"keep_ratio": 0.5, "threshold": 0.1}}, ["exactly one of keep_ratio, threshold, merge_ratio"]),
         ({"tokens": {"merge_ratio": 0.5, "balance": "reshard"}}, ["balance=reshard has no meaning with merge_ratio"]),
-        ({"tokens": {"keep_ratio": 0.5}, "granularity": "block"}, ["tokens with granularity=block", "step"]),
-        ({"tokens": {"keep_ratio": 0.5, "when": "scheduled"}}, ["no step to be used at", "mark"]),
+        (
+            {"tokens": {"keep_ratio": 0.5}, "test": "paper", "granularity": "block"},
+            ["tokens with granularity=block", "step"],
+        ),
+        ({"tokens": {"keep_ratio": 0.5, "when": "scheduled"}, "test": "paper"}, ["no step to be used at", "mark"]),
         ({"schedule": {4: "1p10"}}, ["partial steps (p)", "give tokens"]),
         ({"pp_decision": "all"}, ["'pp_decision'", "'leader' or 'stage'"]),
     ],
@@ -72,7 +81,7 @@ def test_files_that_cannot_be_read_are_named(tmp_path):
         FastCacheConfig.from_file(file)
     with pytest.raises(ValueError, match="not valid JSON"):
         FastCacheConfig.from_text("{unclosed")
-    file.write_text("treshold: 1")
+    file.write_text("bugdet: 1")
     with pytest.raises(ValueError, match="cache.yaml: unknown option"):
         FastCacheConfig.from_file(file)
 
@@ -90,7 +99,7 @@ def test_costs_are_shares_and_times(costs):
         TokensConfig(keep_ratio=0.5, costs=costs)
 
 
-@pytest.mark.parametrize("options", [{"thresold": 1}, {"threshold": "high"}, {"warmup_steps": 1.5}, {"tokens": {}}])
+@pytest.mark.parametrize("options", [{"bugdet": 1}, {"budget": "high"}, {"warmup_steps": 1.5}, {"tokens": {}}])
 def test_keywords_are_checked_as_files_are(options):
     with pytest.raises(UsageError):
         FastCacheConfig(**options)
@@ -107,3 +116,25 @@ def test_a_schedule_alone_decides():
     assert config.schedule == {4: "1010"} and config.test == "none" and config.stand_in == "reuse"
     assert (config.warmup_steps, config.cooldown_steps) == (1, 0)
     assert FastCacheConfig.scheduled({4: "1010", 2: "10"}).schedule == {4: "1010", 2: "10"}
+
+
+@pytest.mark.parametrize("options", [{"test": "online"}, {"threshold": 0.1}, {"window": 4}])
+def test_what_the_online_test_took_names_what_replaced_it(options):
+    with pytest.raises(UsageError, match="was replaced by test 'plan'; set budget, speedup or psnr, and check"):
+        FastCacheConfig(**options)
+
+
+@pytest.mark.parametrize(
+    "options, test, granularity",
+    [
+        ({}, "plan", "output"),
+        ({"psnr": 36}, "plan", "output"),
+        ({"schedule": {4: "1010"}}, "none", "step"),
+        ({"schedule": {4: "1010"}, "granularity": "output"}, "none", "output"),
+        ({"test": "paper"}, "paper", "step"),
+    ],
+)
+def test_what_is_left_out_follows_from_what_is_given(options, test, granularity):
+    config = FastCacheConfig(**options)
+    assert (config.test, config.granularity) == (test, granularity)
+    assert FastCacheConfig.from_dict(config.to_dict()) == config

@@ -11,8 +11,8 @@ from fastcache_xdit.cli.pipeline import pipeline_options
 from fastcache_xdit.config import FastCacheConfig
 from fastcache_xdit.host.xdit import layout
 from fastcache_xdit.models.catalogue import known_models
-from fastcache_xdit.options import read_yaml
 from fastcache_xdit.plugin import register
+from fastcache_xdit.reading import read_yaml
 
 ROOT = Path(__file__).parents[1]
 JOBS = sorted(ROOT.glob("configs/*.yaml"))

@@ -16,6 +16,7 @@ LAYER = {
     "shipped": 1,
     "options": 1,
     "goal": 1,
+    "reading": 1,
     "config": 2,
     "clock": 2,
     "counters": 2,

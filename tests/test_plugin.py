@@ -1,4 +1,4 @@
-"""The promises, on tiny real pipelines: untouched, bit-identical at threshold 0, restored, nothing leaks."""
+"""The promises where blocks are skipped: untouched, bit-identical without skips, restored, nothing leaks."""
 
 import pytest
 import torch
@@ -8,7 +8,7 @@ from fastcache_xdit import FastCacheConfig, enable, fastcache
 from fastcache_xdit.errors import UsageError
 from tests import tiny
 
-SKIPPING = FastCacheConfig(threshold=0.5, error_budget=1.0)
+SKIPPING = FastCacheConfig(test="paper", error_budget=1.0)  # up to a change of 100 %
 STEPS = 8
 
 
@@ -25,10 +25,10 @@ def traces(pipe):
 
 
 @pytest.mark.parametrize("family", tiny.FAMILIES)
-def test_threshold_zero_and_disabled_are_bit_identical(family):
+def test_a_budget_of_zero_and_disabled_are_bit_identical(family):
     pipe = tiny.pipeline(family)
     plain, before = generate(pipe, family), traces(pipe)
-    with fastcache(pipe, FastCacheConfig(threshold=0)) as handle:
+    with fastcache(pipe, FastCacheConfig(test="paper", error_budget=0)) as handle:
         assert torch.equal(generate(pipe, family), plain)
         assert str(handle.report()).startswith("nothing was skipped")
     with fastcache(pipe, SKIPPING) as handle:
@@ -57,7 +57,7 @@ def test_skipping_stays_close_and_is_counted_exactly(granularity, sync):
 def test_hard_limits_show_in_the_ledger():
     pipe = tiny.pipeline("flux")
     config = FastCacheConfig(
-        threshold=100, error_budget=100, warmup_steps=2, cooldown_steps=2, max_consecutive_skips=1, lead_blocks=3
+        test="paper", error_budget=100, warmup_steps=2, cooldown_steps=2, max_consecutive_skips=1, lead_blocks=3
     )
     with fastcache(pipe, config) as handle:
         generate(pipe, "flux")
@@ -138,7 +138,7 @@ def test_reset_forgets_counts_and_references():
 @pytest.mark.parametrize(
     "target, words",
     [
-        (lambda: nn.Linear(2, 2), "does not know Linear; it knows PixArt"),
+        (lambda: nn.Linear(2, 2), "does not know the blocks of Linear; it knows those of PixArt"),
         (lambda: object(), "object has no transformer"),
         (lambda: _with_rival(tiny.transformer("flux")), r"disable_cache\(\) first"),
         (lambda: _with_second(tiny.pipeline("pixart")), "two transformers"),
@@ -146,7 +146,7 @@ def test_reset_forgets_counts_and_references():
 )
 def test_what_cannot_be_cached_is_refused_by_name(target, words):
     with pytest.raises(ValueError, match=words):
-        enable(target())
+        enable(target(), SKIPPING)
 
 
 def _with_rival(model):
@@ -163,10 +163,10 @@ def _with_second(pipe):
 
 def test_lead_blocks_must_leave_something():
     with pytest.raises(ValueError, match="lead_blocks=8 leaves nothing to skip: .* has 8 blocks; .* at most 7"):
-        enable(tiny.transformer("dit"), FastCacheConfig(lead_blocks=8))
+        enable(tiny.transformer("dit"), FastCacheConfig(test="paper", lead_blocks=8))
 
 
-LOOSE = FastCacheConfig(threshold=100, error_budget=100, warmup_steps=2)
+LOOSE = FastCacheConfig(test="paper", error_budget=100, warmup_steps=2)
 
 
 def loop(model, timesteps, branches=(None,), handle=None):
@@ -241,7 +241,7 @@ def test_what_a_controlnet_adds_is_skipped_with_its_segment_but_never_for_some_t
     assert counters.bypassed_calls == bypassed and (counters.approximated.total() > 0) is (tokens is None)
 
 
-@pytest.mark.parametrize("config", ["careful.yaml", {"threshold": 0.1}])
+@pytest.mark.parametrize("config", ["careful.yaml", {"budget": 0.4}])
 def test_a_config_is_a_config(config):
     with pytest.raises(UsageError, match="config must be a FastCacheConfig, not (str|dict)"):
         enable(tiny.transformer("pixart"), config)

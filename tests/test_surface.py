@@ -45,26 +45,30 @@ OPTIONS = [
     "affine_rank",
     "allow_adapters",
     "alpha",
+    "budget",
     "calibration",
     "cfg_agreement",
+    "check",
     "cooldown_steps",
     "error_budget",
     "error_decay",
     "granularity",
     "groups",
+    "guard_every",
     "lead_blocks",
+    "learn",
     "max_consecutive_skips",
     "pp_decision",
+    "psnr",
     "schedule",
+    "speedup",
     "stand_in",
     "sync",
     "test",
-    "threshold",
     "tokens",
     "tolerance",
     "verify_every",
     "warmup_steps",
-    "window",
 ]
 TOKENS = [
     "balance",
@@ -82,7 +86,7 @@ TOKENS = [
     "threshold",
     "when",
 ]
-HANDLE = ["branch", "disable", "focus", "report", "reset"]
+HANDLE = ["at", "branch", "disable", "focus", "learnt", "report", "request", "reset", "watched"]
 FLAGS = {
     generate: ["--batch_size", "--compare", "--config", "--dtype", "--output", "--overwrite", "--prompts"],
     run: ["--config"],

@@ -14,7 +14,8 @@ from fastcache_xdit.approx.calibration import Calibration
 from fastcache_xdit.config import FastCacheConfig
 from fastcache_xdit.errors import UsageError
 from fastcache_xdit.host.xdit import layout, world
-from fastcache_xdit.options import read_yaml, unknown_option
+from fastcache_xdit.options import unknown_option
+from fastcache_xdit.reading import read_yaml
 
 Kind = TypeVar("Kind")
 

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections import deque
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
 
@@ -31,31 +30,12 @@ class Track:
     """The memory of one segment's decisions from step to step; equal on all agreeing ranks.
 
     Attributes:
-        observed: for recent computed steps, the relative change and the relative error that the stand-in would have
-            made; they predict the error that belongs to a change.
         skipped: number of steps skipped in a row so far.
         accumulated: decayed sum of predicted errors since the last computed step.
-        last_change: relative change that the last decision saw.
     """
 
-    observed: deque[tuple[float, float]]
     skipped: int = 0
     accumulated: float = 0.0
-    last_change: float = math.inf
-
-    @classmethod
-    def empty(cls, window: int) -> Track:
-        """Return an empty track that keeps `window` observations."""
-        return cls(deque(maxlen=window))
-
-    def copy(self) -> Track:
-        """Return an independent copy, for a patch that takes over from the full sequence."""
-        return replace(self, observed=deque(self.observed, maxlen=self.observed.maxlen))
-
-    def observe(self, error: float) -> None:
-        """Add the relative error of the last computed step, with the change that its decision saw."""
-        if 0 < self.last_change < math.inf and math.isfinite(error):
-            self.observed.append((self.last_change, error))
 
     def note(self, decision: Decision, decay: float) -> None:
         """Remember a decision: a skip adds to the run and to the error bound, e <- decay e + error; others reset both.
@@ -63,7 +43,6 @@ class Track:
         A partial step counts as a skip, because most of its tokens are skipped.
         """
         skips = decision.skip or decision.partial
-        self.last_change = decision.change
         self.skipped = self.skipped + 1 if skips else 0
         self.accumulated = decay * self.accumulated + decision.predicted_error if skips else 0.0
 

@@ -29,7 +29,7 @@ def decide(evidence: Evidence, tick: Tick, config: FastCacheConfig, test: Signif
 
 def planned_skips(marks: str, config: FastCacheConfig) -> list[bool]:
     """Return which steps will be skipped where marks and hard limits alone decide (`test: none`)."""
-    track, skipped, references = Track.empty(config.window), [], 0
+    track, skipped, references = Track(), [], 0
     for step, mark in enumerate(marks):
         change = 0.0 if references else math.inf
         evidence = Evidence(change, references, track, scheduled=mark == "1", scheduled_part=mark == "p")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import statistics
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import lru_cache
@@ -27,28 +26,6 @@ class SignificanceTest(Protocol):
 
     def ask(self, evidence: Evidence, tick: Tick) -> Verdict:
         """Return the verdict for one segment at one step."""
-
-
-class Online:
-    """The uncalibrated test: it tracks the null variance over a window of computed steps, and works on any model.
-
-    Args:
-        threshold: relative error that a skip may be predicted to cause.
-    """
-
-    def __init__(self, threshold: float) -> None:
-        self.threshold = threshold
-
-    def ask(self, evidence: Evidence, tick: Tick) -> Verdict:
-        """Predict the error of a skip from the errors at this request's computed steps.
-
-        The error of a stand-in with k references (reuse: 1, extrapolation: 2) grows like the k-th power of the change.
-        The median over the window ignores outliers. Before the first observation, the prediction is the change itself.
-        """
-        change, order = evidence.change, evidence.order
-        scaled = [error * (change / earlier) ** order for earlier, error in evidence.track.observed]
-        predicted = statistics.median(scaled) if scaled else change
-        return Verdict(predicted, not predicted < self.threshold)
 
 
 class Paper:

@@ -35,7 +35,6 @@ def write_report(path: Path, figures: dict[str, Any], prompts: Sequence[str], vi
         left_out=max(0, len(prompts) - MOST_IMAGES),
         grids=_grids(views),
         token_maps=_token_maps(views),
-        threshold=(figures["cache_config"] or {}).get("threshold", 0.0),
     )
 
 

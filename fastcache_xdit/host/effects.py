@@ -9,6 +9,8 @@ from typing import Any, NamedTuple
 
 import torch
 
+SMALL = 1e-3  # of an output: no scheduler clips what it makes of it
+
 
 class Effects(NamedTuple):
     """What an output of 1 at each step adds to the latents.
@@ -25,9 +27,10 @@ class Effects(NamedTuple):
 class SchedulerEffects:
     """The effects of an announced request, measured on a copy of its scheduler.
 
-    Schedulers treat each value of the latents alike and are linear in outputs and latents. So a few values with an
-    output of 1 at one step each show all effects in one run without a model. A scheduler that is not linear, draws
-    noise, or cannot be run alone is taken for Euler's, in which an effect is the difference of noise levels.
+    Schedulers treat each value of the latents alike and are linear in outputs and latents, where they do not clip. So a
+    few values with a small output at one step each show all effects in one run without a model. A scheduler that is not
+    linear, draws noise, or cannot be run alone is taken for Euler's, in which an effect is the difference of noise
+    levels.
 
     Args:
         scheduler: diffusers' or xDiT's; None in a user's own loop, which is taken for Euler's too.
@@ -52,12 +55,10 @@ class SchedulerEffects:
 
     def _measure(self, sigmas: tuple[float, ...]) -> Effects:
         try:
-            once, again = (_run(copy.deepcopy(self._scheduler), len(sigmas)) for _ in range(2))
+            once, twice = (_run(copy.deepcopy(self._scheduler), len(sigmas), size) for size in (SMALL, 2 * SMALL))
         except Exception:  # whatever a scheduler needs that it does not have here
             return euler(sigmas)
-        if once != again or not all(map(math.isfinite, once.final)) or not any(once.final):
-            return euler(sigmas)
-        return once
+        return once if any(once.final) and _same(once.final, twice.final) else euler(sigmas)
 
 
 def euler(sigmas: Sequence[float]) -> Effects:
@@ -66,15 +67,22 @@ def euler(sigmas: Sequence[float]) -> Effects:
     return Effects(steps, steps)
 
 
+def _same(effects: Sequence[float], others: Sequence[float]) -> bool:
+    """Return whether the effects are finite and equal up to rounding."""
+    largest = max(map(abs, effects))
+    pairs = zip(effects, others, strict=True)
+    return math.isfinite(largest) and all(abs(one - other) <= 1e-4 * largest for one, other in pairs)
+
+
 @torch.no_grad()
-def _run(scheduler: Any, steps: int) -> Effects:
-    """Run a scheduler on `steps` values, each with an output of 1 at one step."""
+def _run(scheduler: Any, steps: int, size: float) -> Effects:
+    """Run a scheduler on `steps` values, each with an output of `size` at one step; return the effects per unit."""
     timesteps = scheduler.timesteps[getattr(scheduler, "begin_index", None) or 0 :]
     sample, following = torch.zeros(1, 1, 1, steps, dtype=torch.float32), []
     for step, timestep in enumerate(timesteps[:steps]):
         output = torch.zeros_like(sample)
-        output[..., step] = 1.0
+        output[..., step] = size
         # the class method: a listening session has replaced that of the instance
         sample = type(scheduler).step(scheduler, output, timestep, sample, return_dict=False)[0]
-        following.append(float(sample[..., step]))
-    return Effects(tuple(sample.flatten().double().tolist()), tuple(following))
+        following.append(float(sample[..., step]) / size)
+    return Effects(tuple((sample.flatten().double() / size).tolist()), tuple(following))

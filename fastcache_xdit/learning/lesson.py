@@ -30,7 +30,7 @@ HELD_OUT_EVERY = 3
 Replay = Callable[[int, str, Calibration], Trajectory]
 
 
-class Trial(NamedTuple):
+class Attempt(NamedTuple):
     """A mask with its weights, and how near the final latents came to those of the requests computed in full.
 
     Attributes:
@@ -72,7 +72,7 @@ class Lesson:
         moments = [self._total(trajectory, trajectory.outputs()) for trajectory in self.references]
         return Calibration({}, {}, self.sigmas, {SEGMENT: {STREAM: _halves(moments)}}).as_saved()
 
-    def best(self, computed: int) -> Trial:
+    def best(self, computed: int) -> Attempt:
         """Return the best of a few masks with so many computed steps, refitted where that is better."""
         best = functools.reduce(better, map(self._twice, self._candidates(computed)))
         for _ in range(ROUNDS):
@@ -82,8 +82,8 @@ class Lesson:
             best = again
         return best
 
-    def _twice(self, mask: str) -> Trial:
-        """Return the better of a mask's trials with the first weights and with refitted ones."""
+    def _twice(self, mask: str) -> Attempt:
+        """Return the better of a mask's attempts with the first weights and with refitted ones."""
         first = self._try(mask, {})
         return better(first, self._try(mask, self._refits(first)))
 
@@ -95,18 +95,18 @@ class Lesson:
         planned = [OutputMasks(halves, self.effects.final).mask(computed) for halves in known]
         yield from dict.fromkeys([*planned, uniform_mask(len(self.sigmas), computed)])
 
-    def _try(self, mask: str, refits: dict[Refitted, torch.Tensor]) -> Trial:
+    def _try(self, mask: str, refits: dict[Refitted, torch.Tensor]) -> Attempt:
         known, errors, moments = replace(self.calibration, refits=refits), [], []
         for index, reference in enumerate(self.references):
             trajectory = self.replay(index, mask, known)
             errors.append(self.ranks.total(latents_error(trajectory, reference)))
             moments.append(self._total(trajectory, self._returning(trajectory, reference, mask)))
-        return Trial(tuple(map(decibels, errors)), mask, refits, _halves(moments))
+        return Attempt(tuple(map(decibels, errors)), mask, refits, _halves(moments))
 
-    def _refits(self, trial: Trial) -> dict[Refitted, torch.Tensor]:
+    def _refits(self, attempt: Attempt) -> dict[Refitted, torch.Tensor]:
         halves = self.calibration.moments[SEGMENT][STREAM]
-        used = OutputForecast(halves, self.effects.final, trial.refits).weights
-        return refitted(trial.halves, trial.mask, used, self.effects.final)
+        used = OutputForecast(halves, self.effects.final, attempt.refits).weights
+        return refitted(attempt.halves, attempt.mask, used, self.effects.final)
 
     def _returning(self, trajectory: Trajectory, reference: Trajectory, mask: str) -> list[torch.Tensor]:
         return returning(trajectory, reference, mask, self.effects.next) if trajectory.steps else []
@@ -116,8 +116,8 @@ class Lesson:
         return Moments(self.sigmas, self.ranks.total(gram))
 
 
-def better(old: Trial, new: Trial) -> Trial:
-    """Return the new trial if it is better for every request, else the old one: few requests tell less from luck."""
+def better(old: Attempt, new: Attempt) -> Attempt:
+    """Return the new attempt if it is better for every request, else the old one: few requests tell less from luck."""
     return new if all(map(operator.gt, new.decibels, old.decibels)) else old
 
 

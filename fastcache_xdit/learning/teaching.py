@@ -13,7 +13,7 @@ import torch
 from fastcache_xdit.approx.calibration import Calibration
 from fastcache_xdit.goal import Goal
 from fastcache_xdit.learning.calls import RecordedCall
-from fastcache_xdit.learning.lesson import Lesson, Trial
+from fastcache_xdit.learning.lesson import Attempt, Lesson
 from fastcache_xdit.learning.likeness import Pictures, mean_psnr, squared_difference
 from fastcache_xdit.learning.ranks import Ranks
 from fastcache_xdit.learning.trajectory import Trajectory
@@ -58,19 +58,19 @@ class Teaching:
             self._promise(calibration, lesson.best(computed))
         return calibration
 
-    def _promise(self, calibration: Calibration, trial: Trial) -> None:
+    def _promise(self, calibration: Calibration, attempt: Attempt) -> None:
         """Make the requests once more, decoded, and note what their pictures promise and how long they took."""
-        computed = str(trial.mask.count("1"))
-        known, sums, seconds = replace(calibration, refits=trial.refits), [], []
+        computed = str(attempt.mask.count("1"))
+        known, sums, seconds = replace(calibration, refits=attempt.refits), [], []
         for request in self.requests:
             start = time.perf_counter()
-            self.again(request.call, trial.mask, known)
+            self.again(request.call, attempt.mask, known)
             seconds.append(time.perf_counter() - start)
             sums.append(self.ranks.total(squared_difference(self.pictures.taken(), request.pictures)))
-        calibration.refits.update(trial.refits)
+        calibration.refits.update(attempt.refits)
         facts = calibration.facts
-        facts["masks"][computed] = trial.mask
-        facts["latents_db"][computed] = round(sum(trial.decibels) / len(trial.decibels), 2)
+        facts["masks"][computed] = attempt.mask
+        facts["latents_db"][computed] = round(sum(attempt.decibels) / len(attempt.decibels), 2)
         facts["seconds"][computed] = self._mean(seconds)
         if (promise := mean_psnr(sums)) is not None:
             facts["promises"][computed] = round(promise, 2)

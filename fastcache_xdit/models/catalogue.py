@@ -66,7 +66,7 @@ def spec_for(model: Any) -> ModelSpec:
         return spec
     raise UsageError(
         f"FastCache does not know the blocks of {type(model).__name__}",
-        f"it knows those of {', '.join(known_models())}. For other models set granularity: output",
+        f"it knows those of {', '.join(known_models())}. For other models leave test and granularity out",
     )
 
 

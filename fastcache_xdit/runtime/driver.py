@@ -10,7 +10,7 @@ import torch
 
 from fastcache_xdit.clock import Clock, Tick
 from fastcache_xdit.config import FastCacheConfig
-from fastcache_xdit.decision.evidence import Decision, Track
+from fastcache_xdit.decision.evidence import Decision
 from fastcache_xdit.models.spec import Streams
 from fastcache_xdit.partial.steps import PartialCall, PartialSteps
 from fastcache_xdit.runtime.call import SegmentCall, SegmentWithState
@@ -173,13 +173,12 @@ class Driver:
         if self.partial:
             self.partial.leave(call.tick, None if call.part else output)
         if call.part is None:
-            self._learn(segment, call, output)
+            self._keep(segment, call, output)
 
-    def _learn(self, segment: Segment, call: SegmentCall, output: Streams) -> None:
+    def _keep(self, segment: Segment, call: SegmentCall, output: Streams) -> None:
         if self.observer and self.observer.sees_segments and call.state.holds(call.entered):
             self.observer.on_segment(segment, call, output, self._estimate(segment, call))
-        learn = call.state.learn if self.config.test == "online" else call.state.keep
-        learn(self.stand_ins.of(segment), call.entered, output, call.tick.step)
+        call.state.keep(self.stand_ins.of(segment), call.entered, output, call.tick.step)
 
     def _skip(self, segment: Segment, block: Block, streams: Streams, call: SegmentCall, compute: Compute) -> Any:
         self.record.skipped(block, streams)
@@ -200,6 +199,5 @@ class Driver:
         key = (tick.branch, tick.patch, segment.index)
         if key not in self.states:
             full = self.states.get((tick.branch, None, segment.index))
-            empty = SegmentState(Track.empty(self.config.window))
-            self.states[key] = full.rows(*tick.rows) if full and tick.rows else empty
+            self.states[key] = full.rows(*tick.rows) if full and tick.rows else SegmentState()
         return self.states[key]

@@ -7,6 +7,7 @@ branches of guidance, whatever its formula. In a loop without a scheduler the ou
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -19,9 +20,10 @@ from fastcache_xdit.parallel.ledger import Entry
 from fastcache_xdit.partial.steps import PartialSteps
 from fastcache_xdit.runtime.pilot import Pilot
 from fastcache_xdit.runtime.record import Record
+from fastcache_xdit.segments.sums import ErrorSums
 
 COMPUTED, SKIPPED = Decision(False, "plan", 0.0, 0.0), Decision(True, "plan", 0.0, 0.0)
-NO_REFERENCE = Decision(False, "no reference")
+CHECK, NO_REFERENCE = Decision(False, "check", 0.0), Decision(False, "no reference")
 _Past = list[tuple[int, torch.Tensor]]  # (step, output), newest first
 
 
@@ -33,7 +35,7 @@ class OutputDriver:
         record: where decisions are recorded.
         clock: position of the current call.
         hands_over: whether a scheduler is given the outputs, through `handed_over`; without one each call's own output
-            is replaced.
+            is replaced, and nothing is checked.
     """
 
     partial: PartialSteps | None = None
@@ -47,6 +49,7 @@ class OutputDriver:
         self._past: dict[Any, _Past] = {}  # by patch, or where nothing is handed over by branch and patch
         self._computed: dict[Any, tuple[int, ...]] = {}
         self._skipped: dict[int | None, int] = {}  # the last skipped step, by patch
+        self._missed = math.inf  # relative error of the worst sample where it was last measured
 
     def begin(self, sigmas: list[float]) -> None:
         """Begin a request whose steps have these noise levels."""
@@ -59,6 +62,7 @@ class OutputDriver:
         self._past.clear()
         self._computed.clear()
         self._skipped.clear()
+        self._missed = math.inf
 
     def bytes_held(self) -> int:
         """Return the bytes of the cached outputs."""
@@ -86,6 +90,7 @@ class OutputDriver:
         self._split(tick, output)
         if self._skipped.get(tick.patch) == tick.step:
             return self._estimate(tick.patch, tick.step)
+        self._check(tick, output)
         self._keep(tick.patch, tick.step, output)
         return output
 
@@ -102,7 +107,30 @@ class OutputDriver:
     def _decide(self, tick: Tick, key: tuple[str, int | None]) -> Decision:
         if not self.pilot.skips(tick.step):
             return COMPUTED
-        return SKIPPED if key in self._returned else NO_REFERENCE
+        if key not in self._returned:
+            return NO_REFERENCE
+        if not self._checks:
+            return SKIPPED
+        within = self._missed <= self.record.config.check
+        return (SKIPPED if within else CHECK)._replace(predicted_error=self._missed)
+
+    @property
+    def _checks(self) -> bool:
+        """Whether the running request is checked; those that are recorded or made again have their masks."""
+        return self.record.config.check > 0 and not self.pilot.forced
+
+    def _check(self, tick: Tick, output: torch.Tensor) -> None:
+        """Measure the error that the estimate of a computed step would have had, where the next step may be skipped.
+
+        All ranks get here at the same steps and get the same number, with one message and one read on the host.
+        """
+        past = self._past.get(tick.patch)
+        if not self._checks or not past or not self.pilot.skips(tick.step + 1):
+            return
+        sums = ErrorSums.measured(output, self._estimate(tick.patch, tick.step)).packed()
+        total = self.record.consensus.agree(sums, self.record.ledger.stamp, f"{tick}, output")
+        self._missed = ErrorSums(*total.unbind(-1)).relative.amax().item()  # NaN wins, and is not within any bound
+        self.record.counters.nonfinite += math.isnan(self._missed)
 
     def _note(self, tick: Tick, decision: Decision) -> None:
         if decision.skip:

@@ -9,7 +9,7 @@ from fastcache_xdit.config import FastCacheConfig
 from fastcache_xdit.decision.evidence import Decision, Evidence
 from fastcache_xdit.decision.policy import decide
 from fastcache_xdit.decision.schedule import marks_at
-from fastcache_xdit.decision.significance import Calibrated, NoTest, Online, Paper, SignificanceTest, Spread
+from fastcache_xdit.decision.significance import Calibrated, NoTest, Paper, SignificanceTest, Spread
 from fastcache_xdit.segments.segment import Segment
 from fastcache_xdit.segments.state import SegmentState
 
@@ -29,7 +29,6 @@ class Rules:
         self._spreads = dict(spreads or {})
         self._calibrated: dict[int, SignificanceTest] = {}
         self._of_config: dict[str, SignificanceTest] = {
-            "online": Online(config.threshold),
             "paper": Paper(config.alpha),
             "none": NoTest(),
         }

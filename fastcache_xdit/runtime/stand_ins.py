@@ -102,7 +102,7 @@ class StandIns:
         if missing:
             raise UsageError(
                 f"{self.config.calibration or 'the calibration'} has no calibrated test for {missing[0]}",
-                "use test: online, or none",
+                "use test: plan, or none",
             )
         pairs = zip(self.segments, self.keys, strict=True)
         return {segment.index: Spread.from_dict(spread[key]) for segment, key in pairs}

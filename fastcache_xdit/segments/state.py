@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 
 from fastcache_xdit.approx.linear import Past, Reference, StandIn
 from fastcache_xdit.decision.evidence import Track
 from fastcache_xdit.models.spec import ENCODER, HIDDEN, Streams
-from fastcache_xdit.segments.sums import ChangeSums, ErrorSums
+from fastcache_xdit.segments.sums import ChangeSums
 
 
 @dataclass
@@ -21,13 +21,11 @@ class SegmentState:
         references: by stream, the last computed steps, newest first. Entry states are copies, because a PipeFusion
             stage receives its input in a buffer that the next step overwrites.
         computed: all computed steps of the request, newest first.
-        error: error of the stand-in at the last computed step, not yet exchanged; None if it was not measured.
     """
 
-    track: Track
+    track: Track = field(default_factory=Track)
     references: dict[str, list[Reference]] = field(default_factory=dict)
     computed: tuple[int, ...] = ()
-    error: ErrorSums | None = None
 
     @property
     def order(self) -> int:
@@ -59,24 +57,12 @@ class SegmentState:
             return ChangeSums.unknown(streams.hidden_states)
         return ChangeSums.measured(streams.hidden_states, reference)
 
-    def take_error(self, streams: Streams) -> ErrorSums:
-        """Return and forget the error that was not exchanged yet; sums of nothing for each sample if there is none."""
-        error, self.error = self.error, None
-        return error or ErrorSums.none(streams.hidden_states)
-
     def stand_in(self, stand_in: StandIn, entered: Streams, step: int) -> Streams:
         """Estimate the segment's output at `step` without computing it: H plus the stand-in's R, for each stream."""
         hidden_states = self._estimate(stand_in, HIDDEN, entered.hidden_states, step)
         if entered.encoder_hidden_states is None or not self.references.get(ENCODER):
             return Streams(hidden_states)
         return Streams(hidden_states, self._estimate(stand_in, ENCODER, entered.encoder_hidden_states, step))
-
-    def learn(self, stand_in: StandIn, entered: Streams, output: Streams, step: int) -> None:
-        """Measure the error that the stand-in would have made at a computed step, then keep the step as a reference."""
-        if self.holds(entered):
-            estimate = self._estimate(stand_in, HIDDEN, entered.hidden_states, step)
-            self.error = ErrorSums.measured(output.hidden_states, estimate)
-        self.keep(stand_in, entered, output, step)
 
     def keep(self, stand_in: StandIn, entered: Streams, output: Streams, step: int) -> None:
         """Keep a computed step as the newest reference of each stream; a change of size drops the old ones."""
@@ -108,7 +94,7 @@ class SegmentState:
         """
         image = [_rows(reference, start, stop) for reference in self.references.get(HIDDEN, ())]
         references = {stream: list(steps) for stream, steps in self.references.items()} | {HIDDEN: image}
-        return SegmentState(self.track.copy(), references if image else {}, self.computed)
+        return SegmentState(replace(self.track), references if image else {}, self.computed)
 
     def bytes_held(self) -> int:
         """Return the bytes of the cached tensors."""

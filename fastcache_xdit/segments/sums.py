@@ -65,7 +65,7 @@ class ErrorSums(NamedTuple):
 
     Attributes:
         missed: squared norm of the error.
-        output: squared norm of the segment's output; 0 if nothing was measured.
+        output: squared norm of the true output.
     """
 
     missed: torch.Tensor
@@ -73,14 +73,8 @@ class ErrorSums(NamedTuple):
 
     @classmethod
     def measured(cls, output: torch.Tensor, estimate: torch.Tensor) -> ErrorSums:
-        """Measure the estimate of a stand-in against the true output, both [B, N, D]."""
+        """Measure the estimate of a stand-in against the true output, both [B, ...]."""
         return cls(energy(output - estimate), energy(output))
-
-    @classmethod
-    def none(cls, hidden_states: torch.Tensor) -> ErrorSums:
-        """Return sums of nothing for the samples of [B, N, D]; their `relative` is NaN."""
-        zeros = torch.zeros(hidden_states.shape[0], dtype=torch.float64, device=hidden_states.device)
-        return cls(zeros, zeros)
 
     def packed(self) -> torch.Tensor:
         """Return the sums as columns, [..., 2], for a message."""
@@ -93,5 +87,5 @@ class ErrorSums(NamedTuple):
 
 
 def energy(values: torch.Tensor) -> torch.Tensor:
-    """Return the squared norm of each sample, [B, N, D] -> [B] float64, summed in float32."""
+    """Return the squared norm of each sample, [B, ...] -> [B] float64, summed in float32."""
     return values.float().square().flatten(1).sum(dim=1).double()

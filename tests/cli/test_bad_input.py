@@ -43,7 +43,7 @@ GENERATE = ("generate", "--model", "shapes-pixart", "--prompt", "a red circle on
         ([*GENERATE, "--colour", "red"], ["unrecognized arguments: --colour"]),
         ([*GENERATE, "--cache", "slowcache"], ["invalid choice: 'slowcache'", "fastcache"]),
         ([*GENERATE, "--cache", "teacache"], ["fastcache only, not teacache", "run"]),
-        ([*GENERATE, "--cache", "fastcache", "--cache_config", '{"treshold": 1}'], ["did you mean 'threshold'?"]),
+        ([*GENERATE, "--cache", "fastcache", "--cache_config", '{"bugdet": 1}'], ["did you mean 'budget'?"]),
         ([*GENERATE, "--cache", "fastcache", "--cache_config", "none.yaml"], ["no such config file: none.yaml"]),
         ([*GENERATE, "--compare"], ["add --cache fastcache"]),
         (
@@ -78,7 +78,7 @@ def test_mistakes_are_told(capsys, argv, words):
         (2, ["--pipefusion_parallel_degree", 2, "--num_pipeline_patch", 1], ["num_pipeline_patch=1", "at least 2"]),
         (
             2,
-            ["--pipefusion_parallel_degree", 2, "--cache_config", '{"granularity": "block"}'],
+            ["--pipefusion_parallel_degree", 2, "--cache_config", '{"test": "paper", "granularity": "block"}'],
             ["pp_decision=leader with granularity=block", "set pp_decision=stage or granularity=step"],
         ),
         (2, ["--pipefusion_parallel_degree", 2, "--warmup_steps", 0], ["warmup_steps=0 is not", "at least 1"]),
@@ -131,7 +131,7 @@ def test_models_without_spec_run_uncached_only(capsys, tmp_path, folder):
         ("ulyses_degree: 2", ["config.yaml: unknown option 'ulyses_degree'; did you mean 'ulysses_degree'?"]),
         ("cache: slowcache", ["config.yaml: cache must be one of", "not 'slowcache'"]),
         ("- a list", ["config.yaml: a config file is a mapping"]),
-        ("cache: fastcache\ncache_config: {treshold: 1}", ["did you mean 'threshold'?"]),
+        ("cache: fastcache\ncache_config: {bugdet: 1}", ["did you mean 'budget'?"]),
         ("layouts: {2: {}, 4: {}}", ["config.yaml: no layout for 1 rank; there are layouts for 2, 4"]),
         ("layouts: [1, 2]", ["config.yaml: layouts is a table", "2: {ulysses_degree: 2}"]),
         ("layouts: {1: {ulyses_degree: 1}}", ["did you mean 'ulysses_degree'?"]),

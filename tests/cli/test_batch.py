@@ -47,7 +47,7 @@ def test_submit_settles_what_makes_the_images(submit, tmp_path):
     assert code == 0 and "3 items, 1 of them failed already" in told and f"batch run {tmp_path / 'job'}" in told
     recipe = Recipe.load(tmp_path / "job")
     assert (recipe.seed, recipe.batch_size, recipe.engine) == (3, 2, {"ulysses_degree": 2})
-    assert recipe.cache["threshold"] == 0.1 and recipe.call["guidance_scale"] == 2.5
+    assert recipe.cache["test"] == "plan" and recipe.call["guidance_scale"] == 2.5
     first, bad, last = Store(tmp_path / "job").items()
     assert (first.seed, first.width, first.steps) == (3, 128, 20) and (last.seed, last.width) == (5, 64)
     assert "'steps'" in bad.error

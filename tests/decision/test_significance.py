@@ -1,7 +1,6 @@
 """The tests against hand-computed values and scipy's distribution."""
 
 import math
-from collections import deque
 from dataclasses import replace
 
 import numpy as np
@@ -10,29 +9,11 @@ from scipy.stats import chi2
 
 from fastcache_xdit.clock import FUSED, Tick
 from fastcache_xdit.decision.evidence import Evidence, Track
-from fastcache_xdit.decision.significance import Calibrated, NoTest, Online, Paper, Spread, quantile
+from fastcache_xdit.decision.significance import Calibrated, NoTest, Paper, Spread, quantile
 
 
-def ask(test, change=0.1, step=0, motion=0.0, order=1, observed=(), skipped=0, values=1):
-    track = Track(deque(observed), skipped)
-    return test.ask(Evidence(change, order, track, motion, values), Tick(FUSED, None, step, 20))
-
-
-@pytest.mark.parametrize("order, expected", [(1, 0.02), (2, 0.04)])
-def test_errors_scale_with_the_power_of_the_change(order, expected):
-    # observed 0.01 at a change of 0.1; at twice the change a stand-in of order k errs 2**k times as much
-    finding = ask(Online(0.03), change=0.2, order=order, observed=[(0.1, 0.01)])
-    assert finding.predicted_error == pytest.approx(expected)
-    assert finding.significant == (expected > 0.03)
-
-
-def test_the_median_ignores_one_odd_step():
-    observed = [(0.1, 0.01), (0.1, 0.9), (0.1, 0.012)]
-    assert ask(Online(0.1), order=2, observed=observed).predicted_error == pytest.approx(0.012)
-
-
-def test_before_anything_is_observed_the_error_is_the_change():
-    assert ask(Online(0.2), change=0.1) == (0.1, False)
+def ask(test, change=0.1, step=0, motion=0.0, skipped=0, values=1):
+    return test.ask(Evidence(change, 1, Track(skipped), motion, values), Tick(FUSED, None, step, 20))
 
 
 def test_the_papers_rule_is_vacuous_for_a_real_model():

@@ -70,7 +70,7 @@ def figures_of(parts):
         "parallel": {"ulysses_degree": 2, "ring_degree": 1},
         "num_inference_steps": STEPS,
         "num_images": 2,
-        "cache_config": {"threshold": 0.1},
+        "cache_config": {"budget": 0.5},
         "seconds": 2.5,
     }
     prompts = ["a <script>", "y"]

@@ -25,7 +25,8 @@ from tests.parallel.launch import free_port
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU")
 
 STEPS = 8
-SKIPPING = FastCacheConfig(threshold=0.5, error_budget=1.0)
+SKIPPING = FastCacheConfig(test="paper", error_budget=1.0)
+WHOLE = FastCacheConfig(test="paper", error_budget=0)  # decides at each step, and skips none
 MASKED = FastCacheConfig(
     test="none", schedule={STEPS: uniform_mask(STEPS, 3)}, warmup_steps=1, cooldown_steps=0, max_consecutive_skips=9
 )
@@ -50,10 +51,10 @@ def generate(pipe, family):
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("family", tiny.FAMILIES)
-def test_threshold_zero_and_disabled_are_bit_identical(family, dtype):
+def test_a_budget_of_zero_and_disabled_are_bit_identical(family, dtype):
     pipe = pipeline(family, DTYPES[dtype])
     plain = generate(pipe, family)
-    with fastcache(pipe, FastCacheConfig(threshold=0)):
+    with fastcache(pipe, WHOLE):
         assert torch.equal(generate(pipe, family), plain)
     for config in (SKIPPING, MASKED):
         with fastcache(pipe, config) as handle:
@@ -91,7 +92,7 @@ def test_a_decision_is_one_host_read_and_a_mask_none(family):
     generate(pipe, family)
     plain = host_reads(pipe, family)
     begun = plain + 1  # a request begins with its noise levels, which the scheduler keeps on the device
-    with fastcache(pipe, FastCacheConfig(threshold=0)):
+    with fastcache(pipe, WHOLE):
         generate(pipe, family)
         assert host_reads(pipe, family) <= begun + STEPS
     with fastcache(pipe, MASKED):
@@ -121,8 +122,9 @@ def latents(pipe, config=None):
 
 def test_decisions_are_those_of_the_cpu(shapes):
     pipe = shapes(torch.float32)
-    alone, chosen = latents(pipe, FastCacheConfig())
-    found, decided = latents(pipe.to("cuda"), FastCacheConfig())
+    config = FastCacheConfig(test="paper", error_budget=0.3)
+    alone, chosen = latents(pipe, config)
+    found, decided = latents(pipe.to("cuda"), config)
     assert decided == chosen and any(chosen)
     assert ((found - alone).norm() / alone.norm()).item() < 1e-2
 

@@ -62,7 +62,7 @@ def _bound(module, args, kwargs):
 @pytest.mark.parametrize("granularity", ["step", "group", "block"])
 def test_a_skipped_step_is_close_and_shaped_like_a_computed_one(family, granularity):
     model = tiny.transformer(family)
-    config = FastCacheConfig(granularity=granularity, threshold=100, error_budget=100, warmup_steps=2)
+    config = FastCacheConfig(test="paper", granularity=granularity, error_budget=100, warmup_steps=2)
     truth = forward(model, family, 480)
     with fastcache(model, config) as handle:
         for timestep in (500, 490, 480):
@@ -80,5 +80,7 @@ def test_subclasses_match_and_strangers_are_told_what_is_known():
     model = tiny.transformer("flux")
     model.__class__ = MyFlux
     assert spec_for(model) is next(spec for spec in SPECS if spec.name == "FluxTransformer2DModel")
-    with pytest.raises(ValueError, match="does not know Linear; it knows PixArtTransformer2DModel, DiT"):
+    with pytest.raises(
+        ValueError, match="does not know the blocks of Linear; it knows those of PixArtTransformer2DModel, DiT"
+    ):
         spec_for(nn.Linear(1, 1))

@@ -16,7 +16,7 @@ from fastcache_xdit.host.xdit.replica import join
 from fastcache_xdit.plugin import applied, register
 from shapes.loading import generation_defaults, model_path
 
-MODEL, CONFIG = str(model_path("shapes-pixart")), {"threshold": 0.5, "error_budget": 2.0}
+MODEL, CONFIG = str(model_path("shapes-pixart")), {"test": "paper", "error_budget": 2.0}
 CALL = generation_defaults("shapes-pixart") | {"num_inference_steps": 6, "height": 64, "width": 64}
 PROMPT, SEED = "a red circle on a dark background", 3
 

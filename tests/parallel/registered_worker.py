@@ -26,7 +26,8 @@ def main() -> dict[str, Any]:
         "unknown": _refused(engine(ulysses_degree=2), {"cache_method": "nonsense"}),
         "no warm-up": _refused(engine(pipefusion_parallel_degree=2, warmup_steps=0), {"cache_method": "fastcache"}),
         "all lead": _refused(
-            engine(pipefusion_parallel_degree=2), {"cache_method": "fastcache", "cache_config": '{"lead_blocks": 4}'}
+            engine(pipefusion_parallel_degree=2),
+            {"cache_method": "fastcache", "cache_config": '{"test": "paper", "lead_blocks": 4}'},
         ),
         "by flag": _built(_parsed("--cache", "fastcache", "--cache_config", TEXT), None),
         "no flag": len(_without_flag()),

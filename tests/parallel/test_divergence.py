@@ -12,7 +12,7 @@ BRANCHES = {**ULYSSES, "use_cfg_parallel": True}  # all four ranks agree
 STAGES = {"pipefusion_parallel_degree": 2}  # ranks 0 and 1 work on one request
 VERIFY = {"verify_every": 1}
 OPTIONS = {
-    "threshold": ({"threshold": 0.2}, ULYSSES),
+    "budget": ({"error_budget": 0.2}, ULYSSES),
     "granularity": ({"granularity": "block"}, ULYSSES),
     "lead blocks": ({"lead_blocks": 2}, ULYSSES),
     "impossible lead blocks": ({"lead_blocks": 99}, ULYSSES),

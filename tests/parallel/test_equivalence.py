@@ -5,11 +5,11 @@ from __future__ import annotations
 import pytest
 import torch
 
-from tests.parallel.cached import STEPS, Answer, clearance, relative
+from tests.parallel.cached import NOTHING, STEPS, Answer, clearance, relative
 from tests.parallel.launch import run_ranks
 
 CLOSE = 1e-5  # relative; one skip changes the latents thirty times as much
-CLEAR = 0.01  # relative distance of statistics from the threshold; layouts differ by rounding, about 1e-6
+CLEAR = 0.01  # relative distance of statistics from the budget; layouts differ by rounding, about 1e-6
 
 STEP = {"config": {}}
 GROUP = {"config": {"granularity": "group", "groups": 3}}
@@ -34,7 +34,7 @@ LAYOUTS = {
     "flux": {"u2": ULYSSES, "tp2": TENSOR, "tp2 u2": {**ULYSSES, **TENSOR}},
     "wan": {"u2": ULYSSES, "u2 ring2": {**ULYSSES, "ring_degree": 2}},
 }
-ZERO = {"uncached": {}, "threshold 0": {"config": {"threshold": 0}}}
+ZERO = {"uncached": {}, "nothing": NOTHING}
 PLACES = [(family, name) for family, layouts in LAYOUTS.items() for name in layouts]
 TRIPLES = [(family, name, run) for family, name in PLACES for run in RUNS[family]]
 SEGMENTS = {"step": 1, "group": 1, "block": 7, "blocks at once": 1, "branches apart": 1, "group, sync block": 3}
@@ -91,7 +91,7 @@ def test_latents_are_those_of_one_process(results, family, name, run):
 
 
 @pytest.mark.parametrize("family, name", PLACES)
-def test_a_threshold_of_zero_is_bit_identical_to_no_cache(results, family, name):
+def test_a_budget_of_zero_is_bit_identical_to_no_cache(results, family, name):
     for plain, zero in zip(*(answers(results, f"{family} {name}", run) for run in ZERO), strict=True):
         assert zero.share == 0
         assert (plain.latents is None) == (zero.latents is None)

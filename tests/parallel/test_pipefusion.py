@@ -5,14 +5,14 @@ from __future__ import annotations
 import pytest
 import torch
 
-from tests.parallel.cached import STEPS, Answer, clearance, psnr
+from tests.parallel.cached import NOTHING, STEPS, Answer, clearance, psnr
 from tests.parallel.launch import run_ranks
 
 # dB that a layout with stages may lose against one process, each against itself uncached. Nearly all of the loss comes
 # from the keys and values of skipped patches, which are a forecast where they would have been one step old
 LOSS = 2.0
 
-AMPLE = {"threshold": 0.2}  # at which every layout skips the same steps, so that only the stages make a difference
+AMPLE = {"error_budget": 1e6}  # at which every layout skips the same steps, so that only the stages make a difference
 TWO, FOUR = {"pipefusion_parallel_degree": 2}, {"pipefusion_parallel_degree": 4}
 ULYSSES, BRANCHES = {"ulysses_degree": 2}, {"use_cfg_parallel": True}
 LAYOUTS = {
@@ -29,12 +29,12 @@ LAYOUTS = {
 PLACES = [(family, name) for family, layouts in LAYOUTS.items() for name in layouts]
 RUNS = {
     "uncached": {},
-    "threshold 0": {"config": {"threshold": 0}},
+    "nothing": NOTHING,
     "stage": {"config": {**AMPLE, "pp_decision": "stage"}},
     "leader": {"config": {**AMPLE, "pp_decision": "leader"}},
 }
 GROUPS = {"groups": {"config": {**AMPLE, "granularity": "group", "groups": 2, "sync": "block", "pp_decision": "stage"}}}
-APART_AT = {"threshold": 0.1}  # between what the two stages of PixArt predict at the fifth step
+APART_AT = {"error_budget": 0.06}  # between what the two stages of PixArt see
 APART = {
     "split": {"config": {**APART_AT, "pp_decision": "stage"}},
     "split, leader": {"config": {**APART_AT, "pp_decision": "leader"}},
@@ -62,9 +62,9 @@ def quality(results: list[dict], case: str, run: str) -> float:
 
 
 @pytest.mark.parametrize("family, name", PLACES)
-def test_a_threshold_of_zero_is_bit_identical_to_no_cache(results, family, name):
+def test_a_budget_of_zero_is_bit_identical_to_no_cache(results, family, name):
     case = f"{family} {name}"
-    for plain, zero in zip(answers(results, case, "uncached"), answers(results, case, "threshold 0"), strict=True):
+    for plain, zero in zip(answers(results, case, "uncached"), answers(results, case, "nothing"), strict=True):
         assert zero.share == 0
         assert (plain.latents is None) == (zero.latents is None)
         assert plain.latents is None or torch.equal(zero.latents, plain.latents)
@@ -82,7 +82,7 @@ def test_stages_skip_and_lose_little(results, family, name, run):
 @pytest.mark.parametrize("run", SKIPPING)
 @pytest.mark.parametrize("family, name", PLACES)
 def test_stages_skip_the_steps_that_one_process_skips(results, family, name, run):
-    """Although each stage sees the errors of its own blocks alone."""
+    """Although each stage sees the states that enter its own blocks alone."""
     alone = {entry.step for entry in results[0][f"{family} one"]["stage"].ledger if entry.skip}
     for answer in answers(results, f"{family} {name}", run):
         assert {entry.step for entry in answer.ledger if entry.skip} == alone
@@ -124,7 +124,7 @@ def test_stages_that_would_decide_apart_are_held_together_by_the_leader(results)
     assert led[0] == apart[0] == led[1]
     followed = answers(results, "pixart pp2", "split, leader")[1]
     assert {entry.reason for entry in followed.ledger} == {"leader", "no reference"}
-    assert min(clearance(answer, APART_AT["threshold"]) for answer in answers(results, "pixart pp2", "split")) > 0.01
+    assert min(clearance(answer, APART_AT["error_budget"]) for answer in answers(results, "pixart pp2", "split")) > 0.01
 
 
 def stages(name: str) -> int:

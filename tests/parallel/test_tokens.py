@@ -23,7 +23,10 @@ PAD = {"pad": {**run({**MASK, "tokens": PART}), "twice": True}}
 EVEN = {"reshard": run({**MASK, "tokens": {**PART, "balance": "reshard"}})}
 MORE = {
     "threshold": run({**MASK, "tokens": {"threshold": 3e-4, "bucket": 2, "min_static_ratio": 0}}),
-    "significant": run({"threshold": 0, "error_budget": 1e9, "warmup_steps": 2, "tokens": PART}),
+    "significant": {
+        **run({"test": "paper", "error_budget": 1e9, "warmup_steps": 2, "tokens": PART}),
+        "objecting": True,
+    },
     "drop": run({**MASK, "tokens": {**PART, "static_kv": "drop"}}),
 }
 MERGE = {

@@ -7,6 +7,7 @@ import torch
 from torch.nn.functional import pad
 
 from fastcache_xdit import FastCacheConfig, enable, fastcache
+from fastcache_xdit.decision import significance
 from fastcache_xdit.models.catalogue import SPECS, spec_for
 from fastcache_xdit.models.spec import BlockSpec, ModelSpec
 from fastcache_xdit.options import TokensConfig
@@ -98,7 +99,7 @@ def test_merged_steps_are_counted_close_and_undone(family):
     assert traces(pipe) == before
 
 
-def test_a_merged_step_by_hand():
+def test_a_merged_step_by_hand(objecting):
     """Blocks see each cluster once; each token gets what its cluster gained."""
     model, plain = tiny.transformer("dit"), tiny.transformer("dit")
     seen = []
@@ -206,8 +207,14 @@ def watched(handle):
     return found
 
 
-# In a user's own loop: two whole steps, then partial ones, since at threshold 0 the test objects to every skip.
-LOOP = {"threshold": 0.0, "error_budget": 1e9, "warmup_steps": 2, "max_consecutive_skips": 2, "cooldown_steps": 0}
+# In a user's own loop: two whole steps, then partial ones, since the test objects to every skip.
+LOOP = {"test": "paper", "error_budget": 1e9, "warmup_steps": 2, "max_consecutive_skips": 2, "cooldown_steps": 0}
+
+
+@pytest.fixture
+def objecting(monkeypatch):
+    """Let the paper's test find every change significant, which it does for none below 100 %."""
+    monkeypatch.setattr(significance, "quantile", lambda alpha, dof: 0.0)
 
 
 def step(model, family, timestep):
@@ -217,7 +224,7 @@ def step(model, family, timestep):
 
 @pytest.mark.parametrize("score", ["predicted_change", "input_change"])
 @pytest.mark.parametrize("family", FAMILIES)
-def test_a_partial_step_by_hand(family, score):
+def test_a_partial_step_by_hand(objecting, family, score):
     """Whole-length blocks in which hooks put the old keys and values of static tokens back give the same rows."""
     model, times = tiny.transformer(family), (600, 590, 580, 570)
     hand = ByHand(tiny.transformer(family), family, score, keep=16)
@@ -286,7 +293,7 @@ class ByHand:
         self.whole.append((self.entered, streams.hidden_states))
 
 
-def test_the_test_makes_a_significant_step_partial_and_hard_limits_make_it_whole():
+def test_the_test_makes_a_significant_step_partial_and_hard_limits_make_it_whole(objecting):
     pipe = tiny.pipeline("pixart")
     config = FastCacheConfig(**{**LOOP, "cooldown_steps": 1}, tokens=PART)
     with fastcache(pipe, config) as handle:
@@ -325,7 +332,7 @@ def test_a_threshold_keeps_what_moves():
 )
 def test_what_cannot_work_is_refused_by_name(target, tokens, words):
     with pytest.raises(ValueError, match=words):
-        enable(target(), FastCacheConfig(tokens=tokens))
+        enable(target(), FastCacheConfig(test="paper", tokens=tokens))
 
 
 def test_a_model_whose_spec_does_not_say_how_is_refused_by_name():

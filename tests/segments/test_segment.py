@@ -34,7 +34,7 @@ def names(segments):
     ],
 )
 def test_granularity(options, expected):
-    config = FastCacheConfig(**options)
+    config = FastCacheConfig(test="paper", **options)
     lead, segments = partition(flux_blocks(2, 3), config)
     assert len(lead) == config.lead_blocks
     assert names(segments) == expected
@@ -42,11 +42,11 @@ def test_granularity(options, expected):
 
 def test_a_later_pipeline_stage_has_no_lead_blocks_and_global_names():
     stage = flux_blocks(1, 3, {"transformer_blocks": Span(3, 4), "single_transformer_blocks": Span(0, 4)})
-    lead, segments = partition(stage, FastCacheConfig())
+    lead, segments = partition(stage, FastCacheConfig(test="paper"))
     assert lead == []
     assert names(segments) == [["t3", "single_t0", "single_t1", "single_t2"]]
     assert [block.index for block in stage] == [3, 4, 5, 6]
 
 
 def test_a_stage_without_blocks_has_no_segments():
-    assert partition(flux_blocks(0, 0), FastCacheConfig(lead_blocks=0)) == ([], [])
+    assert partition(flux_blocks(0, 0), FastCacheConfig(test="paper", lead_blocks=0)) == ([], [])

@@ -2,13 +2,13 @@
 
 import math
 
+import pytest
 import torch
 
 from fastcache_xdit.approx.linear import Polynomial
-from fastcache_xdit.decision.evidence import Track
 from fastcache_xdit.models.spec import Streams
 from fastcache_xdit.segments.state import SegmentState
-from fastcache_xdit.segments.sums import energy
+from fastcache_xdit.segments.sums import ErrorSums, energy
 
 
 def image(*values):
@@ -21,14 +21,14 @@ HISTORY, REUSE = Polynomial(1), Polynomial(0)
 
 def taught(name=HISTORY):
     """Entered 3, 4 at steps 0 and 1; residuals 1, 2 then 3, 6."""
-    state = SegmentState(Track.empty(4))
-    state.learn(name, Streams(image(3, 4), image(1)), Streams(image(4, 6), image(3)), step=0)
-    state.learn(name, Streams(image(3, 4), image(1)), Streams(image(6, 10), image(5)), step=1)
+    state = SegmentState()
+    state.keep(name, Streams(image(3, 4), image(1)), Streams(image(4, 6), image(3)), step=0)
+    state.keep(name, Streams(image(3, 4), image(1)), Streams(image(6, 10), image(5)), step=1)
     return state
 
 
 def test_without_reference_the_change_is_infinite_for_every_sample():
-    change = SegmentState(Track.empty(4)).change(Streams(torch.zeros(3, 2, 1)))
+    change = SegmentState().change(Streams(torch.zeros(3, 2, 1)))
     assert change.packed().tolist() == [[math.inf, 1.0, math.inf, 2.0]] * 3
 
 
@@ -57,30 +57,33 @@ def test_stand_in_extends_both_streams():
     assert out.hidden_states.flatten().tolist() == [4.0, 7.0]
 
 
-def test_the_error_is_what_the_stand_in_would_have_missed():
-    # at step 1 the stand-in had one reference, residual 1, 2; the truth was 3, 6; outputs were 6, 10
-    assert taught().error.packed().tolist() == [[2.0**2 + 4.0**2, 6.0**2 + 10.0**2]]
+def test_the_error_is_what_the_stand_in_missed():
+    # for each sample: 2 and 4 missed of 6 and 10, and nothing of 3
+    output, estimate = torch.tensor([[[6.0], [10.0]], [[0.0], [3.0]]]), torch.tensor([[[4.0], [6.0]], [[0.0], [3.0]]])
+    error = ErrorSums.measured(output, estimate)
+    assert error.packed().tolist() == [[2.0**2 + 4.0**2, 6.0**2 + 10.0**2], [0.0, 9.0]]
+    assert error.relative.tolist() == pytest.approx([math.sqrt(20 / 136), 0.0])
 
 
 def test_references_are_copies():
     entered = image(3, 4)
-    state = SegmentState(Track.empty(4))
-    state.learn(REUSE, Streams(entered), Streams(image(4, 6)), step=0)
+    state = SegmentState()
+    state.keep(REUSE, Streams(entered), Streams(image(4, 6)), step=0)
     entered.zero_()  # as a receive buffer does at the next step
     assert state.reference.flatten().tolist() == [3.0, 4.0]
 
 
 def test_another_size_forgets_the_old_residuals():
     state = taught()
-    state.learn(HISTORY, Streams(image(1, 1, 1)), Streams(image(2, 2, 2)), step=2)
-    assert state.order == 1 and state.error is not None
-    state.learn(HISTORY, Streams(image(1, 1, 1)), Streams(image(3, 3, 3)), step=3)
+    state.keep(HISTORY, Streams(image(1, 1, 1)), Streams(image(2, 2, 2)), step=2)
+    assert state.order == 1
+    state.keep(HISTORY, Streams(image(1, 1, 1)), Streams(image(3, 3, 3)), step=3)
     assert state.order == 2
 
 
 def test_a_block_without_text_output_keeps_the_image_stream():
-    state = SegmentState(Track.empty(4))
-    state.learn(HISTORY, Streams(image(1), image(1)), Streams(image(2), None), step=0)
+    state = SegmentState()
+    state.keep(HISTORY, Streams(image(1), image(1)), Streams(image(2), None), step=0)
     out = state.stand_in(HISTORY, Streams(image(5), image(1)), step=1)
     assert out.hidden_states.item() == 6.0 and out.encoder_hidden_states is None
 
@@ -91,9 +94,9 @@ def test_a_patch_sees_its_rows_and_shares_the_text():
     assert patch.reference.flatten().tolist() == [4.0] and patch.order == 2
     out = patch.stand_in(HISTORY, Streams(image(0), image(0)), step=2)
     assert out.hidden_states.item() == 10.0 and out.encoder_hidden_states.item() == 6.0
-    patch.learn(HISTORY, Streams(image(9), image(0)), Streams(image(9), image(0)), step=2)
+    patch.keep(HISTORY, Streams(image(9), image(0)), Streams(image(9), image(0)), step=2)
     assert whole.order == 2 and whole.references["hidden_states"][0].step == 1, "patches do not touch the whole"
-    assert SegmentState(Track.empty(4)).rows(0, 1).order == 0
+    assert SegmentState().rows(0, 1).order == 0
 
 
 def test_energy_is_per_sample_in_float64():

@@ -39,7 +39,7 @@ def moments(calls: list[dict[str, torch.Tensor]], guide: Guide | None):
     segment, clock = Segment(0, blocks), Clock()
     recorder, found = Recorder([segment], Guidance(model, scheduler if guide else None)), {}
     with Undo() as undo:
-        recorder.attach(Watched(clock, [segment], [], ScheduledJudge(Rules(FastCacheConfig()))), undo)
+        recorder.attach(Watched(clock, [segment], [], ScheduledJudge(Rules(FastCacheConfig(test="paper")))), undo)
         for by_branch in calls:
             outputs = []
             for branch, hidden_states in by_branch.items():

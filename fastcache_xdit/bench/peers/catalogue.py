@@ -12,7 +12,7 @@ from fastcache_xdit.bench.peers.peer import Peer
 def catalogue(configs: Mapping[str, Path]) -> list[Peer]:
     """Return FastCache with a model's tuned config files, by label, and all other caches."""
     ours = [own.tuned(configs)] if configs else []
-    plain = [own.planned(), own.learning(), own.online(), own.fixed_interval(), own.fewer_steps()]
+    plain = [own.pooled_plan(), own.learnt(), own.fixed_interval(), own.fewer_steps()]
     return [*ours, *plain, *dbcache.peers(), *diffusers_hooks.peers(), *in_tree.peers()]
 
 
@@ -23,8 +23,7 @@ def unscored() -> list[Peer]:
     """
     return [
         own.even_masks(),
-        own.planned(),
-        own.online(),
+        own.pooled_plan(),
         own.fewer_steps(),
         *dbcache.peers(),
         *diffusers_hooks.peers(),

@@ -16,7 +16,6 @@ from fastcache_xdit.decision.schedule import uniform_mask
 from fastcache_xdit.plugin import fastcache, repaired
 
 SHARES = (1 / 1.5, 1 / 2, 1 / 2.5, 1 / 3, 1 / 4, 1 / 5)
-THRESHOLDS = (0.05, 0.1, 0.2, 0.4, 0.8)  # the second is the default
 
 
 @contextlib.contextmanager
@@ -28,13 +27,6 @@ def _cached(subject: Subject, config: FastCacheConfig) -> Iterator[dict[str, Any
 @contextlib.contextmanager
 def _from_file(subject: Subject, path: str) -> Iterator[dict[str, Any]]:
     with _cached(subject, FastCacheConfig.from_file(path)) as changes:
-        yield changes
-
-
-@contextlib.contextmanager
-def _online(subject: Subject, threshold: float) -> Iterator[dict[str, Any]]:
-    # The budget stays twice the threshold, as in the defaults; otherwise it alone would bound bold settings.
-    with _cached(subject, FastCacheConfig(threshold=threshold, error_budget=2 * threshold)) as changes:
         yield changes
 
 
@@ -91,20 +83,14 @@ def tuned(configs: Mapping[str, Path]) -> Peer:
     return Peer("FastCache, tuned", "fastcache_xdit", _from_file, settings, parallel=True, ours=True, note=note)
 
 
-def online() -> Peer:
-    """Return FastCache without a calibration, over its threshold."""
-    settings = tuple(Setting(f"threshold {value:g}", {"threshold": value}) for value in THRESHOLDS)
-    return Peer("FastCache, online", "fastcache_xdit", _online, settings, parallel=True, ours=True)
-
-
-def planned() -> Peer:
+def pooled_plan() -> Peer:
     """Return FastCache on a model of which nothing is known, over its budget."""
     note = "nothing is known of the model: planned from the other shipped ones"
     settings = _budgets()
     return Peer("FastCache, pooled", "fastcache_xdit", _pooled, settings, parallel=True, ours=True, note=note)
 
 
-def learning() -> Peer:
+def learnt() -> Peer:
     """Return FastCache after the first requests that it has learnt from, over its budget."""
     note = "learnt from its first 4 requests, of one other prompt each, with the default settings"
     return Peer("FastCache, learnt", "fastcache_xdit", _learnt, _budgets(), parallel=True, ours=True, note=note)

@@ -123,8 +123,13 @@ def check_cache(layout: Layout, config: FastCacheConfig) -> None:
 
 
 def check_decision(config: FastCacheConfig, stages: int) -> None:
-    """Raise UsageError where the first of several PipeFusion stages cannot decide for the others' blocks."""
-    if stages > 1 and config.pp_decision == "leader" and config.granularity != "step":
+    """Raise UsageError where one of several PipeFusion stages would have to decide by what it does not see."""
+    if stages > 1 and config.check:
+        raise UsageError(
+            "check is not supported under PipeFusion: the last stage alone sees what the transformer gives",
+            "set check: 0",
+        )
+    if stages > 1 and config.pp_decision == "leader" and config.granularity in ("group", "block"):
         raise UsageError(
             f"pp_decision=leader with granularity={config.granularity} is not supported under PipeFusion: "
             "stages hold different blocks",

@@ -53,14 +53,14 @@ def test_xdit_refuses_what_its_caches_do_not_know(bench):
 
 
 def test_a_crash_is_reported_and_the_model_loaded_anew(bench):
-    (online,) = [peer for peer in PEERS if peer.name == "FastCache, online"]
+    (planned,) = [peer for peer in PEERS if peer.name == "FastCache, planned"]
     before = bench.backend
     bench.backend.pipe.vae.decode = None
-    outcome = bench.measure(online, online.settings[-1])
+    outcome = bench.measure(planned, planned.settings[-1])
     assert outcome.status == CRASHED
     assert "NoneType" in outcome.error
     assert bench.backend is not before
-    again = bench.measure(online, online.settings[-1])
+    again = bench.measure(planned, planned.settings[-1])
     assert again.status == RAN, again.error
 
 

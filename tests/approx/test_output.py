@@ -1,0 +1,128 @@
+"""Weights of past outputs against least squares by hand, with carried errors, and where refits take their place."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from fastcache_xdit.approx.moments import Halves, Moments
+from fastcache_xdit.approx.output import OutputForecast, combined, key_of
+
+SIGMAS = (1.0, 0.8, 0.6, 0.4, 0.2)
+EFFECTS = (-0.3, -0.3, -0.25, -0.2, -0.1)
+ROWS, CHANNELS = 4000, 2
+
+
+def outputs(seed=0):
+    """[T, n, C]: a straight line over the noise level and a bend, both random, and some noise of each step."""
+    draw = torch.Generator().manual_seed(seed)
+    level, slope, bend = (torch.randn(ROWS, CHANNELS, generator=draw, dtype=torch.float64) for _ in range(3))
+    smooth = [level + sigma * slope + sigma**2 * bend for sigma in SIGMAS]
+    return torch.stack([one + 0.1 * torch.randn(one.shape, generator=draw, dtype=torch.float64) for one in smooth])
+
+
+def forecast(states, refits=None, effects=EFFECTS):
+    moments = Moments.empty(SIGMAS, CHANNELS)
+    moments.add(list(states), [torch.zeros_like(states[0])] * len(SIGMAS))
+    return OutputForecast(Halves(moments, moments), effects, refits or {})
+
+
+def least_squares(states, target, known):
+    """[C, K]: for each channel the weights of known outputs that come nearest to a target [n, C]."""
+    return torch.stack(
+        [
+            torch.linalg.lstsq(states[list(known), :, channel].T, target[:, channel, None]).solution[:, 0]
+            for channel in range(CHANNELS)
+        ]
+    )
+
+
+@pytest.mark.parametrize("known", [(0,), (1, 0), (2, 1, 0), (3, 2, 1, 0)])
+def test_after_a_computed_step_the_weights_are_those_of_least_squares(known):
+    states, step = outputs(), known[0] + 1
+    found = forecast(states).weights(step, known)
+    by_hand = least_squares(states, states[step], known[:3])
+    torch.testing.assert_close(found.double(), by_hand, atol=0.01, rtol=0.01)
+    assert found.dtype == torch.float32
+
+
+def test_a_skipped_step_tries_to_make_good_what_the_one_before_missed():
+    states = outputs()
+    weights = forecast(states).weights
+    first = weights(2, (1, 0)).double()
+    torch.testing.assert_close(first, least_squares(states, states[2], (1, 0)), atol=2e-3, rtol=2e-3)
+    missed = states[2] - sum(first[:, k] * states[step] for k, step in enumerate((1, 0)))
+    wanted = states[3] + EFFECTS[2] / EFFECTS[3] * missed
+    second = weights(3, (1, 0)).double()
+    torch.testing.assert_close(second, least_squares(states, wanted, (1, 0)), atol=2e-3, rtol=2e-3)
+    # what least squares miss cannot be made good by the same two outputs, but with a third one it can: see below
+    torch.testing.assert_close(second, least_squares(states, states[3], (1, 0)), atol=2e-3, rtol=2e-3)
+
+
+def test_errors_are_carried_over_computed_steps():
+    states = outputs()
+    weights = forecast(states).weights
+    first = weights(2, (1, 0)).double()
+    missed = states[2] - sum(first[:, k] * states[step] for k, step in enumerate((1, 0)))
+    wanted = states[4] + EFFECTS[2] / EFFECTS[4] * missed
+    found = weights(4, (3, 1, 0)).double()
+    torch.testing.assert_close(found, least_squares(states, wanted, (3, 1, 0)), atol=0.01, rtol=0.01)
+    assert (found - least_squares(states, states[4], (3, 1, 0))).abs().max() > 0.1, "it matters"
+
+
+def test_a_step_without_an_effect_carries_nothing():
+    states = outputs()
+    found = forecast(states, effects=(*EFFECTS[:3], 0.0, EFFECTS[4])).weights(3, (1, 0))
+    torch.testing.assert_close(found.double(), least_squares(states, states[3], (1, 0)), atol=2e-3, rtol=2e-3)
+
+
+def test_what_cannot_be_learnt_is_the_straight_line():
+    """Noise alone in few rows: weights fitted on one half mislead the other one, and the prior is kept."""
+    draw = torch.Generator().manual_seed(3)
+    halves = []
+    for _ in range(2):
+        moments = Moments.empty(SIGMAS, 1)
+        states = [torch.randn(3, 1, generator=draw) for _ in SIGMAS]
+        states[2] = 2 * states[1] - states[0] + 1e-3 * states[2]
+        moments.add(states, [torch.zeros(3, 1)] * len(SIGMAS))
+        halves.append(moments)
+    found = OutputForecast(Halves(*halves), EFFECTS).weights(2, (1, 0))
+    torch.testing.assert_close(found, torch.tensor([[2.0, -1.0]]), atol=0.02, rtol=0)
+
+
+def test_refits_win_where_their_references_are_used():
+    states, refit = outputs(), torch.tensor([[0.5, 0.25], [0.75, 0.125]])
+    refits = {key_of(SIGMAS, 3, (2, 0)): refit}
+    found, plain = forecast(states, refits), forecast(states)
+    assert torch.equal(found.weights(3, (2, 0)), refit)
+    assert torch.equal(found.weights(3, (2, 1, 0)), plain.weights(3, (2, 1, 0))), "a mask that computed more"
+    assert torch.equal(found.weights(4, (2, 0)), plain.weights(4, (2, 0)))
+
+
+def test_no_more_references_are_used_than_are_kept():
+    states = outputs()
+    assert forecast(states).weights(4, (3, 2, 1, 0)).shape == (CHANNELS, 3)
+    refits = {key_of(SIGMAS, 4, (3, 2, 1)): torch.ones(CHANNELS, 3)}
+    assert torch.equal(forecast(states, refits).weights(4, (3, 2, 1, 0)), torch.ones(CHANNELS, 3))
+
+
+@pytest.mark.parametrize("shape", [(2, 5, 3), (2, 3, 4, 4), (2, 3, 2, 4, 4)])
+@pytest.mark.parametrize("channels", [1, 3])
+def test_outputs_are_weighed_by_channel(shape, channels):
+    """Channels are the last of three dimensions, else the second."""
+    draw = torch.Generator().manual_seed(0)
+    weights = torch.randn(channels, 2, generator=draw)
+    first, second = (torch.randn(shape, generator=draw) for _ in range(2))
+    axis = 2 if len(shape) == 3 else 1
+    by_hand = [
+        weights[channel % channels, 0] * first.select(axis, channel)
+        + weights[channel % channels, 1] * second.select(axis, channel)
+        for channel in range(3)
+    ]
+    torch.testing.assert_close(combined(weights, [first, second]), torch.stack(by_hand, dim=axis))
+
+
+def test_low_precision_is_summed_in_float32():
+    outputs_16 = [torch.tensor([[[256.0]]], dtype=torch.bfloat16), torch.tensor([[[255.0]]], dtype=torch.bfloat16)]
+    found = combined(torch.tensor([[1.01, -1.0]]), outputs_16)
+    assert found.dtype == torch.bfloat16 and found.item() == pytest.approx(3.56, rel=1e-2)

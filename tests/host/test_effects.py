@@ -1,0 +1,106 @@
+"""What a scheduler copy says of itself: how a changed output shows in the latents of a real run of the scheduler."""
+
+from __future__ import annotations
+
+import diffusers
+import pytest
+import torch
+
+from fastcache_xdit.host.effects import SchedulerEffects, euler
+from fastcache_xdit.host.listening import sigmas_of
+
+STEPS, CHANGE = 7, 0.25
+SCHEDULERS = {
+    "flow match Euler": lambda: diffusers.FlowMatchEulerDiscreteScheduler(shift=3.0),
+    "DDIM": lambda: diffusers.DDIMScheduler(clip_sample=False),
+    "DDIM, clips": lambda: diffusers.DDIMScheduler(clip_sample=True, clip_sample_range=1e6),
+    "DDIM, v": lambda: diffusers.DDIMScheduler(prediction_type="v_prediction", clip_sample=False),
+    "DPM++ 2M": lambda: diffusers.DPMSolverMultistepScheduler(),
+    "DPM++ 2M, flow": lambda: diffusers.DPMSolverMultistepScheduler(
+        prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=3.0
+    ),
+    "UniPC": lambda: diffusers.UniPCMultistepScheduler(),
+    "UniPC, flow": lambda: diffusers.UniPCMultistepScheduler(
+        prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=3.0
+    ),
+    "Euler": lambda: diffusers.EulerDiscreteScheduler(),
+}
+
+
+def begun(name, steps=STEPS):
+    scheduler = SCHEDULERS[name]()
+    scheduler.set_timesteps(steps)
+    return scheduler
+
+
+def run(name, outputs):
+    """The latents behind each step, [T, 1, 2, 4, 4]."""
+    scheduler, found = begun(name, len(outputs)), []
+    latents = torch.randn(1, 2, 4, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(7))
+    for timestep, output in zip(scheduler.timesteps, outputs, strict=True):
+        latents = scheduler.step(output, timestep, latents, return_dict=False)[0].double()
+        found.append(latents)
+    return torch.stack(found)
+
+
+@pytest.mark.parametrize("name", SCHEDULERS)
+def test_effects_are_what_a_changed_output_changes(name):
+    scheduler = begun(name)
+    before = dict(vars(scheduler))
+    effects = SchedulerEffects(scheduler, sigmas_of(scheduler))()
+    assert vars(scheduler).keys() == before.keys()
+    assert scheduler._step_index is None if hasattr(scheduler, "_step_index") else True, "the scheduler was not run"
+    draw = torch.Generator().manual_seed(1)
+    outputs = torch.randn(STEPS, 1, 2, 4, 4, dtype=torch.float64, generator=draw)
+    plain, largest = run(name, outputs), max(map(abs, effects.final))
+    for step in range(STEPS):
+        changed = outputs.clone()
+        changed[step] += CHANGE
+        moved = (run(name, changed) - plain) / CHANGE
+        assert moved[-1].mean().item() == pytest.approx(effects.final[step], abs=1e-5 * largest)
+        assert moved[step].mean().item() == pytest.approx(effects.next[step], abs=1e-5 * largest)
+        assert moved[-1].std() < 1e-5 * largest, "each value of the latents is treated alike"
+
+
+def test_flow_matching_euler_takes_differences_of_noise_levels():
+    scheduler = begun("flow match Euler")
+    sigmas = sigmas_of(scheduler)()
+    effects = SchedulerEffects(scheduler, sigmas_of(scheduler))()
+    assert effects.final == pytest.approx(euler(sigmas).final, abs=1e-6) == effects.next
+
+
+@pytest.mark.parametrize(
+    "scheduler",
+    [
+        diffusers.EulerAncestralDiscreteScheduler(),
+        diffusers.DDPMScheduler(),
+        diffusers.DDIMScheduler(clip_sample=True, clip_sample_range=1e-4),
+    ],
+    ids=["draws noise", "draws noise, too", "clips everything"],
+)
+def test_one_that_cannot_say_is_taken_for_eulers(scheduler):
+    scheduler.set_timesteps(STEPS)
+    sigmas = sigmas_of(scheduler)
+    assert SchedulerEffects(scheduler, sigmas)() == euler(sigmas())
+
+
+def test_without_a_scheduler_it_is_eulers():
+    assert SchedulerEffects(None, lambda: [1.0, 0.75, 0.25])().final == (-0.25, -0.5, -0.25)
+
+
+def test_effects_are_measured_once_for_the_same_noise_levels_and_remembered():
+    scheduler = begun("UniPC")
+    effects = SchedulerEffects(scheduler, sigmas_of(scheduler))
+    first = effects()
+    assert effects() is first and effects.at(sigmas_of(scheduler)()) is first
+    scheduler.set_timesteps(STEPS + 2)
+    assert len(effects().final) == STEPS + 2
+
+
+def test_a_request_that_begins_late_is_measured_from_there():
+    """As image to image sets it."""
+    scheduler = begun("flow match Euler")
+    scheduler.set_begin_index(3)
+    effects = SchedulerEffects(scheduler, sigmas_of(scheduler))()
+    whole = SchedulerEffects(begun("flow match Euler"), sigmas_of(begun("flow match Euler")))()
+    assert effects.final == pytest.approx(whole.final[3:], abs=1e-6)
