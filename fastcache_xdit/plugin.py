@@ -12,6 +12,7 @@ from fastcache_xdit.assembly import attach, plan_for, scheduled_skips
 from fastcache_xdit.config import FastCacheConfig
 from fastcache_xdit.errors import UsageError
 from fastcache_xdit.handle import Handle
+from fastcache_xdit.home import Home
 from fastcache_xdit.host import cpu
 from fastcache_xdit.host.base import Host
 from fastcache_xdit.host.find import host_of
@@ -34,6 +35,7 @@ def enable(
     *,
     calibration: Calibration | None = None,
     observer: Observer | None = None,
+    home: Home | None = None,
     **options: Any,
 ) -> Handle:
     """Turn FastCache on for an xDiT pipeline, a diffusers pipeline, or a bare diffusers transformer.
@@ -45,6 +47,7 @@ def enable(
         config: options; None for the defaults.
         calibration: used instead of the file that `config.calibration` names.
         observer: is shown what the cache does to blocks.
+        home: where what is learnt is found and kept; None for the user's folder.
         options: options by name instead of a config, such as `budget=0.4`.
     Raises:
         UsageError: the config does not fit the model, the parallel layout is not supported, or a cache is already on.
@@ -65,7 +68,7 @@ def enable(
     _check(host, config, calibration)
     with contextlib.ExitStack() as on_error:
         undo = on_error.enter_context(Undo())
-        handle = _output(target, host, config, calibration, undo)
+        handle = _output(target, host, config, calibration, home or Home(), undo)
         if handle is None:
             handle = _blocks(host, config, calibration, observer, undo)
         undo.set(host.transformer, _MARK, handle)
@@ -87,7 +90,7 @@ def _blocks(
 
 
 def _output(
-    target: Any, host: Host, config: FastCacheConfig, calibration: Calibration | None, undo: Undo
+    target: Any, host: Host, config: FastCacheConfig, calibration: Calibration | None, home: Home, undo: Undo
 ) -> Handle | None:
     """Skip whole calls of the transformer, and learn how; None if the config skips blocks."""
     if config.granularity != "output":
@@ -99,7 +102,7 @@ def _output(
         host.run_ahead(undo, session, pilot.planned_skips, None)
     learner = None
     if (known is None or not known.identity) and config.test == "plan" and target is not host.transformer:
-        learner = Learner(target, host, config, session, pilot, effects)
+        learner = Learner(target, host, config, session, pilot, effects, home)
         learner.attach(undo)
     return Handle(session, undo, fixes, lambda: 0, learner)
 
@@ -111,10 +114,11 @@ def fastcache(
     *,
     calibration: Calibration | None = None,
     observer: Observer | None = None,
+    home: Home | None = None,
     **options: Any,
 ) -> Iterator[Handle]:
     """Turn FastCache on, as `enable` does, inside a with block; leaving the block restores every module."""
-    handle = enable(target, config, calibration=calibration, observer=observer, **options)
+    handle = enable(target, config, calibration=calibration, observer=observer, home=home, **options)
     try:
         yield handle
     finally:

@@ -13,10 +13,16 @@ from typing import Any, NoReturn, TypeVar
 from fastcache_xdit.approx.calibration import Calibration
 from fastcache_xdit.config import FastCacheConfig
 from fastcache_xdit.errors import UsageError
-from fastcache_xdit.host.xdit import layout, world
+from fastcache_xdit.goal import GOALS
+from fastcache_xdit.host.xdit import layout, registration, world
 from fastcache_xdit.options import read_yaml, unknown_option
 
 Kind = TypeVar("Kind")
+GOAL_FLAGS = {
+    "budget": "the share of the steps that are computed, such as 0.4; default: 0.5",
+    "speedup": "instead, a factor in wall time, such as 2.5",
+    "psnr": "instead, the mean PSNR in dB against uncached pictures, such as 36",
+}
 
 
 def parse(parser: argparse.ArgumentParser, argv: list[str]) -> argparse.Namespace:
@@ -92,13 +98,33 @@ def check_least(least: int, **numbers: float | Sequence[float] | None) -> None:
                 raise UsageError(f"{name}={number} is not possible", f"set {least} or more")
 
 
-def cache_config(text: str | None) -> FastCacheConfig:
-    """Build the config that `--cache_config` names: a JSON object, a YAML or JSON file, or the defaults.
+def add_goals(group: Any) -> None:
+    """Add a flag for each goal of a cache."""
+    for kind, what in GOAL_FLAGS.items():
+        group.add_argument(f"--{kind}", type=float, metavar="NUMBER", help=f"with --cache fastcache: {what}")
+
+
+def goals_of(parsed: argparse.Namespace) -> dict[str, float]:
+    """Return the goals that a command line gives; none for a command without their flags."""
+    return {kind: value for kind in GOALS if (value := getattr(parsed, kind, None)) is not None}
+
+
+def refuse_goals(goals: Mapping[str, float]) -> None:
+    """Raise UsageError where there are any, without the cache whose goals they are."""
+    if goals:
+        raise UsageError(f"--{next(iter(goals))} is a goal of the cache", f"add --cache {registration.METHOD}")
+
+
+def cache_config(text: str | None, goals: Mapping[str, float] | None = None) -> FastCacheConfig:
+    """Build the config that `--cache_config` names, a JSON object or a YAML or JSON file, with a goal of its own.
 
     Raises:
-        UsageError: as `FastCacheConfig.from_json` and `from_file`; or its calibration is missing, broken or altered.
+        UsageError: as `FastCacheConfig.from_json` and `from_file`; or its calibration is missing, broken or altered; or
+            there are two goals, or one for a config that plans nothing.
     """
     config = FastCacheConfig.from_text(text)
+    if goals:
+        config = FastCacheConfig.from_dict(config.to_dict() | dict(goals))
     if config.calibration:
         Calibration.cached(config.calibration)  # what is wrong with the file is said before a model loads
     return config

@@ -53,6 +53,7 @@ class Learner:
         session: of its transformer.
         pilot: plans its requests.
         effects: of its scheduler.
+        home: where calibrations are found and kept.
 
     Attributes:
         learnt: what was learnt, or found in the user's folder; None until then.
@@ -64,16 +65,18 @@ class Learner:
     session: Session
     pilot: Pilot
     effects: SchedulerEffects
+    home: Home
     _recorded: list[_Recorded] = field(default_factory=list)
     _sigmas: tuple[float, ...] = ()
     _busy: bool = False
+    _call: Call | None = None
     learnt: Calibration | None = None
 
     def attach(self, undo: Undo) -> None:
         """Use what the user has of this model, or else begin to record, for as long as the undo log is open."""
         self.ranks = Ranks(self.host.topology)
         self.identity = self.ranks.first(identity(self.host))
-        kept = self.ranks.first(Home().find(self.identity) if self.ranks.is_first else None)
+        kept = self.ranks.first(self.home.find(self.identity) if self.ranks.is_first else None)
         if kept and SEGMENT in kept.moments:
             self.use(kept)
         elif self.config.learn:
@@ -86,6 +89,11 @@ class Learner:
         """Whether the next request is computed in full and recorded."""
         return self.pilot.forced is _whole
 
+    @property
+    def count(self) -> int:
+        """How many requests are recorded, to be learnt from."""
+        return len(self._recorded)
+
     def around(self, call: Call, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Make one call of the pipeline, recorded while there is something to learn."""
         if self._busy or not self.is_recording:
@@ -94,8 +102,9 @@ class Learner:
         trajectory, start = Trajectory(), time.perf_counter()
         result = self._watched(trajectory, lambda: call(*args, **kwargs))
         self._keep(_Recorded(recorded, trajectory, self.pictures.taken(), time.perf_counter() - start))
-        if len(self._recorded) == self.config.learn:
-            self._learn(call)
+        self._call = call
+        if self.count == self.config.learn:
+            self.learn()
         return result
 
     def _watched(self, trajectory: Trajectory, make: Callable[[], Any]) -> Any:
@@ -106,14 +115,18 @@ class Learner:
             self.session.watch, self._busy = None, False
 
     def _keep(self, recorded: _Recorded) -> None:
-        """Keep a request, unless its noise levels are others than those of the first one, or it had no steps."""
+        """Keep a request, unless its noise levels are others than those of the first one, or it went wrong."""
         sigmas = tuple(self.session.sigmas()) if self.session.sigmas else ()
+        if sigmas and self.ranks.total(torch.tensor(not _is_finite(recorded))):
+            return
         self._sigmas = self._sigmas or sigmas
         if sigmas and sigmas == self._sigmas:
             self._recorded.append(recorded)
 
-    def _learn(self, call: Call) -> None:
-        """Plan, fit and verify on the recorded requests; then plan the next ones by it."""
+    def learn(self) -> None:
+        """Plan, fit and verify on the recorded requests, of which there must be one; then plan the next ones by it."""
+        call = self._call
+        assert call and self._recorded, "nothing is recorded"
         trajectories = [recorded.trajectory for recorded in self._recorded]
         effects, before = self.effects.at(self._sigmas), self.pilot.calibration
         replay = functools.partial(self._replay, call)
@@ -126,7 +139,7 @@ class Learner:
             self._recorded.clear()
         self.use(calibration)
         if self.ranks.is_first:
-            Home().keep(calibration)
+            self.home.keep(calibration)
 
     def use(self, calibration: Calibration) -> None:
         """Plan the next requests by what was learnt, and say so."""
@@ -202,6 +215,12 @@ def _bisected(psnr: float, steps: int, calibration: Calibration) -> Iterator[int
             enough = middle
         else:
             too_few = middle
+
+
+def _is_finite(recorded: _Recorded) -> bool:
+    trajectory, pictures = recorded.trajectory, recorded.pictures
+    seen = [*(trajectory.latents()[-1:] if trajectory.steps else ()), *(() if pictures is None else (pictures,))]
+    return all(bool(values.isfinite().all()) for values in seen)
 
 
 def _whole(steps: int) -> str:
