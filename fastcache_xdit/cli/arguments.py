@@ -13,16 +13,10 @@ from typing import Any, NoReturn, TypeVar
 from fastcache_xdit.approx.calibration import Calibration
 from fastcache_xdit.config import FastCacheConfig
 from fastcache_xdit.errors import UsageError
-from fastcache_xdit.goal import GOALS
-from fastcache_xdit.host.xdit import layout, registration, world
+from fastcache_xdit.host.xdit import layout, world
 from fastcache_xdit.options import read_yaml, unknown_option
 
 Kind = TypeVar("Kind")
-GOAL_FLAGS = {
-    "budget": "the share of the steps that are computed, such as 0.4; default: 0.5",
-    "speedup": "instead, a factor in wall time, such as 2.5",
-    "psnr": "instead, the mean PSNR in dB against uncached pictures, such as 36",
-}
 
 
 def parse(parser: argparse.ArgumentParser, argv: list[str]) -> argparse.Namespace:
@@ -96,23 +90,6 @@ def check_least(least: int, **numbers: float | Sequence[float] | None) -> None:
         for number in given if isinstance(given, Sequence) else [given]:
             if number is not None and number < least:
                 raise UsageError(f"{name}={number} is not possible", f"set {least} or more")
-
-
-def add_goals(group: Any) -> None:
-    """Add a flag for each goal of a cache."""
-    for kind, what in GOAL_FLAGS.items():
-        group.add_argument(f"--{kind}", type=float, metavar="NUMBER", help=f"with --cache fastcache: {what}")
-
-
-def goals_of(parsed: argparse.Namespace) -> dict[str, float]:
-    """Return the goals that a command line gives; none for a command without their flags."""
-    return {kind: value for kind in GOALS if (value := getattr(parsed, kind, None)) is not None}
-
-
-def refuse_goals(goals: Mapping[str, float]) -> None:
-    """Raise UsageError where there are any, without the cache whose goals they are."""
-    if goals:
-        raise UsageError(f"--{next(iter(goals))} is a goal of the cache", f"add --cache {registration.METHOD}")
 
 
 def cache_config(text: str | None, goals: Mapping[str, float] | None = None) -> FastCacheConfig:

@@ -6,7 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from fastcache_xdit.cli.arguments import add_goals, check_least
+from fastcache_xdit.cli.arguments import check_least
+from fastcache_xdit.cli.goals import add_goals
 from fastcache_xdit.cli.pipeline import (
     MAKES_THE_IMAGE,
     PipelineOptions,

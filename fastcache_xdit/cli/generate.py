@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from fastcache_xdit.cli.arguments import add_goals
+from fastcache_xdit.cli.goals import add_goals
 from fastcache_xdit.cli.pipeline import (
     PipelineOptions,
     add_pipeline_arguments,

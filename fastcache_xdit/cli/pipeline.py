@@ -8,16 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-from fastcache_xdit.cli.arguments import (
-    cache_config,
-    check_least,
-    fill,
-    goals_of,
-    look_ahead,
-    parse,
-    read_options,
-    refuse_goals,
-)
+from fastcache_xdit.cli.arguments import cache_config, check_least, fill, look_ahead, parse, read_options
+from fastcache_xdit.cli.goals import goals_of, refuse_goals
 from fastcache_xdit.config import FastCacheConfig
 from fastcache_xdit.errors import UsageError
 from fastcache_xdit.goal import GOALS
@@ -171,12 +163,10 @@ def chosen_cache(command: str, options: PipelineOptions) -> FastCacheConfig | No
     """Build the config of the cache that is asked for; None for no cache.
 
     Raises:
-        UsageError: a method of xDiT's own, a goal without the cache, an option that is not possible, or a layout that
-            FastCache does not support.
+        UsageError: a method of xDiT's own, a goal without the cache, an impossible option, or an unsupported layout.
     """
-    if options.cache_method != registration.METHOD:
-        refuse_goals(options.goals)
     if options.cache_method is None:
+        refuse_goals(options.goals)
         return None
     if options.cache_method != registration.METHOD:
         raise UsageError(

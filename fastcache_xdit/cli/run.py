@@ -11,17 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from fastcache_xdit.cli.arguments import (
-    add_goals,
-    as_flags,
-    cache_config,
-    fill,
-    goals_of,
-    look_ahead,
-    parse,
-    read_options,
-    refuse_goals,
-)
+from fastcache_xdit.cli.arguments import as_flags, cache_config, fill, look_ahead, parse, read_options
+from fastcache_xdit.cli.goals import add_goals, goals_of, refuse_goals
 from fastcache_xdit.goal import GOALS
 from fastcache_xdit.host import cpu
 from fastcache_xdit.host.xdit import checkpoint, registration, world
@@ -55,7 +46,7 @@ def main(argv: list[str]) -> int:
     check(options)
     if options.output_directory:
         Path(options.output_directory).mkdir(parents=True, exist_ok=True)  # xDiT fails there, after all the work
-    sys.argv = ["fastcache_xdit run", *_with_goal(argv, options), *_needed_here(options)]
+    sys.argv = ["fastcache_xdit run", *with_goal(argv, options), *_needed_here(options)]
     runpy.run_module("xfuser.runner", run_name="__main__", alter_sys=True)
     if world.is_first_rank():
         for handle in applied():
@@ -119,7 +110,7 @@ def check(options: RunOptions) -> None:
     check_accepted(options.model, options.xdit, options.flags)
 
 
-def _with_goal(argv: list[str], options: RunOptions) -> list[str]:
+def with_goal(argv: list[str], options: RunOptions) -> list[str]:
     """Write a goal into the cache's config, because xDiT's runner has no flags for goals."""
     if not options.goals:
         return argv

@@ -25,7 +25,7 @@ class Work(NamedTuple):
     more: bool
 
 
-class Known(NamedTuple):
+class Learnt(NamedTuple):
     """What a job has learnt; without it, `is_ours` tells whether whoever asks is the one who learns it for all."""
 
     calibration: Calibration | None
@@ -35,7 +35,7 @@ class Known(NamedTuple):
 class Desk(Protocol):
     """What the first rank of a replica talks to; `None` tells it to stop."""
 
-    def learnt(self, identity: Mapping[str, Any]) -> Known | None:
+    def learnt(self, identity: Mapping[str, Any]) -> Learnt | None:
         """Return what is known of the model with this identity; the right to learn it is kept until `keep`."""
         ...
 
@@ -74,10 +74,10 @@ class StoreDesk:
         (store.folder / "images").mkdir(exist_ok=True)
         force_to_disk(store.folder)
 
-    def learnt(self, identity: Mapping[str, Any]) -> Known:
+    def learnt(self, identity: Mapping[str, Any]) -> Learnt:
         """Look into the job's folder, then into the user's, unless the job has begun to learn by itself."""
         if not self._learnt.take():
-            return Known(None, False)
+            return Learnt(None, False)
         found = self._learnt.read()
         if found is None and not self._store.items("recorded"):
             found = self._home.find(identity)
@@ -86,7 +86,7 @@ class StoreDesk:
                 self._learnt.save(found)
         if found:
             self._learnt.leave()
-        return Known(found, found is None)
+        return Learnt(found, found is None)
 
     def next_to_record(self, after: int) -> Work:
         """Claim what waits of the next batch that is learnt from."""

@@ -18,7 +18,7 @@ from shapes.sampling import prompts
 from tests.jobs.launching import SMALL, check_equal, kill, launched, ranks_of, submit, told, wait_for
 from tests.jobs.test_ray import replicas_of
 
-COUNT = 24
+COUNT = 40
 LEARN = 4
 KILLS = 10
 LEARNING = ("--cache_config", json.dumps({"learn": LEARN}), "--budget", "0.4")
@@ -60,13 +60,15 @@ def test_a_job_that_is_killed_ends_with_the_same_images(tmp_path, whole):
     job = submit(tmp_path / "job", COUNT, *LEARNING)
     moments, kills, while_learning = random.Random(0), 0, 0
     while kills < KILLS:
+        assert not job.is_over(), "there is something left to disturb"
         with launched(2, str(job.folder), *REPLICAS) as launcher:
             ranks = ranks_of(launcher, 2)
             wait_for(job, _moment(job, moments), launcher)
-            time.sleep(moments.uniform(0, 0.6))
+            learns = not (job.folder / NAME).exists()
+            time.sleep(moments.uniform(0, 1.0 if learns else 0.1))
             moments.shuffle(ranks)
-            while_learning += not (job.folder / NAME).exists()
-            kills += sum(kill(victim) for victim in ranks if launcher.poll() is None)
+            killed = sum(kill(victim) for victim in ranks if launcher.poll() is None)
+            kills, while_learning = kills + killed, while_learning + learns * killed
     with launched(2, str(job.folder), *REPLICAS) as launcher:
         words = told(launcher)
     assert launcher.returncode == 0, words
