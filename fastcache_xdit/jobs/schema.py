@@ -16,7 +16,7 @@ SCHEMA = (
     "CREATE INDEX by_state ON items (state, batch)",
     "CREATE INDEX by_batch ON items (batch)",
 )
-# The next batch with the size and the steps that most batches have.
-TEACHABLE = """SELECT batch FROM items WHERE batch > ? AND state != 'failed' AND (steps, width, height) IS (
-    SELECT steps, width, height FROM items WHERE batch NOT NULL GROUP BY steps, width, height
+# The next batch with the size, steps and guidance that most batches have.
+TEACHABLE = """SELECT batch FROM items WHERE batch > ? AND state != 'failed' AND (steps, width, height, guidance) IS (
+    SELECT steps, width, height, guidance FROM items WHERE batch NOT NULL GROUP BY steps, width, height, guidance
     ORDER BY COUNT(DISTINCT batch) DESC, MIN(batch) LIMIT 1) ORDER BY batch LIMIT 1"""

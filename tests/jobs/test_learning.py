@@ -140,6 +140,16 @@ def test_a_job_with_too_few_batches_is_computed_in_full(tmp_path, capsys):
     assert not (tmp_path / "home").exists(), "nothing was learnt"
 
 
+def test_the_ranks_of_a_replica_learn_together(tmp_path):
+    job = submit(tmp_path / "job", LEARN + 2, *LEARNING)
+    with launched(2, str(job.folder), "--ulysses_degree", "2") as launcher:
+        words = told(launcher)
+    assert launcher.returncode == 0, words
+    assert words.count("learnt from 4 requests") == 1, "said once"
+    rows = [(item.state, item.recorded, item.compute_ratio) for item in job.items()]
+    assert rows == [("done", True, 1.0)] * LEARN + [("done", False, 3 / 8)] * 2
+
+
 def test_replicas_on_ray_share_what_one_of_them_learns(tmp_path, whole):
     job = submit(tmp_path / "job", COUNT, *LEARNING)
     with launched(0, str(job.folder), *ON_RAY) as driver:

@@ -93,7 +93,8 @@ def test_one_of_another_part_of_the_model_is_not_used(store, home):
 
 
 def test_batches_of_the_most_common_shape_are_learnt_from(tmp_path, home, known):
-    lines = [{"prompt": "a", "width": width} for width in (128, 64, 64, 128, 64)] + [{"prompt": "b", "steps": 9}]
+    lines = [{"prompt": "a", "width": width} for width in (128, 64, 64, 128, 64)]
+    lines += [{"prompt": "b", "steps": 9}, {"prompt": "b", "guidance": 9.0}]
     store = Store.create(tmp_path / "job", recipe(), items(lines))
     desk = StoreDesk(store, home=home)
     desk.learnt(known.identity)
