@@ -89,6 +89,17 @@ class Handle:
         """What was learnt of the model, or found in the user's folder; None until then, and where nothing is learnt."""
         return self._learner.learnt if self._learner else None
 
+    @property
+    def recorded(self) -> int:
+        """Number of requests that are recorded, to be learnt from; 0 once they were learnt from."""
+        return self._learner.count if self._learner else 0
+
+    def learn(self) -> None:
+        """Learn from the requests that are recorded, without waiting for more. Raises UsageError where none is."""
+        if not self._learner or not self.recorded:
+            raise UsageError("nothing is recorded to learn from", "generate with test: plan and a learn above 0 first")
+        self._learner.learn()
+
     def branch(self, name: str) -> contextlib.AbstractContextManager[None]:
         """Assign the calls inside a with block to CFG branch `name`; for loops with one call for each branch."""
         return self._session.clock.in_branch(name)

@@ -36,6 +36,7 @@ def enable(
     calibration: Calibration | None = None,
     observer: Observer | None = None,
     sigmas: Sequence[float] | None = None,
+    home: Home | None = None,
     **options: Any,
 ) -> Handle:
     """Turn FastCache on for an xDiT pipeline, a diffusers pipeline, or a bare diffusers transformer.
@@ -48,6 +49,7 @@ def enable(
         calibration: used instead of the file that `config.calibration` names.
         observer: is shown what the cache does to blocks.
         sigmas: noise level of each step, 1 to 0, for a loop without a scheduler.
+        home: where what is learnt is found and kept; None for the user's folder, or with a `calibration` for none.
         options: options by name instead of a config, such as `budget=0.4`.
     Raises:
         UsageError: the config does not fit the model, the parallel layout is not supported, or a cache is already on.
@@ -68,7 +70,7 @@ def enable(
     _check(host, config, calibration)
     with contextlib.ExitStack() as on_error:
         undo = on_error.enter_context(Undo())
-        handle = _output(target, host, config, calibration, undo)
+        handle = _output(target, host, config, calibration, home, undo)
         if handle is None:
             handle = _blocks(host, config, calibration, observer, undo)
         undo.set(host.transformer, _MARK, handle)
@@ -90,7 +92,7 @@ def _blocks(
 
 
 def _output(
-    target: Any, host: Host, config: FastCacheConfig, calibration: Calibration | None, undo: Undo
+    target: Any, host: Host, config: FastCacheConfig, calibration: Calibration | None, home: Home | None, undo: Undo
 ) -> Handle | None:
     """Skip whole calls of the transformer, and learn how; None if the config skips blocks."""
     if config.granularity != "output":
@@ -102,7 +104,7 @@ def _output(
         host.run_ahead(undo, session, pilot.planned_skips, None)
     learner = None
     if (known is None or not known.identity) and config.test == "plan" and target is not host.transformer:
-        home = Home() if known is None else None
+        home = home or (Home() if known is None else None)
         learner = Learner(target, host, config, session, pilot, effects, home)
         learner.attach(undo)
     return Handle(session, undo, fixes, lambda: 0, learner)
@@ -116,10 +118,11 @@ def fastcache(
     calibration: Calibration | None = None,
     observer: Observer | None = None,
     sigmas: Sequence[float] | None = None,
+    home: Home | None = None,
     **options: Any,
 ) -> Iterator[Handle]:
     """Turn FastCache on, as `enable` does, inside a with block; leaving the block restores every module."""
-    handle = enable(target, config, calibration=calibration, observer=observer, sigmas=sigmas, **options)
+    handle = enable(target, config, calibration=calibration, observer=observer, sigmas=sigmas, home=home, **options)
     try:
         yield handle
     finally:

@@ -88,8 +88,19 @@ TOKENS = [
 ]
 HANDLE = ["at", "branch", "disable", "focus", "learnt", "report", "request", "reset", "watched"]
 FLAGS = {
-    generate: ["--batch_size", "--compare", "--config", "--dtype", "--output", "--overwrite", "--prompts"],
-    run: ["--config"],
+    generate: [
+        "--batch_size",
+        "--budget",
+        "--compare",
+        "--config",
+        "--dtype",
+        "--output",
+        "--overwrite",
+        "--prompts",
+        "--psnr",
+        "--speedup",
+    ],
+    run: ["--budget", "--config", "--psnr", "--speedup"],
     doctor: ["--calibration", "--json", "--model"],
     calibrate: [
         "--batch_size",
@@ -158,7 +169,10 @@ FLAGS = {
     report: ["--markdown", "--output"],
 }
 BATCH = {
-    "submit": (batch_arguments.add_submit, ["--batch_size", "--config", "--dtype", "--prompts"]),
+    "submit": (
+        batch_arguments.add_submit,
+        ["--batch_size", "--budget", "--config", "--dtype", "--prompts", "--psnr", "--speedup"],
+    ),
     "run": (batch_arguments.add_run, ["--max_attempts", "--ray", "--replicas"]),
     "status": (batch_arguments.add_status, ["--json"]),
     "retry": (batch_arguments.add_job, []),

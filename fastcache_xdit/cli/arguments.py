@@ -93,13 +93,16 @@ def check_least(least: int, **numbers: float | Sequence[float] | None) -> None:
                 raise UsageError(f"{name}={number} is not possible", f"set {least} or more")
 
 
-def cache_config(text: str | None) -> FastCacheConfig:
-    """Build the config that `--cache_config` names: a JSON object, a YAML or JSON file, or the defaults.
+def cache_config(text: str | None, goals: Mapping[str, float] | None = None) -> FastCacheConfig:
+    """Build the config that `--cache_config` names, a JSON object or a YAML or JSON file, with a goal of its own.
 
     Raises:
-        UsageError: as `FastCacheConfig.from_json` and `from_file`; or its calibration is missing, broken or altered.
+        UsageError: as `FastCacheConfig.from_json` and `from_file`; or its calibration is missing, broken or altered; or
+            there are two goals, or one for a config that plans nothing.
     """
     config = FastCacheConfig.from_text(text)
+    if goals:
+        config = FastCacheConfig.from_dict(config.to_dict() | dict(goals))
     if config.calibration:
         Calibration.cached(config.calibration)  # what is wrong with the file is said before a model loads
     return config

@@ -34,7 +34,7 @@ from fastcache_xdit.host.xdit import checkpoint, layout, world
 from fastcache_xdit.host.xdit.loading import xdit_options
 from fastcache_xdit.host.xdit.replica import check_machines
 from fastcache_xdit.jobs.export import damaged, export
-from fastcache_xdit.jobs.progress import describe
+from fastcache_xdit.jobs.progress import describe, describe_learnt
 from fastcache_xdit.jobs.prompts import read_prompts
 from fastcache_xdit.jobs.ray_run import run_on_ray
 from fastcache_xdit.jobs.recipe import Recipe
@@ -105,6 +105,8 @@ def status(argv: list[str]) -> int:
         print(json.dumps({**counts, **totals}))
         return exit_code(store)
     print(f"fastcache: {describe(counts, totals)}")
+    if learnt := describe_learnt(store):
+        print(f"fastcache: {learnt}")
     failed = store.items("state = 'failed'")
     for item in failed[:SHOWN]:
         print(f"  item {item.id} ({item.prompt[:40]!r}): {item.error}")

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from fastcache_xdit.cli.arguments import check_least
+from fastcache_xdit.cli.goals import add_goals
 from fastcache_xdit.cli.pipeline import (
     MAKES_THE_IMAGE,
     PipelineOptions,
@@ -70,6 +71,7 @@ def add_submit(group: Any) -> None:
     """Add the options of `batch submit`, beside xDiT's engine flags."""
     group.add_argument("job", metavar="JOB", help="folder of the new job, on a local disk")
     add_pipeline_arguments(group, batch_size=1)
+    add_goals(group)
 
 
 def add_run(group: Any) -> None:
@@ -144,10 +146,9 @@ def check_replicas(options: BatchRunOptions) -> None:
 
 def check_layout(recipe: Recipe, layout: Layout) -> None:
     """Raise UsageError for a layout in which the job cannot run; the number of ranks is not checked."""
-    config = FastCacheConfig.from_dict(recipe.cache) if recipe.cache is not None else None
-    if config:
-        check_cache(layout, config)
-    _check_model(recipe.model, config, layout)
+    if recipe.config:
+        check_cache(layout, recipe.config)
+    _check_model(recipe.model, recipe.config, layout)
 
 
 def _check_model(model: str, config: FastCacheConfig | None, layout: Layout) -> None:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from fastcache_xdit.cli.goals import add_goals
 from fastcache_xdit.cli.pipeline import (
     PipelineOptions,
     add_pipeline_arguments,
@@ -40,6 +41,7 @@ class GenerateOptions(PipelineOptions):
 def add_arguments(group: Any) -> None:
     """Add the command's own options, beside xDiT's engine flags."""
     add_pipeline_arguments(group, batch_size=1)
+    add_goals(group)
     group.add_argument("--compare", action="store_true", help="also run uncached with the same seeds, and measure")
     group.add_argument("--output", default="results/generate", metavar="FOLDER", help="default: %(default)s")
     group.add_argument("--overwrite", action="store_true", help="replace the results of an earlier job in FOLDER")

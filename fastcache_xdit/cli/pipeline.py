@@ -9,8 +9,10 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from fastcache_xdit.cli.arguments import cache_config, check_least, fill, look_ahead, parse, read_options
+from fastcache_xdit.cli.goals import goals_of, refuse_goals
 from fastcache_xdit.config import FastCacheConfig
 from fastcache_xdit.errors import UsageError
+from fastcache_xdit.goal import GOALS
 from fastcache_xdit.host.xdit import registration
 from fastcache_xdit.host.xdit.layout import Layout, check_cache
 from fastcache_xdit.host.xdit.loading import DTYPES, XditOptions, default_dtype, xdit_options
@@ -29,6 +31,7 @@ CALL = (
 MAKES_THE_IMAGE = (
     "model", "dtype", "seed", "batch_size", "prompt", "prompts", "negative_prompt", "num_inference_steps",
     "guidance_scale", "height", "width", "max_sequence_length", "cache", "cache_method", "cache_config", "config",
+    *GOALS,
 )  # fmt: skip
 
 
@@ -45,6 +48,7 @@ class PipelineOptions:
         dtype: of weights and activations, a key of `DTYPES`.
         cache_method: `fastcache`, a method of xDiT's own, or None.
         cache_config: JSON object or file, for `chosen_cache`.
+        goals: of the command line, for `chosen_cache`; at most one is possible.
         call: arguments of every pipeline call, unchecked; see `call_arguments`.
         xdit: all of xDiT's options.
         layout: those of them that say how the work is divided.
@@ -59,6 +63,7 @@ class PipelineOptions:
     dtype: str
     cache_method: str | None
     cache_config: str | None
+    goals: Mapping[str, float]
     call: Mapping[str, Any]
     xdit: XditOptions
     layout: Layout
@@ -90,7 +95,8 @@ def pipeline_options(kind: type[Options], command: str, argv: list[str], add_arg
     parsed.dtype = parsed.dtype or default_dtype()
     call = defaults | {name: given for name in CALL if (given := getattr(parsed, name)) not in (None, "", [])}
     xdit, layout = xdit_options(vars(parsed)), Layout.of(parsed)
-    return fill(kind, parsed, call=call, xdit=xdit, layout=layout, engine=_engine_options(parsed))
+    made = {"goals": goals_of(parsed), "call": call, "xdit": xdit, "layout": layout}
+    return fill(kind, parsed, engine=_engine_options(parsed), **made)
 
 
 def _engine_options(parsed: argparse.Namespace) -> dict[str, Any]:
@@ -157,15 +163,16 @@ def chosen_cache(command: str, options: PipelineOptions) -> FastCacheConfig | No
     """Build the config of the cache that is asked for; None for no cache.
 
     Raises:
-        UsageError: a method of xDiT's own, an option that is not possible, or a layout that FastCache does not support.
+        UsageError: a method of xDiT's own, a goal without the cache, an impossible option, or an unsupported layout.
     """
     if options.cache_method is None:
+        refuse_goals(options.goals)
         return None
     if options.cache_method != registration.METHOD:
         raise UsageError(
             f"{command} knows --cache fastcache only, not {options.cache_method}", "xDiT's own methods work with run"
         )
-    config = cache_config(options.cache_config)
+    config = cache_config(options.cache_config, options.goals)
     check_cache(options.layout, config)
     return config
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import json
 import runpy
 import sys
 from collections.abc import Mapping
@@ -11,6 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from fastcache_xdit.cli.arguments import as_flags, cache_config, fill, look_ahead, parse, read_options
+from fastcache_xdit.cli.goals import add_goals, goals_of, refuse_goals
+from fastcache_xdit.goal import GOALS
 from fastcache_xdit.host import cpu
 from fastcache_xdit.host.xdit import checkpoint, registration, world
 from fastcache_xdit.host.xdit.layout import Layout, check_cache, check_degrees
@@ -26,6 +29,7 @@ class RunOptions:
     model: str
     cache_method: str | None
     cache_config: str | None
+    goals: Mapping[str, float]
     attention_backend: str | None
     output_directory: str | None
     layout: Layout
@@ -42,7 +46,7 @@ def main(argv: list[str]) -> int:
     check(options)
     if options.output_directory:
         Path(options.output_directory).mkdir(parents=True, exist_ok=True)  # xDiT fails there, after all the work
-    sys.argv = ["fastcache_xdit run", *argv, *_needed_here(options)]
+    sys.argv = ["fastcache_xdit run", *with_goal(argv, options), *_needed_here(options)]
     runpy.run_module("xfuser.runner", run_name="__main__", alter_sys=True)
     if world.is_first_rank():
         for handle in applied():
@@ -53,6 +57,7 @@ def main(argv: list[str]) -> int:
 def add_arguments(parser: Any) -> None:
     """Add what `run` takes beside xDiT's runner flags."""
     parser.add_argument("--config", metavar="FILE.yaml", help="options by name; flags win over it")
+    add_goals(parser)
 
 
 def runner_parser() -> argparse.ArgumentParser:
@@ -79,7 +84,14 @@ def command_line(parser: argparse.ArgumentParser, argv: list[str]) -> list[str]:
 def run_options(parser: argparse.ArgumentParser, argv: list[str]) -> RunOptions:
     """Parse a command line for xDiT's runner."""
     parsed = parse(parser, argv)
-    return fill(RunOptions, parsed, layout=Layout.of(parsed), xdit=xdit_options(vars(parsed)), flags=vars(parsed))
+    return fill(
+        RunOptions,
+        parsed,
+        goals=goals_of(parsed),
+        layout=Layout.of(parsed),
+        xdit=xdit_options(vars(parsed)),
+        flags=vars(parsed),
+    )
 
 
 def check(options: RunOptions) -> None:
@@ -87,13 +99,24 @@ def check(options: RunOptions) -> None:
     cached = options.cache_method == registration.METHOD
     check_degrees(options.layout, world.size())
     if cached:
-        check_cache(options.layout, cache_config(options.cache_config))
+        check_cache(options.layout, cache_config(options.cache_config, options.goals))
+    else:
+        refuse_goals(options.goals)
     folder = Path(options.model)
     if folder.is_dir():
         checkpoint.check_model(folder, options.layout, cached)
         add_local_model(options.model)
     check_registered(options.model)
     check_accepted(options.model, options.xdit, options.flags)
+
+
+def with_goal(argv: list[str], options: RunOptions) -> list[str]:
+    """Write a goal into the cache's config, because xDiT's runner has no flags for goals."""
+    if not options.goals:
+        return argv
+    _, rest = look_ahead(argv, *GOALS)
+    config = cache_config(options.cache_config, options.goals)
+    return [*rest, f"--cache_config={json.dumps(config.to_dict())}"]
 
 
 def _needed_here(options: RunOptions) -> list[str]:

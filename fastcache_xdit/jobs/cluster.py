@@ -1,11 +1,9 @@
-"""The actors of a job on a Ray cluster: replicas on any machine, and one queue beside the store that serves them."""
+"""The actors of a job on a Ray cluster: replicas on any machine, and how they start."""
 
 from __future__ import annotations
 
 import os
 import socket
-from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import torch.distributed
@@ -14,66 +12,14 @@ from fastcache_xdit.errors import UsageError
 from fastcache_xdit.host.xdit import loading
 from fastcache_xdit.host.xdit.loading import XditOptions
 from fastcache_xdit.host.xdit.replica import join
-from fastcache_xdit.jobs.desk import StoreDesk, Work
-from fastcache_xdit.jobs.item import Figures, ItemOutcome
+from fastcache_xdit.jobs.queue import RemoteDesk, ray_module
 from fastcache_xdit.jobs.recipe import Recipe, printable
 from fastcache_xdit.jobs.replica import Replica
-from fastcache_xdit.jobs.store import Store
 from fastcache_xdit.jobs.worker import work
 from fastcache_xdit.plugin import register
 
 STARTS = 3  # a busy machine can take longer than the 30 s that Ray allows for a start
 ANSWER = 10.0  # seconds in which a cluster's head must answer
-
-
-class Queue:
-    """Actor beside the store, with one desk for each replica, which is abandoned once the replica is lost."""
-
-    def __init__(self, folder: str, max_attempts: int) -> None:
-        self._store = Store(folder)
-        self._max_attempts = max_attempts
-        self._desks: dict[int, StoreDesk] = {}
-        self._lost: set[int] = set()
-        self._stopped = False
-
-    def next(self, replica: int) -> Work | None:
-        """Hand out the next batch of a replica; None where it should end."""
-        if self._stopped or replica in self._lost:
-            return None
-        if replica not in self._desks:
-            self._desks[replica] = StoreDesk(self._store, self._max_attempts)
-        return self._desks[replica].next()
-
-    def deliver(self, replica: int, outcomes: Sequence[ItemOutcome], figures: Figures) -> None:
-        """Keep what a replica made; ignore a lost one, whose items another makes already."""
-        if replica not in self._lost:
-            self._desks[replica].deliver(outcomes, figures)
-
-    def lose(self, replica: int, trouble: str) -> None:
-        """Give the items of a dead replica to others."""
-        self._lost.add(replica)
-        if desk := self._desks.pop(replica, None):
-            desk.abandon(trouble)
-
-    def stop(self) -> None:
-        """Hand out nothing more."""
-        self._stopped = True
-
-
-class RemoteDesk:
-    """A `Desk` at the queue, for the first rank of a replica."""
-
-    def __init__(self, queue: Any, replica: int) -> None:
-        self._queue = queue
-        self._replica = replica
-
-    def next(self) -> Work | None:
-        """Take the next batch from the queue."""
-        return ray_module().get(self._queue.next.remote(self._replica))
-
-    def deliver(self, outcomes: Sequence[ItemOutcome], figures: Figures) -> None:
-        """Hand what became of a batch to the queue."""
-        ray_module().get(self._queue.deliver.remote(self._replica, outcomes, figures))
 
 
 class Rank:
@@ -176,21 +122,3 @@ def check_room(replicas: int, size: int) -> None:
 def _device_kind() -> str:
     """Name what each rank needs one of: a GPU where the cluster has any, else a CPU."""
     return "GPU" if ray_module().cluster_resources().get("GPU") else "CPU"
-
-
-def queue_beside(folder: Path, max_attempts: int) -> Any:
-    """Start the queue actor, on this machine, which holds the job."""
-    ray = ray_module()
-    here = ray.util.scheduling_strategies.NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), False)
-    actor = ray.remote(Queue).options(num_cpus=0, scheduling_strategy=here)
-    return actor.remote(str(folder.resolve()), max_attempts)
-
-
-def ray_module() -> Any:
-    """Import Ray where it is used, because most jobs run without. Raises UsageError where it is not installed."""
-    try:
-        import ray
-        import ray.util.scheduling_strategies
-    except ImportError:
-        raise UsageError("--ray needs Ray: pip install 'fastcache_xdit[ray]'") from None
-    return ray

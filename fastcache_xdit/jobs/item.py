@@ -15,7 +15,8 @@ class Item(Options):
     Items of one `batch` are generated together, always the same ones, so that an image does not depend on which run
     makes it; a line that was bad at submit has none. `output` is relative to the job's folder. `seconds`, `computed`
     and `approximated` (block calls, over the replica's ranks) and `compute_ratio` (share of block work that was
-    executed) are those of its batch; `started` and `finished` are seconds since 1970.
+    executed) are those of its batch; `started` and `finished` are seconds since 1970. `recorded` says that it was
+    computed in full, to learn from.
     """
 
     id: int
@@ -39,6 +40,7 @@ class Item(Options):
     computed: int | None = None
     approximated: int | None = None
     compute_ratio: float | None = None
+    recorded: bool = False
 
     @property
     def shape(self) -> tuple[object, ...]:

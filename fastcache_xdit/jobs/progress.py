@@ -7,7 +7,9 @@ from typing import Any
 
 from tqdm import tqdm
 
+from fastcache_xdit.jobs.learnt import LearntFile
 from fastcache_xdit.jobs.store import Store
+from fastcache_xdit.runtime.pilot import described
 
 QUIET = 30.0  # seconds between two lines where no terminal shows a bar
 
@@ -42,6 +44,17 @@ def describe(counts: dict[str, int], totals: dict[str, Any]) -> str:
     parts += [f"{counts[state]} {state}" for state in ("running", "pending", "failed") if counts[state]]
     parts += [f"hit rate {rate:.0%}"] if (rate := hit_rate(totals)) is not None else []
     return ", ".join(parts)
+
+
+def describe_learnt(store: Store) -> str | None:
+    """Say in one line what a job's images are planned by, and what that took; None where nothing is planned."""
+    config = store.recipe.config
+    if config is None or not store.recipe.learns:
+        return None
+    known, recorded = LearntFile(store.folder).read(), store.totals()["recorded"]
+    parts = [described(config.goal, known) if known else "nothing is learnt yet"]
+    parts += [f"{recorded} images were computed in full for it"] if recorded else []
+    return "; ".join(parts)
 
 
 def hit_rate(totals: dict[str, Any]) -> float | None:

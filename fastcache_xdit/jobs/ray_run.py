@@ -8,8 +8,9 @@ from typing import Any
 from fastcache_xdit.errors import ReplicaError
 from fastcache_xdit.host.xdit.layout import Layout
 from fastcache_xdit.host.xdit.loading import XditOptions
-from fastcache_xdit.jobs.cluster import ReplicaActors, check_room, connect, queue_beside, ray_module
+from fastcache_xdit.jobs.cluster import ReplicaActors, check_room, connect
 from fastcache_xdit.jobs.progress import Bar, settled
+from fastcache_xdit.jobs.queue import queue_beside, ray_module
 from fastcache_xdit.jobs.recipe import Recipe, printable
 from fastcache_xdit.jobs.run import closing_line, exit_code
 from fastcache_xdit.jobs.stop import Stop

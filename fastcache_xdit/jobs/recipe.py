@@ -7,6 +7,7 @@ from typing import Any
 
 from pydantic import Field, ValidationError
 
+from fastcache_xdit.config import FastCacheConfig
 from fastcache_xdit.errors import UsageError
 from fastcache_xdit.files import write_whole
 from fastcache_xdit.options import Options, usage_error
@@ -59,6 +60,17 @@ class Recipe(Options):
     call: dict[str, Any]
     cache: dict[str, Any] | None = None
     engine: dict[str, Any] = {}
+
+    @property
+    def config(self) -> FastCacheConfig | None:
+        """The options of FastCache; None for no cache."""
+        return FastCacheConfig.from_dict(self.cache) if self.cache is not None else None
+
+    @property
+    def learns(self) -> bool:
+        """Whether images follow a plan from what was learnt, which the job then keeps in its folder."""
+        config = self.config
+        return config is not None and config.test == "plan" and config.calibration is None
 
     def save(self, folder: Path) -> None:
         """Write `recipe.json`, which every rank reads; the store is for the first ones alone."""

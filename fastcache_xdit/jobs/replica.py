@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import time
 import traceback
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
 from PIL import Image
 
-from fastcache_xdit.config import FastCacheConfig
+from fastcache_xdit.approx.calibration import Calibration
 from fastcache_xdit.counters import Counters
 from fastcache_xdit.errors import UsageError
+from fastcache_xdit.handle import Handle
+from fastcache_xdit.host.find import host_of
+from fastcache_xdit.host.identity import identity
 from fastcache_xdit.host.xdit import engine, world
 from fastcache_xdit.host.xdit.loading import XditOptions, with_values
 from fastcache_xdit.host.xdit.positions import Positions
@@ -21,6 +25,7 @@ from fastcache_xdit.host.xdit.replica import meet
 from fastcache_xdit.jobs.item import Figures, Item, ItemOutcome
 from fastcache_xdit.jobs.limits import too_long
 from fastcache_xdit.jobs.recipe import Recipe, printable
+from fastcache_xdit.jobs.recording import Nowhere, Recording, in_full, unlimited
 from fastcache_xdit.plugin import enable, fastcache
 
 PATIENCE = 60.0  # seconds in which all ranks must have met an error, for it to be the item's and not a rank's
@@ -40,13 +45,36 @@ class Replica:
     def __init__(self, recipe: Recipe, xdit: XditOptions) -> None:
         self._engine = engine.Engine(recipe.model, with_values(xdit, data_parallel_degree=1), recipe.dtype)
         self._engine.pipe.set_progress_bar_config(disable=True)
-        self._config = FastCacheConfig.from_dict(recipe.cache) if recipe.cache is not None else None
+        self._config, self.learns = recipe.config, recipe.learns
+        self._calibration: Calibration | None = None
+        self._recording: Recording | None = None
         self._call = recipe.call
         self._positions = Positions(self._engine.pipe.transformer)
-        if self._config:
-            enable(self._engine.pipe, self._config).disable()  # what does not fit is said now, not of every item
+        if self._config:  # what does not fit is said now, not of every item
+            enable(self._engine.pipe, self._config, home=Nowhere()).disable()
         self._traced = False
         self._stages = xdit.pipefusion_parallel_degree
+
+    def identity(self) -> dict[str, Any]:
+        """Return the identity of the model, as this rank sees it; see `approx.identity`."""
+        return identity(host_of(self._engine.pipe))
+
+    def use(self, calibration: Calibration) -> None:
+        """Plan all batches from now on by what was learnt. Raises UsageError where it is of another model."""
+        assert self._config
+        enable(self._engine.pipe, self._config, calibration=calibration).disable()
+        self._calibration = calibration
+
+    @contextlib.contextmanager
+    def recording(self) -> Iterator[Recording]:
+        """Compute the batches inside the with block in full, and record them under one handle."""
+        assert self._config
+        with fastcache(self._engine.pipe, unlimited(self._config), home=Nowhere()) as handle:
+            self._recording = Recording(handle, self._config.learn, self.identity(), self._positions.restore)
+            try:
+                yield self._recording
+            finally:
+                self._recording = None
 
     def generate(self, items: Sequence[Item]) -> tuple[list[ItemOutcome], Figures]:
         """Generate all items of one batch; outcomes are complete on the first rank only.
@@ -79,11 +107,19 @@ class Replica:
         self._positions.restore()  # each batch is generated as if it were the first one
         if self._config is None:
             return _outcomes(self._engine.generate(batch, **call)), None
-        with fastcache(self._engine.pipe, self._config) as handle:  # anew for each batch: nothing is left of the last
+        with self._cache(items) as handle:
             pixels = self._engine.generate(batch, **call)
             counters = handle.report().counters
         assert counters.requests == 1, f"the cache saw {counters.requests} requests in one batch"
         return _outcomes(pixels), counters
+
+    def _cache(self, items: Sequence[Item]) -> contextlib.AbstractContextManager[Handle]:
+        """Turn the cache on anew for each batch, so that nothing is left of the last; in full for recorded items."""
+        if self._recording:
+            return contextlib.nullcontext(self._recording.begun())
+        assert self._config
+        config = in_full(self._config) if any(item.recorded for item in items) else self._config
+        return fastcache(self._engine.pipe, config, calibration=self._calibration, home=Nowhere())
 
     def _failed(self, items: Sequence[Item], error: Exception, shared: bool) -> list[ItemOutcome]:
         """Fail the batch and go on if the error is its own: all ranks met it, with no message under way."""

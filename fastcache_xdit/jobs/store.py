@@ -15,22 +15,10 @@ from fastcache_xdit.files import writable_folder
 from fastcache_xdit.jobs.item import Figures, Item, ItemOutcome
 from fastcache_xdit.jobs.owner import is_alive
 from fastcache_xdit.jobs.recipe import Recipe
+from fastcache_xdit.jobs.schema import SCHEMA, TEACHABLE
 
 STATES = ("pending", "running", "done", "failed")
 PATIENCE = 60.0  # seconds that a process waits for another one's transaction, which take milliseconds
-SCHEMA = (
-    """CREATE TABLE items (
-        id INTEGER PRIMARY KEY, batch INTEGER,
-        prompt TEXT NOT NULL, negative_prompt TEXT, seed INTEGER,
-        width INTEGER, height INTEGER, steps INTEGER, guidance REAL,
-        state TEXT NOT NULL CHECK (state IN ('pending', 'running', 'done', 'failed')),
-        attempts INTEGER NOT NULL DEFAULT 0, owner TEXT, error TEXT, output TEXT, checksum TEXT,
-        started REAL, finished REAL, seconds REAL, computed INTEGER, approximated INTEGER, compute_ratio REAL,
-        CHECK ((state = 'running') = (owner IS NOT NULL)), CHECK ((state = 'done') = (checksum IS NOT NULL)),
-        CHECK (state != 'failed' OR error IS NOT NULL))""",
-    "CREATE INDEX by_state ON items (state, batch)",
-    "CREATE INDEX by_batch ON items (batch)",
-)
 
 
 class Store:
@@ -82,22 +70,27 @@ class Store:
         with _transaction(self._database):
             self._take_back(max_attempts)
             waiting = self._rows("SELECT batch FROM items WHERE state = 'pending' ORDER BY batch LIMIT 1")
-            if not waiting:
-                return []
-            self._database.execute(
-                "UPDATE items SET state = 'running', owner = ?, attempts = attempts + 1, started = ?, error = NULL "
-                "WHERE batch = ? AND state = 'pending'",
-                (owner, time.time(), waiting[0]["batch"]),
-            )
-            return self.items("batch = ?", waiting[0]["batch"])
+            return self._take(owner, waiting[0]["batch"]) if waiting else []
 
-    def record(self, owner: str, outcome: ItemOutcome, output: str | None, figures: Figures) -> bool:
+    def claim_teachable(self, owner: str, max_attempts: int, after: int) -> list[Item]:
+        """Take the first batch behind `after` that a job learns from, whatever state it is in but failed; [] for none.
+
+        Only what waited of it runs for `owner`, as in `claim`.
+        """
+        with _transaction(self._database):
+            self._take_back(max_attempts)
+            found = self._rows(TEACHABLE, after)
+            return self._take(owner, found[0]["batch"]) if found else []
+
+    def record(
+        self, owner: str, outcome: ItemOutcome, output: str | None, figures: Figures, recorded: bool = False
+    ) -> bool:
         """Make an item that runs for `owner` done or failed; return False where it does not run for them."""
         state = "failed" if outcome.error else "done"
         changed = self._database.execute(
             "UPDATE items SET state = ?, owner = NULL, error = ?, output = ?, checksum = ?, finished = ?, seconds = ?, "
-            "computed = ?, approximated = ?, compute_ratio = ? WHERE id = ? AND owner = ?",
-            (state, outcome.error, output, outcome.checksum, time.time(), *figures, outcome.id, owner),
+            "computed = ?, approximated = ?, compute_ratio = ?, recorded = recorded OR ? WHERE id = ? AND owner = ?",
+            (state, outcome.error, output, outcome.checksum, time.time(), *figures, recorded, outcome.id, owner),
         )
         return changed.rowcount == 1
 
@@ -142,11 +135,19 @@ class Store:
         return counts["pending"] + counts["running"] == 0
 
     def totals(self) -> dict[str, Any]:
-        """Sum up done items: `computed` and `approximated` block calls, when they `began` and `ended` (Unix time)."""
+        """Sum up done items: block calls, when they `began` and `ended` (Unix time), how many were `recorded`."""
         return self._rows(
             "SELECT SUM(computed) AS computed, SUM(approximated) AS approximated, MIN(started) AS began, "
-            "MAX(finished) AS ended FROM items WHERE state = 'done'"
+            "MAX(finished) AS ended, SUM(recorded) AS recorded FROM items WHERE state = 'done'"
         )[0]
+
+    def _take(self, owner: str, batch: int) -> list[Item]:
+        self._database.execute(
+            "UPDATE items SET state = 'running', owner = ?, attempts = attempts + 1, started = ?, error = NULL "
+            "WHERE batch = ? AND state = 'pending'",
+            (owner, time.time(), batch),
+        )
+        return self.items("batch = ?", batch)
 
     def _take_back(self, max_attempts: int) -> None:
         for row in self._rows("SELECT DISTINCT owner FROM items WHERE owner NOT NULL"):

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from operator import methodcaller
 
-from fastcache_xdit.host.xdit import world
-from fastcache_xdit.jobs.desk import Desk, Work
+from fastcache_xdit.jobs.agreement import agreed
+from fastcache_xdit.jobs.desk import PAUSE, Desk, Work
+from fastcache_xdit.jobs.prepare import prepare
 from fastcache_xdit.jobs.replica import Replica
-
-PAUSE = 0.2  # seconds between two looks for items that others hold
 
 
 def work(replica: Replica, desk: Desk | None, is_asked: Callable[[], bool], show: Callable[[], None]) -> bool:
@@ -21,16 +21,14 @@ def work(replica: Replica, desk: Desk | None, is_asked: Callable[[], bool], show
         is_asked: whether this rank was asked to stop; the batch under way is finished and delivered first.
         show: called by every rank after every look for work.
     """
-    while True:
-        ready = desk.next() if desk and not is_asked() else None
-        stops, tasks = zip(*world.all_gather_objects((is_asked(), ready)), strict=True)
-        task: Work | None = tasks[0]
-        if any(stops) or task is None:
-            return False
+    if replica.learns and not prepare(replica, desk, is_asked, show):
+        return False
+    while task := agreed(desk, methodcaller("next"), is_asked):
         if not task.items and not task.more:
             return True
         _carry_out(task, replica, desk)
         show()
+    return False
 
 
 def _carry_out(task: Work, replica: Replica, desk: Desk | None) -> None:

@@ -9,6 +9,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+import torch
+
 from fastcache_xdit.approx.calibration import Calibration
 from fastcache_xdit.approx.output import SEGMENT
 from fastcache_xdit.approx.pooled import pooled
@@ -66,6 +68,7 @@ class Learner:
     _sigmas: tuple[float, ...] = ()
     _served: int = 0
     _busy: bool = False
+    _call: Call | None = None
     _told: set[str] = field(default_factory=set)
 
     def attach(self, undo: Undo) -> None:
@@ -85,6 +88,11 @@ class Learner:
         """Whether the next request is computed in full and recorded."""
         return self.pilot.forced is _whole
 
+    @property
+    def count(self) -> int:
+        """How many requests are recorded, to be learnt from."""
+        return len(self._recorded)
+
     def around(self, call: Call, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Make one call of the pipeline: recorded, looked at, or as it is."""
         if self._busy or self.session.is_bypassed:
@@ -102,17 +110,26 @@ class Learner:
         recorded, trajectory, start = RecordedCall.of(args, kwargs), Trajectory(), time.perf_counter()
         self.pictures.taken()
         result = self._watched(trajectory, lambda: call(*args, **kwargs))
-        seconds, sigmas = time.perf_counter() - start, self._noise_levels()
-        self._sigmas = self._sigmas or sigmas
-        if sigmas and sigmas == self._sigmas:  # requests with another number of steps teach something else
-            scale = arguments(call, kwargs).get("guidance_scale")
-            self._recorded.append(Recorded(recorded, trajectory, self.pictures.taken(), seconds, scale))
-        if len(self._recorded) >= self.config.learn:
-            self._learn(call)
+        scale = arguments(call, kwargs).get("guidance_scale")
+        self._keep(Recorded(recorded, trajectory, self.pictures.taken(), time.perf_counter() - start, scale))
+        self._call = call
+        if self.count >= self.config.learn:
+            self.learn()
         return result
 
-    def _learn(self, call: Call) -> None:
-        """Plan, fit and verify on the recorded requests; then plan the next ones by it."""
+    def _keep(self, recorded: Recorded) -> None:
+        """Keep a request, unless it went wrong or has other noise levels than the first, which teaches something else."""
+        sigmas = tuple(self.session.sigmas()) if self.session.sigmas else ()
+        if sigmas and self.ranks.total(torch.tensor(not recorded.is_finite)):
+            return
+        self._sigmas = self._sigmas or sigmas
+        if sigmas and sigmas == self._sigmas:
+            self._recorded.append(recorded)
+
+    def learn(self) -> None:
+        """Plan, fit and verify on the recorded requests, of which there must be one; then plan the next ones by it."""
+        call = self._call
+        assert call and self._recorded, "nothing is recorded"
         start, effects = time.perf_counter(), self.effects.at(self._sigmas)
         before, again = pooled() if self.learnt else self.pilot.calibration, functools.partial(self._again, call)
         teaching = Teaching(self._recorded, again, self.pictures, self.ranks)
@@ -182,9 +199,6 @@ class Learner:
             return make()
         finally:
             self.session.watch, self._busy = None, False
-
-    def _noise_levels(self) -> tuple[float, ...]:
-        return tuple(self.session.sigmas()) if self.session.sigmas else ()
 
     def _tell(self, line: str) -> None:
         """Say something once, on one rank."""

@@ -30,6 +30,13 @@ class Recorded:
     seconds: float
     guidance_scale: float | None
 
+    @property
+    def is_finite(self) -> bool:
+        """Whether all that this rank saw of its end is."""
+        ends = self.trajectory.latents()[-1:] if self.trajectory.steps else []
+        seen = ends if self.pictures is None else [*ends, self.pictures]
+        return all(bool(values.isfinite().all()) for values in seen)
+
 
 @dataclass(frozen=True)
 class Teaching:

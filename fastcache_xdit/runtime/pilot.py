@@ -76,14 +76,7 @@ class Pilot:
 
     def describe(self) -> str:
         """Say in one line what is used and what it promises."""
-        facts = self.calibration.facts
-        if "requests" not in facts:
-            return f"{self.goal}, planned from other models; nothing is known of this one"
-        steps, known = len(self.calibration.sigmas), known_of(self.calibration)
-        computed = self.goal.computed(steps, known)
-        promise = f", {known.promises[computed]:.0f} dB promised" if computed in known.promises else ""
-        share = f"{computed} of {steps} steps computed{promise}"
-        return f"learnt from {facts['requests']} requests on {facts['when']}: {self.goal}, {share}"
+        return described(self.goal, self.calibration)
 
     @contextlib.contextmanager
     def at(self, goal: Goal) -> Iterator[None]:
@@ -115,3 +108,15 @@ def known_of(calibration: Calibration) -> Known:
     """Return what a calibration's facts say, in which numbers of steps are text."""
     parts = (calibration.facts.get(name, {}) for name in ("promises", "seconds"))
     return Known(*({int(number): value for number, value in part.items()} for part in parts))
+
+
+def described(goal: Goal, calibration: Calibration) -> str:
+    """Say in one line what a calibration means for a goal, and what it promises."""
+    facts = calibration.facts
+    if "requests" not in facts:
+        return f"{goal}, planned from other models; nothing is known of this one"
+    steps, known = len(calibration.sigmas), known_of(calibration)
+    computed = goal.computed(steps, known)
+    promise = f", {known.promises[computed]:.0f} dB promised" if computed in known.promises else ""
+    share = f"{computed} of {steps} steps computed{promise}"
+    return f"learnt from {facts['requests']} requests on {facts['when']}: {goal}, {share}"

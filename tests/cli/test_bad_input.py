@@ -32,6 +32,7 @@ def run(capsys, *argv):
     return code, captured.err
 
 
+CACHED = ("--cache", "fastcache")
 GENERATE = ("generate", "--model", "shapes-pixart", "--prompt", "a red circle on a dark background")
 
 
@@ -46,6 +47,13 @@ GENERATE = ("generate", "--model", "shapes-pixart", "--prompt", "a red circle on
         ([*GENERATE, "--cache", "fastcache", "--cache_config", '{"bugdet": 1}'], ["did you mean 'budget'?"]),
         ([*GENERATE, "--cache", "fastcache", "--cache_config", "none.yaml"], ["no such config file: none.yaml"]),
         ([*GENERATE, "--compare"], ["add --cache fastcache"]),
+        ([*GENERATE, "--budget", 0.4], ["--budget is a goal of the cache", "add --cache fastcache"]),
+        (["run", "--model", "FLUX.1-dev", "--prompt", "x", "--psnr", 36], ["--psnr is a goal of the cache"]),
+        ([*GENERATE, *CACHED, "--budget", "much"], ["invalid float value: 'much'"]),
+        ([*GENERATE, *CACHED, "--budget", 1.4], ["budget", "1.4"]),
+        ([*GENERATE, *CACHED, "--budget", 0.4, "--psnr", 36], ["budget and psnr are both given", "give one goal"]),
+        ([*GENERATE, *CACHED, "--speedup", 2, "--cache_config", '{"psnr": 36}'], ["speedup and psnr are both given"]),
+        ([*GENERATE, *CACHED, "--speedup", 2, "--cache_config", '{"test": "online"}'], ["not of 'online'"]),
         (
             [*GENERATE, "--ulysses_degree", 2],
             ["ulysses_degree=2 needs 2 ranks, but 1 was started"],
@@ -130,6 +138,7 @@ def test_models_without_spec_run_uncached_only(capsys, tmp_path, folder):
     [
         ("ulyses_degree: 2", ["config.yaml: unknown option 'ulyses_degree'; did you mean 'ulysses_degree'?"]),
         ("cache: slowcache", ["config.yaml: cache must be one of", "not 'slowcache'"]),
+        ("psnr: 36", ["--psnr is a goal of the cache", "add --cache fastcache"]),
         ("- a list", ["config.yaml: a config file is a mapping"]),
         ("cache: fastcache\ncache_config: {bugdet: 1}", ["did you mean 'budget'?"]),
         ("layouts: {2: {}, 4: {}}", ["config.yaml: no layout for 1 rank; there are layouts for 2, 4"]),

@@ -53,6 +53,23 @@ def test_submit_settles_what_makes_the_images(submit, tmp_path):
     assert "'steps'" in bad.error
 
 
+def test_a_goal_is_settled_at_submit(submit, run, tmp_path):
+    (tmp_path / "job.yaml").write_text("cache: fastcache\npsnr: 36\n")
+    assert submit("--config", tmp_path / "job.yaml")[0] == 0
+    recipe = Recipe.load(tmp_path / "job")
+    assert (recipe.config.psnr, recipe.config.budget, recipe.engine) == (36, None, {}) and recipe.learns
+    code, _, told = run("run", tmp_path / "job", "--budget", 0.4)
+    assert code == 2 and "--budget was settled" in told
+    assert "nothing is learnt yet" in run("status", tmp_path / "job")[1]
+
+
+@pytest.mark.parametrize("config", ['{"test": "online"}', '{"schedule": {"4": "1010"}}'])
+def test_a_job_that_plans_nothing_learns_nothing(submit, run, tmp_path, config):
+    submit("--cache", "fastcache", "--cache_config", config)
+    assert not Recipe.load(tmp_path / "job").learns
+    assert "learnt" not in run("status", tmp_path / "job")[1]
+
+
 def test_a_config_file_holds_options_and_relative_paths_are_made_absolute(submit, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     model = tiny.checkpoint("flux", "model")

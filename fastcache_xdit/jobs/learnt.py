@@ -1,0 +1,60 @@
+"""What a job has learnt, in its folder, so that every run of it plans alike; one process at a time may make it."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+
+from filelock import FileLock, Timeout
+
+from fastcache_xdit.approx.calibration import Calibration
+from fastcache_xdit.errors import UsageError
+from fastcache_xdit.files import remove_leftovers
+
+NAME = "learnt.safetensors"
+_log = logging.getLogger(__name__)
+
+
+class LearntFile:
+    """`learnt.safetensors` of a job, and the right to make it, which the system takes from a process that dies.
+
+    Args:
+        folder: of the job.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self._path = folder / NAME
+        self._lock = FileLock(folder / "owners" / "learnt", thread_local=False)  # whichever thread leaves it
+
+    def read(self) -> Calibration | None:
+        """Return what was learnt; None where there is no file, or none that is whole, which is logged."""
+        if not self._path.exists():
+            return None
+        try:
+            return Calibration.load(self._path)
+        except (ValueError, KeyError, TypeError, AttributeError) as error:  # damaged, or of another version
+            problem = error.problem if isinstance(error, UsageError) else f"{self._path} is unreadable ({error!r})"
+            _log.warning("fastcache: %s; it is not used: the job learns again from the same items", problem)
+            return None
+
+    def take(self) -> bool:
+        """Take the right to make the file; return whether nobody else has it."""
+        try:
+            self._lock.acquire(blocking=False)
+        except Timeout:
+            return False
+        return True
+
+    @property
+    def is_taken(self) -> bool:
+        """Whether this object has that right."""
+        return self._lock.is_locked
+
+    def leave(self) -> None:
+        """Leave it to others."""
+        self._lock.release(force=True)
+
+    def save(self, calibration: Calibration) -> None:
+        """Write the file, whole or not at all; only for whoever took the right."""
+        remove_leftovers(self._path.parent, NAME)
+        calibration.save(self._path)
