@@ -89,6 +89,16 @@ class Handle:
         """What was learnt of the model, or found in the user's folder; None until then, and where nothing is learnt."""
         return self._learner.learnt if self._learner else None
 
+    @property
+    def is_recording(self) -> bool:
+        """Whether the next request is computed in full and recorded, to learn from."""
+        return self._learner is not None and self._learner.is_recording
+
+    @property
+    def seconds_learning(self) -> float:
+        """Wall time in seconds, inside of requests, that went into learning from those that were recorded."""
+        return self._learner.seconds if self._learner else 0.0
+
     def branch(self, name: str) -> contextlib.AbstractContextManager[None]:
         """Assign the calls inside a with block to CFG branch `name`; for loops with one call for each branch."""
         return self._session.clock.in_branch(name)
@@ -112,6 +122,12 @@ class Handle:
         """One line on what is used and what it promises; empty where nothing is planned."""
         driver = self._session.driver
         return driver.pilot.describe() if isinstance(driver, OutputDriver) else ""
+
+    @property
+    def promise(self) -> float | None:
+        """PSNR in dB that the plan promises at the number of steps that was learnt from; None where nothing is known."""
+        driver = self._session.driver
+        return driver.pilot.promise if isinstance(driver, OutputDriver) else None
 
     def paused(self) -> contextlib.AbstractContextManager[None]:
         """Make requests inside a with block without the cache or learning from them; xDiT's defects stay fixed."""

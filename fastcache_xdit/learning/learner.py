@@ -100,7 +100,6 @@ class Learner:
 
     def _record(self, call: Call, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         recorded, trajectory, start = RecordedCall.of(args, kwargs), Trajectory(), time.perf_counter()
-        self.pictures.taken()
         result = self._watched(trajectory, lambda: call(*args, **kwargs))
         seconds, sigmas = time.perf_counter() - start, self._noise_levels()
         self._sigmas = self._sigmas or sigmas
@@ -148,7 +147,6 @@ class Learner:
     def _guard(self, call: Call, args: tuple[Any, ...], kwargs: dict[str, Any], promises: Mapping[int, float]) -> Any:
         """Make a call, and the same in full beside it; learn again where they are less alike than was promised."""
         recorded, served = RecordedCall.of(args, kwargs), Trajectory()
-        self.pictures.taken()
         result = self._watched(served, lambda: call(*args, **kwargs))
         pictures, computed = self.pictures.taken(), self.pilot.mask.count("1")
         with quiet(self.pipe), self.session.aside():
@@ -179,7 +177,8 @@ class Learner:
     def _watched(self, trajectory: Trajectory, make: Callable[[], Any]) -> Any:
         self.session.watch, self._busy = trajectory, True
         try:
-            return make()
+            with self.pictures.taking():
+                return make()
         finally:
             self.session.watch, self._busy = None, False
 

@@ -74,6 +74,12 @@ class Pilot:
         """Return what was measured at these noise levels."""
         return known_of(self.calibration) if sigmas == self.calibration.sigmas else Known()
 
+    @property
+    def promise(self) -> float | None:
+        """PSNR in dB that was measured for the goal on the requests that were learnt from; None where it was not."""
+        known = known_of(self.calibration)
+        return known.promises.get(self.goal.computed(len(self.calibration.sigmas), known))
+
     def describe(self) -> str:
         """Say in one line what is used and what it promises."""
         facts = self.calibration.facts
@@ -81,7 +87,7 @@ class Pilot:
             return f"{self.goal}, planned from other models; nothing is known of this one"
         steps, known = len(self.calibration.sigmas), known_of(self.calibration)
         computed = self.goal.computed(steps, known)
-        promise = f", {known.promises[computed]:.0f} dB promised" if computed in known.promises else ""
+        promise = f", {self.promise:.0f} dB promised" if self.promise is not None else ""
         share = f"{computed} of {steps} steps computed{promise}"
         return f"learnt from {facts['requests']} requests on {facts['when']}: {self.goal}, {share}"
 
