@@ -125,7 +125,7 @@ class Handle:
 
     @property
     def promise(self) -> float | None:
-        """PSNR in dB that the plan promises at the number of steps that was learnt from; None where nothing is known."""
+        """PSNR in dB that the plan promises for the steps that were learnt from; None where nothing is known."""
         driver = self._session.driver
         return driver.pilot.promise if isinstance(driver, OutputDriver) else None
 

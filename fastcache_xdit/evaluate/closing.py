@@ -19,7 +19,7 @@ def line(figures: dict[str, Any], report: Any) -> str:
 def _parts(figures: dict[str, Any]) -> Iterator[str]:
     yield f"{figures['num_images']} image{'s' * (figures['num_images'] > 1)}"
     learning, after = figures.get("learning"), figures.get("after_switch")
-    if after:
+    if learning and after:
         yield f"learnt from the first {learning['requests']} requests in {learning['seconds']:.1f} s"
         yield f"since then {', '.join(_results(after, figures.get('promised_db')))}"
         yield f"all in all {', '.join(_times(figures))}"

@@ -27,7 +27,12 @@ def switch(views: Sequence[View]) -> int | None:
 def learning_figures(views: Sequence[View], figures: dict[str, Any]) -> dict[str, Any]:
     """Return what was planned by, and if this job learnt, how; `figures` are those of its quality, if it compared."""
     cached = views[0].comparison.cached
-    learnt = {"plan": cached.plan, "promised_db": cached.promise, "learning": None, "after_switch": None}
+    learnt: dict[str, Any] = {
+        "plan": cached.plan,
+        "promised_db": cached.promise,
+        "learning": None,
+        "after_switch": None,
+    }
     if any(requests := recorded(views)):
         learnt["learning"] = {
             "requests": max(requests),

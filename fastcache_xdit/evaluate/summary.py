@@ -62,9 +62,7 @@ def cache_figures(views: Sequence[View], steps: int) -> dict[str, Any]:
 
 def ledgers_agree(views: Sequence[View]) -> bool:
     """Tell whether every rank decided, each time, as the ranks that had to agree with it."""
-    choices = [
-        [[entry.choice for entry in served.ledger] for served in requests_of(view, "cached")] for view in views
-    ]
+    choices = [[[entry.choice for entry in served.ledger] for served in requests_of(view, "cached")] for view in views]
     return all(
         view.comparison.cached.agreed and all(choices[other] == choices[rank] for other in view.agreeing)
         for rank, view in enumerate(views)
