@@ -100,6 +100,16 @@ class Handle:
             raise UsageError("nothing is recorded to learn from", "generate with test: plan and a learn above 0 first")
         self._learner.learn()
 
+    @property
+    def is_recording(self) -> bool:
+        """Whether the next request is computed in full and recorded, to learn from."""
+        return self._learner is not None and self._learner.is_recording
+
+    @property
+    def seconds_learning(self) -> float:
+        """Wall time in seconds, inside of requests, that went into learning from those that were recorded."""
+        return self._learner.seconds if self._learner else 0.0
+
     def branch(self, name: str) -> contextlib.AbstractContextManager[None]:
         """Assign the calls inside a with block to CFG branch `name`; for loops with one call for each branch."""
         return self._session.clock.in_branch(name)
@@ -123,6 +133,12 @@ class Handle:
         """One line on what is used and what it promises; empty where nothing is planned."""
         driver = self._session.driver
         return driver.pilot.describe() if isinstance(driver, OutputDriver) else ""
+
+    @property
+    def promise(self) -> float | None:
+        """PSNR in dB that the plan promises for the steps that were learnt from; None where nothing is known."""
+        driver = self._session.driver
+        return driver.pilot.promise if isinstance(driver, OutputDriver) else None
 
     def paused(self) -> contextlib.AbstractContextManager[None]:
         """Make requests inside a with block without the cache or learning from them; xDiT's defects stay fixed."""

@@ -19,7 +19,8 @@ from fastcache_xdit.cli.pipeline import (
 )
 from fastcache_xdit.config import FastCacheConfig
 from fastcache_xdit.errors import UsageError
-from fastcache_xdit.evaluate import compare, summary
+from fastcache_xdit.evaluate import closing, compare, summary
+from fastcache_xdit.evaluate.learning import learning_figures
 from fastcache_xdit.evaluate.output import OutputFolder
 from fastcache_xdit.evaluate.quality import shapes_accuracy
 from fastcache_xdit.evaluate.report import write_report
@@ -84,18 +85,10 @@ class _Job:
             self._write(views)
 
     def _generate(self, running: engine.Engine) -> compare.Comparison:
-        if self.options.compare and self.config:
-            return compare.compare(running, self.batches, self.config, self.call, self.output.keep)
-        result = compare.Comparison()
-        for batch in self.batches:
-            for index, image in self._one(running, batch, result.cached).items():
-                self.output.keep("cached", index, image)
-        return result
-
-    def _one(self, running: engine.Engine, batch: engine.Batch, run: compare.RankResult) -> dict[int, Any]:
-        if self.config:
-            return compare.run_cached(running, batch, self.config, self.call, run)
-        return compare.run_uncached(running, batch, self.call, run, repair=False)
+        if self.config is None:
+            return compare.run_plain(running, self.batches, self.call, self.output.keep)
+        compares = self.options.compare
+        return compare.run_cached(running, self.batches, self.config, self.call, self.output.keep, compares)
 
     def _write(self, views: Sequence[summary.View]) -> None:
         figures = {**self._settings(), "seconds": summary.seconds_of(views, "cached")}
@@ -103,9 +96,11 @@ class _Job:
             figures |= summary.cache_figures(views, self.call["num_inference_steps"])
         if self.options.compare:
             figures |= summary.quality_figures(views, self.prompts, shapes_accuracy if self.shipped else None)
+        if self.config:
+            figures |= learning_figures(views, figures)
         self.output.write_summary(figures)
         write_report(self.output.path / "report.html", figures, self.prompts, views)
-        print(summary.line(figures, self.output.path / "report.html"))
+        print(closing.line(figures, self.output.path / "report.html"))
 
     def _settings(self) -> dict[str, Any]:
         return {

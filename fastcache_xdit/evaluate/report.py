@@ -7,10 +7,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from fastcache_xdit.evaluate.closing import pace
+from fastcache_xdit.evaluate.decisions import first_request, requests
 from fastcache_xdit.evaluate.page import data_url, write_page
-from fastcache_xdit.evaluate.summary import View, images_of, pace
+from fastcache_xdit.evaluate.summary import View, images_in_full, images_of
 from fastcache_xdit.evaluate.token_maps import assembled, heat, over
-from fastcache_xdit.parallel.ledger import Entry
 
 MOST_IMAGES = 24  # more would make the page too heavy to open
 DEGREE_NAMES = {
@@ -33,7 +34,8 @@ def write_report(path: Path, figures: dict[str, Any], prompts: Sequence[str], vi
         layout=_layout(figures["parallel"]),
         pairs=_pairs(figures, prompts, views),
         left_out=max(0, len(prompts) - MOST_IMAGES),
-        grids=_grids(views),
+        requests=requests(views, figures),
+        grids=first_request(views),
         token_maps=_token_maps(views),
     )
 
@@ -45,7 +47,7 @@ def _layout(parallel: dict[str, int]) -> str:
 
 def _pairs(figures: dict[str, Any], prompts: Sequence[str], views: Sequence[View]) -> list[dict[str, Any]]:
     """The page's images with their prompts; `uncached` is None where nothing was compared."""
-    cached, uncached = images_of(views, "cached"), images_of(views, "uncached")
+    cached, uncached, in_full = images_of(views, "cached"), images_of(views, "uncached"), images_in_full(views)
     psnr = figures.get("psnr_db_each", [None] * len(cached))
     shown = list(zip(prompts, cached, psnr, strict=True))[:MOST_IMAGES]
     return [
@@ -54,6 +56,7 @@ def _pairs(figures: dict[str, Any], prompts: Sequence[str], views: Sequence[View
             "cached": _data_url(image),
             "uncached": _data_url(uncached[index]) if uncached else None,
             "psnr": value,
+            "in_full": index in in_full,
         }
         for index, (prompt, image, value) in enumerate(shown)
     ]
@@ -63,16 +66,6 @@ def _data_url(image: Any) -> str:
     buffer = io.BytesIO()
     image.save(buffer, format="PNG")
     return data_url(buffer.getvalue(), "png")
-
-
-def _grids(views: Sequence[View]) -> list[dict[str, Any]]:
-    """The first request's decisions: one grid for each set of ranks that agree."""
-    grids = []
-    for rank, view in enumerate(views):
-        pages = view.comparison.cached.ledgers
-        if view.agreeing[0] == rank and pages:
-            grids.append({"ranks": ", ".join(map(str, view.agreeing)), "rows": _rows(pages[0])})
-    return grids
 
 
 def _token_maps(views: Sequence[View]) -> list[dict[str, Any]]:
@@ -89,13 +82,3 @@ def _token_maps(views: Sequence[View]) -> list[dict[str, Any]]:
         }
         for step_map in maps
     ]
-
-
-def _rows(page: Sequence[Entry]) -> list[dict[str, Any]]:
-    """Decisions by segment (and PipeFusion patch, where patches decide), each in step order."""
-    steps = 1 + max(entry.step for entry in page)
-    rows: dict[str, list[Entry | None]] = {}
-    for entry in page:
-        name = entry.segment if entry.patch is None else f"{entry.segment}, patch {entry.patch}"
-        rows.setdefault(name, [None] * steps)[entry.step] = entry
-    return [{"name": name, "cells": cells} for name, cells in rows.items()]

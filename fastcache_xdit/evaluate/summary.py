@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 from fastcache_xdit.counters import Counters
 from fastcache_xdit.evaluate import quality
-from fastcache_xdit.evaluate.compare import Comparison
+from fastcache_xdit.evaluate.compare import Comparison, Served
 from fastcache_xdit.parallel.topology import Topology
 
 Accuracy = Callable[[Sequence[Any], Sequence[str]], "float | None"]  # (images, prompts) -> share of attributes right
@@ -27,19 +27,30 @@ def view(comparison: Comparison, topology: Topology, cfg_agreement: bool) -> Vie
     return View(comparison, topology.agreeing_ranks(cfg_agreement), topology.sequence_ranks())
 
 
-def cache_figures(views: Sequence[View], steps: int) -> dict[str, Any]:
-    """Count what was computed over all pipeline stages and replicas, and check that ranks agreed.
+def requests_of(view: View, kind: str, since: int = 0) -> list[Served]:
+    """Return a rank's requests of a kind (`cached` or `uncached`), from number `since` on."""
+    served: list[Served] = getattr(view.comparison, kind).served
+    return served[since:]
 
-    Ranks that agree see the same blocks, so one of them speaks for all; `views` are in rank order.
-    """
-    speakers = [view for rank, view in enumerate(views) if view.agreeing[0] == rank]
-    total, flops = Counters(), Counter[str]()
-    for speaker in speakers:
-        total.add(speaker.comparison.cached.counters)
+
+def speakers(views: Sequence[View]) -> list[View]:
+    """Return one of each set of agreeing ranks, which see the same blocks; `views` are in rank order."""
+    return [view for rank, view in enumerate(views) if view.agreeing[0] == rank]
+
+
+def compute_ratio(views: Sequence[View], since: int = 0) -> float:
+    """Return the executed share of all block work, over all stages and replicas, from request `since` on."""
+    flops = Counter[str]()
+    for speaker in speakers(views):
         flops.update(speaker.comparison.flops)
-    first = views[0].comparison.cached.counters
+    return _total(speakers(views), since).compute_ratio(flops)
+
+
+def cache_figures(views: Sequence[View], steps: int) -> dict[str, Any]:
+    """Count what was computed over all pipeline stages and replicas, and check that ranks agreed."""
+    total, first = _total(speakers(views)), _total(views[:1])
     return {
-        "compute_ratio": total.compute_ratio(flops),
+        "compute_ratio": compute_ratio(views),
         "computed": total.computed.total(),
         "approximated": total.approximated.total(),
         "partial": total.partial.total(),
@@ -51,7 +62,7 @@ def cache_figures(views: Sequence[View], steps: int) -> dict[str, Any]:
 
 def ledgers_agree(views: Sequence[View]) -> bool:
     """Tell whether every rank decided, each time, as the ranks that had to agree with it."""
-    choices = [[[entry.choice for entry in page] for page in view.comparison.cached.ledgers] for view in views]
+    choices = [[[entry.choice for entry in served.ledger] for served in requests_of(view, "cached")] for view in views]
     return all(
         view.comparison.cached.agreed and all(choices[other] == choices[rank] for other in view.agreeing)
         for rank, view in enumerate(views)
@@ -60,57 +71,50 @@ def ledgers_agree(views: Sequence[View]) -> bool:
 
 def images_of(views: Sequence[View], kind: str) -> list[Any]:
     """Collect all images of a kind (`cached` or `uncached`), in prompt order."""
-    images: dict[int, Any] = {}
-    for view in views:
-        images.update(getattr(view.comparison, kind).images)
+    held = [served.images for view in views for served in requests_of(view, kind)]
+    images: dict[int, Any] = {index: image for part in held for index, image in part.items()}
     return [images[index] for index in sorted(images)]
 
 
+def images_in_full(views: Sequence[View]) -> set[int]:
+    """Return the indices of the images of requests in which no rank skipped anything: they are exact."""
+    requests = list(zip(*(requests_of(view, "cached") for view in views), strict=True))
+    in_full = [parts for parts in requests if all(served.is_in_full for served in parts)]
+    return {index for parts in in_full for served in parts for index in served.images}
+
+
 def quality_figures(views: Sequence[View], prompts: Sequence[str], accuracy: Accuracy | None) -> dict[str, Any]:
-    """Compare time and images of the cached run with those of the uncached one, seed by seed."""
+    """Compare time and images of the cached run with those of the uncached one, seed by seed.
+
+    Images that were computed in full are exact. PSNR and SSIM are of the others, unless there are no others.
+    """
     cached, uncached = images_of(views, "cached"), images_of(views, "uncached")
     pixels = quality.to_tensor(cached), quality.to_tensor(uncached)
     baseline_seconds, cached_seconds = seconds_of(views, "uncached"), seconds_of(views, "cached")
-    psnr = quality.psnr_db(*pixels)
+    psnr, in_full = quality.psnr_db(*pixels), images_in_full(views)
+    judged = [index for index in range(len(cached)) if index not in in_full] or list(range(len(cached)))
     figures = {
         "baseline_seconds": baseline_seconds,
         "cached_seconds": cached_seconds,
         "speedup": baseline_seconds / cached_seconds,
-        "psnr_db": quality.mean_and_min(psnr),
+        "num_images_in_full": len(in_full),
+        "psnr_db": quality.mean_and_min([psnr[index] for index in judged]),
         "psnr_db_each": psnr,
-        "ssim": quality.mean_and_min(quality.ssim(*pixels)),
+        "ssim": quality.mean_and_min(quality.ssim(pixels[0][judged], pixels[1][judged])),
     }
     if accuracy and (score := accuracy(cached, prompts)) is not None:
         figures["prompt_accuracy"] = {"cached": score, "uncached": accuracy(uncached, prompts)}
     return figures
 
 
-def seconds_of(views: Sequence[View], kind: str) -> float:
-    """Return the wall time of a kind, in seconds: the slowest rank's."""
-    return max(getattr(view.comparison, kind).seconds for view in views)
+def seconds_of(views: Sequence[View], kind: str, since: int = 0) -> float:
+    """Return the wall time of a kind from request `since` on, in seconds: the slowest rank's."""
+    return max(sum(served.seconds for served in requests_of(view, kind, since)) for view in views)
 
 
-def pace(speedup: float) -> str:
-    """Put a ratio of times into words."""
-    return f"{speedup:.2f}x faster" if speedup >= 1 else f"{1 / speedup:.2f}x slower"
-
-
-def line(figures: dict[str, Any], report: Any) -> str:
-    """Sum up a job in one line."""
-    parts = [f"{figures['num_images']} image{'s' * (figures['num_images'] > 1)}"]
-    if "speedup" in figures:
-        seconds = f"{figures['baseline_seconds']:.1f} s -> {figures['cached_seconds']:.1f} s"
-        psnr = figures["psnr_db"]
-        parts += [
-            f"{pace(figures['speedup'])} ({seconds})",
-            f"PSNR {psnr['mean']:.1f} dB, worst {psnr['min']:.1f}",
-        ]
-    else:
-        parts.append(f"{figures['seconds']:.1f} s")
-    if "compute_ratio" in figures:
-        parts.append(f"{figures['compute_ratio']:.0%} of block FLOPs")
-        parts.append("ranks agree" if figures["ledgers_agree"] else "RANKS DISAGREE")
-    if "prompt_accuracy" in figures:
-        accuracy = figures["prompt_accuracy"]
-        parts.append(f"prompt accuracy {accuracy['cached']:.0%} (uncached {accuracy['uncached']:.0%})")
-    return f"fastcache: {', '.join(parts)} -> {report}"
+def _total(views: Sequence[View], since: int = 0) -> Counters:
+    total = Counters()
+    for each in views:
+        for served in requests_of(each, "cached", since):
+            total.add(served.counters)
+    return total

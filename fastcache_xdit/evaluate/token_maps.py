@@ -38,12 +38,16 @@ class TokenMaps(Observer):
 
     Attributes:
         steps: tokens by step, then by the first token of the rows that a PipeFusion patch has; 0 without patches.
+        is_over: see no more.
     """
 
     steps: dict[int, dict[int, Seen]] = field(default_factory=dict)
+    is_over: bool = False
 
     def on_tokens(self, tick: Tick, kept: KeptTokens, scores: torch.Tensor) -> None:
         """Keep which tokens of the first image were computed, and their scores [B, N]."""
+        if self.is_over:
+            return
         ones, zeros = scores.new_ones(len(scores), kept.count, 1), torch.zeros_like(scores)[..., None]
         drawn = kept.put(ones, zeros)[0, :, 0] > 0
         start = tick.rows[0] if tick.rows else 0

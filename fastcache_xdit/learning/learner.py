@@ -108,7 +108,6 @@ class Learner:
 
     def _record(self, call: Call, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         recorded, trajectory, start = RecordedCall.of(args, kwargs), Trajectory(), time.perf_counter()
-        self.pictures.taken()
         result = self._watched(trajectory, lambda: call(*args, **kwargs))
         scale = arguments(call, kwargs).get("guidance_scale")
         self._keep(Recorded(recorded, trajectory, self.pictures.taken(), time.perf_counter() - start, scale))
@@ -118,7 +117,7 @@ class Learner:
         return result
 
     def _keep(self, recorded: Recorded) -> None:
-        """Keep a request, unless it went wrong or has other noise levels than the first, which teaches something else."""
+        """Keep a request, unless it went wrong, or its noise levels are not those of the first one."""
         sigmas = tuple(self.session.sigmas()) if self.session.sigmas else ()
         if sigmas and self.ranks.total(torch.tensor(not recorded.is_finite)):
             return
@@ -135,6 +134,7 @@ class Learner:
         teaching = Teaching(self._recorded, again, self.pictures, self.ranks)
         references = [recorded.trajectory for recorded in self._recorded]
         lesson = Lesson(self._sigmas, effects, references, teaching.replay, before, self.ranks)
+        self._tell(f"learning from {len(self._recorded)} requests, which takes a while, once")
         try:
             with quiet(self.pipe), self.session.aside():
                 calibration = teaching.taught(lesson, self.pilot.goal, self.identity)
@@ -165,7 +165,6 @@ class Learner:
     def _guard(self, call: Call, args: tuple[Any, ...], kwargs: dict[str, Any], promises: Mapping[int, float]) -> Any:
         """Make a call, and the same in full beside it; learn again where they are less alike than was promised."""
         recorded, served = RecordedCall.of(args, kwargs), Trajectory()
-        self.pictures.taken()
         result = self._watched(served, lambda: call(*args, **kwargs))
         pictures, computed = self.pictures.taken(), self.pilot.mask.count("1")
         with quiet(self.pipe), self.session.aside():
@@ -196,7 +195,8 @@ class Learner:
     def _watched(self, trajectory: Trajectory, make: Callable[[], Any]) -> Any:
         self.session.watch, self._busy = trajectory, True
         try:
-            return make()
+            with self.pictures.taking():
+                return make()
         finally:
             self.session.watch, self._busy = None, False
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -19,12 +20,22 @@ class Pictures:
 
     def __init__(self, pipe: Any, undo: Undo) -> None:
         self._values: list[torch.Tensor] = []
+        self._is_taking = False
         vae = getattr(pipe, "vae", None)
         if vae is not None and hasattr(vae, "decode"):
             undo.set(vae, "decode", self._decoding(vae.decode))
 
+    @contextlib.contextmanager
+    def taking(self) -> Iterator[None]:
+        """Keep what is decoded inside a with block, and nothing of what was decoded before."""
+        self._values, self._is_taking = [], True
+        try:
+            yield
+        finally:
+            self._is_taking = False
+
     def taken(self) -> torch.Tensor | None:
-        """Return the values, 0 to 1, that were decoded since the last time, and forget them; None without any."""
+        """Return the values, 0 to 1, of the last with block, and forget them; None without any."""
         values, self._values = self._values, []
         return torch.cat(values) if values else None
 
@@ -32,6 +43,8 @@ class Pictures:
         @functools.wraps(decode)
         def decoding(*args: Any, **kwargs: Any) -> Any:
             output = decode(*args, **kwargs)
+            if not self._is_taking:
+                return output
             values = output[0].detach().flatten()
             few = values[:: -(-len(values) // MOST_VALUES)].float().cpu()
             self._values.append((few / 2 + 0.5).clamp(0, 1))

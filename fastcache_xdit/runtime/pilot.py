@@ -74,6 +74,12 @@ class Pilot:
         """Return what was measured at these noise levels."""
         return known_of(self.calibration) if sigmas == self.calibration.sigmas else Known()
 
+    @property
+    def promise(self) -> float | None:
+        """PSNR in dB that was measured for the goal on the requests that were learnt from; None where it was not."""
+        known = known_of(self.calibration)
+        return known.promises.get(self.goal.computed(len(self.calibration.sigmas), known))
+
     def describe(self) -> str:
         """Say in one line what is used and what it promises."""
         return described(self.goal, self.calibration)

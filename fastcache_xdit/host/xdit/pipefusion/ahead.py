@@ -71,6 +71,8 @@ class Ahead:
 
         @functools.wraps(loop)
         def run(*args: Any, timesteps: Sequence[torch.Tensor], **kwargs: Any) -> Any:
+            if self.session.is_bypassed:
+                return loop(*args, timesteps=timesteps, **kwargs)
             if begins:
                 self._begin()
                 kwargs["sync_only"] = all(self._skips[len(timesteps) :])  # no step is left for the loop over patches
@@ -91,6 +93,8 @@ class Ahead:
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """Run xDiT's `_backbone_forward` at the next computed step of the current patch."""
+        if self.session.is_bypassed:
+            return self._backbone(*args, **kwargs)
         self._step = self._next_step()
         if self._alone:
             self._alone.call = kwargs
@@ -106,6 +110,8 @@ class Ahead:
 
         @functools.wraps(advance)
         def run(noise: torch.Tensor, latents: torch.Tensor, t: torch.Tensor, *extra: Any) -> torch.Tensor:
+            if self.session.is_bypassed:
+                return advance(noise, latents, t, *extra)
             computed = self._step  # xDiT calls this right after the patch's forward
             if self._alone:
                 self.session.rebase(self._alone.entering(latents, t))
