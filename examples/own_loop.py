@@ -20,8 +20,8 @@ branches = {"cond": texts[:2], "uncond": texts[2:]}  # embeddings and mask of th
 
 latents = torch.randn(1, 4, 16, 16, generator=torch.Generator().manual_seed(0))
 scheduler.set_timesteps(STEPS)
-with torch.no_grad(), fastcache(transformer, budget=0.5) as handle:
-    handle.request(scheduler.timesteps / 1000)  # no scheduler is known here: say the noise levels, 1 to 0
+noise_levels = (scheduler.timesteps / 1000).tolist()  # 1 to 0: the cache sees no scheduler here
+with torch.no_grad(), fastcache(transformer, budget=0.5, sigmas=noise_levels) as handle:
     for timestep in scheduler.timesteps:
         velocity = {}
         for name, (text, mask) in branches.items():

@@ -177,6 +177,6 @@ class Handle:
         driver, record = self._session.driver, self._session.record
         bytes_held = driver.bytes_held() + self._keys_values_bytes()
         entries = tuple(record.ledger.entries)
-        guarded = tuple(self._learner.guarded) if self._learner else ()
+        guarded = tuple(self._learner.guard.likeness) if self._learner else ()
         agree = self._session.ledgers_agree
         return Report(record.counters, entries, agree, bytes_held, self._fixes, self.plan, guarded)

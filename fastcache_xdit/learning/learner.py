@@ -22,7 +22,7 @@ from fastcache_xdit.host.identity import adapters, identity
 from fastcache_xdit.learning.calls import Call, RecordedCall, arguments, intercept, quiet
 from fastcache_xdit.learning.circumstances import difference
 from fastcache_xdit.learning.lesson import Lesson
-from fastcache_xdit.learning.likeness import Pictures, decibels, latents_error, mean_psnr, squared_difference
+from fastcache_xdit.learning.likeness import Guard, Pictures
 from fastcache_xdit.learning.ranks import Ranks
 from fastcache_xdit.learning.teaching import Recorded, Teaching
 from fastcache_xdit.learning.trajectory import Trajectory
@@ -51,7 +51,7 @@ class Learner:
     Attributes:
         learnt: what was learnt, or found in the user's folder; None until then.
         seconds: wall time that learning took, recorded requests not included.
-        guarded: likeness to the request computed in full, in dB, of each request that was looked at.
+        guard: compares some requests with the same ones computed in full.
     """
 
     pipe: Any
@@ -63,7 +63,6 @@ class Learner:
     home: Home | None
     learnt: Calibration | None = None
     seconds: float = 0.0
-    guarded: list[float] = field(default_factory=list)
     _recorded: list[Recorded] = field(default_factory=list)
     _sigmas: tuple[float, ...] = ()
     _served: int = 0
@@ -74,6 +73,7 @@ class Learner:
     def attach(self, undo: Undo) -> None:
         """Use what the user has of this model, or else begin to record, for as long as the undo log is open."""
         self.ranks = Ranks(self.host.topology)
+        self.guard = Guard(self.ranks)
         self.identity = self.ranks.first(identity(self.host))
         kept = self.ranks.first(self.home.find(self.identity) if self.home and self.ranks.is_first else None)
         if kept and SEGMENT in kept.moments:
@@ -136,7 +136,7 @@ class Learner:
         lesson = Lesson(self._sigmas, effects, references, teaching.replay, before, self.ranks)
         self._tell(f"learning from {len(self._recorded)} requests, which takes a while, once")
         try:
-            with quiet(self.pipe), self.session.aside():
+            with quiet(self.pipe), self.session.record.aside():
                 calibration = teaching.taught(lesson, self.pilot.goal, self.identity)
         finally:
             self.pilot.forced = None
@@ -165,18 +165,16 @@ class Learner:
     def _guard(self, call: Call, args: tuple[Any, ...], kwargs: dict[str, Any], promises: Mapping[int, float]) -> Any:
         """Make a call, and the same in full beside it; learn again where they are less alike than was promised."""
         recorded, served = RecordedCall.of(args, kwargs), Trajectory()
+        self.pictures.taken()
         result = self._watched(served, lambda: call(*args, **kwargs))
-        pictures, computed = self.pictures.taken(), self.pilot.mask.count("1")
-        with quiet(self.pipe), self.session.aside():
-            mask = self.pilot.mask
+        pictures, mask = self.pictures.taken(), self.pilot.mask
+        with quiet(self.pipe), self.session.record.aside():
             whole = self._again(call, recorded, _whole(len(mask)), self.pilot.calibration)
-            self.pilot.mask = mask
-        psnr = mean_psnr([self.ranks.total(squared_difference(pictures, self.pictures.taken()))])
-        latents = decibels(self.ranks.total(latents_error(served, whole)))
-        self.guarded.append(latents if psnr is None else psnr)
-        promise = promises.get(computed)
-        if psnr is not None and promise is not None and psnr < promise - DRIFT:
-            self._tell(f"a request came out at {psnr:.1f} dB, {promise:.1f} dB were promised; learning again")
+        self.pilot.mask = mask
+        measured = self.guard.compared(pictures, self.pictures.taken(), served, whole)
+        promise = promises.get(mask.count("1"), 0.0)
+        if measured is not None and measured < promise - DRIFT:
+            self._tell(f"a request came out at {measured:.1f} dB, {promise:.1f} dB were promised; learning again")
             self.pilot.forced = _whole
         return result
 

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from fastcache_xdit.learning.ranks import Ranks
 from fastcache_xdit.learning.trajectory import Trajectory
 from fastcache_xdit.undo import Undo
 
@@ -80,3 +81,24 @@ def decibels(sums: torch.Tensor) -> float:
     """Return -20 log10(relative error) of a request's final latents, from the sums over all ranks."""
     error, energy = sums
     return float(-10 * (error / energy).clamp_min(1e-30).log10())
+
+
+class Guard:
+    """Compares served requests with the same ones computed in full.
+
+    Attributes:
+        likeness: of each request in dB: PSNR of its pictures, or of one that was not decoded `decibels` of its latents.
+    """
+
+    def __init__(self, ranks: Ranks) -> None:
+        self._ranks = ranks
+        self.likeness: list[float] = []
+
+    def compared(
+        self, pictures: torch.Tensor | None, wanted: torch.Tensor | None, served: Trajectory, whole: Trajectory
+    ) -> float | None:
+        """Note the likeness of a request on all ranks; return the PSNR of its pictures, None without any."""
+        psnr = mean_psnr([self._ranks.total(squared_difference(pictures, wanted))])
+        latents = decibels(self._ranks.total(latents_error(served, whole)))
+        self.likeness.append(latents if psnr is None else psnr)
+        return psnr

@@ -99,8 +99,7 @@ class Driver:
 
     def bytes_held(self) -> int:
         """Return the bytes of the cached tensors."""
-        partial_bytes = self.partial.bytes_held() if self.partial else 0
-        return sum(state.bytes_held() for state in self.states.values()) + partial_bytes
+        return sum(part.bytes_held() for part in (*self.states.values(), self.partial) if part)
 
     def rebase(self, entered: Streams, patch: int | None) -> None:
         """Measure the residual of the newest computed step from `entered` on, which entered an earlier stage."""
@@ -147,8 +146,9 @@ class Driver:
         pairs: list[SegmentWithState] = [(segment, self._state(tick, segment)) for segment in segments]
         ruling = self.judge.decide(tick, pairs, streams)
         self.record.decided(tick, pairs, ruling)
-        indices = (segment.index for segment in segments)
-        self._decisions.update(zip(indices, ruling.decisions, strict=True))
+        self._decisions |= {
+            segment.index: decision for segment, decision in zip(segments, ruling.decisions, strict=True)
+        }
 
     def _enter_partial(self, segment: Segment, call: SegmentCall, partial: PartialSteps) -> SegmentCall:
         """Choose the tokens of a partial step; if most tokens move, it becomes a full step."""

@@ -40,3 +40,12 @@ def block_forward(block: Block, clock: Clock, run: Callable[[Streams, Compute], 
         return run(block.spec.read(call.arguments), compute)
 
     return forward
+
+
+def named(signature: inspect.Signature, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
+    """Return the arguments of a call by name, including those collected by `**`."""
+    arguments = dict(signature.bind(*args, **kwargs).arguments)
+    for parameter in signature.parameters.values():
+        if parameter.kind is inspect.Parameter.VAR_KEYWORD:
+            arguments.update(arguments.pop(parameter.name, {}))
+    return arguments

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+import copy
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 from fastcache_xdit.clock import Tick
@@ -32,6 +35,16 @@ class Record:
     consensus: Consensus
     ledger: Ledger
     counters: Counters
+
+    @contextlib.contextmanager
+    def aside(self) -> Iterator[None]:
+        """Make requests inside the with block that neither counts nor the ledger show afterwards."""
+        counters, ledger = copy.deepcopy(self.counters), self.ledger.copy()
+        try:
+            yield
+        finally:
+            vars(self.counters).update(vars(counters))
+            vars(self.ledger).update(vars(ledger))
 
     def decided(self, tick: Tick, pairs: list[SegmentWithState], ruling: Ruling) -> None:
         """Record a ruling before it is carried out; with `verify_every`, confirm it with the other ranks.

@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-import copy
 import functools
 import inspect
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import torch
 
 from fastcache_xdit.clock import FUSED, Clock, Patch, Tick
 from fastcache_xdit.models.spec import Streams
+from fastcache_xdit.runtime.branches import UnnamedCalls
 from fastcache_xdit.runtime.driver import Driver
+from fastcache_xdit.runtime.forward import named
 from fastcache_xdit.runtime.output import OutputDriver
 from fastcache_xdit.runtime.record import Record
 
@@ -61,9 +62,7 @@ class Session:
         self._warned = False
         self.is_bypassed = False
         self._latest: Tick | None = None  # the last call that was a step
-        self._calls = 0  # since the scheduler advanced
-        self._first: Any = None  # the timestep of the first of these calls
-        self._advances: bool | None = None  # whether the loop lets the scheduler advance; None: not known yet
+        self._unnamed = UnnamedCalls()
 
     @property
     def clock(self) -> Clock:
@@ -88,16 +87,6 @@ class Session:
         finally:
             self.is_bypassed = False
 
-    @contextmanager
-    def aside(self) -> Iterator[None]:
-        """Make requests inside the with block that neither counts nor the ledger show afterwards."""
-        counters, ledger = copy.deepcopy(self.record.counters), self.record.ledger.copy()
-        try:
-            yield
-        finally:
-            vars(self.record.counters).update(vars(counters))
-            vars(self.record.ledger).update(vars(ledger))
-
     def wrapped(self, original: Callable[..., Any]) -> Callable[..., Any]:
         """Return a forward that replaces `original`, the transformer's own."""
         signature = inspect.signature(original)
@@ -107,7 +96,7 @@ class Session:
         def forward(*args: Any, **kwargs: Any) -> Any:
             if self.is_bypassed:
                 return original(*args, **kwargs)
-            arguments = _named(signature, args, kwargs)
+            arguments = named(signature, args, kwargs)
             timestep = float(torch.as_tensor(arguments["timestep"]).flatten()[0]) if self._reads_timestep else None
             self._begin(timestep)
             with self._branch(arguments.get("timestep")):
@@ -123,7 +112,7 @@ class Session:
 
     def hand_over(self, output: torch.Tensor, advance: Callable[[torch.Tensor], Any]) -> Any:
         """Let the scheduler advance by `advance`, with the output of the last call or what stands in for it."""
-        self._calls, self._advances = 0, True
+        self._unnamed.advanced()
         tick = self._latest
         if tick is None or self.is_bypassed:
             return advance(output)
@@ -162,33 +151,20 @@ class Session:
         starts = self._announced if timestep is None else self.clock.starts_request(timestep)
         if starts:
             self._announced = self._concluded = False
-            self._latest, self._calls = None, 0
+            self._latest = None
+            self._unnamed.begin()
             sigmas = self.sigmas() if self.sigmas else []
             self.driver.begin(sigmas)
             self.record.ledger.begin_request()
             self.clock.begin_request(len(sigmas) if self.sigmas else None)
             self.record.counters.requests += 1
 
-    @contextmanager
-    def _branch(self, timestep: Any) -> Iterator[None]:
-        """Count further calls of a step, before the scheduler advances, for branches of their own."""
-        self._calls += 1
-        if self._calls == 1:
-            self._first = timestep
-        alone = self._calls == 1 or self._reads_timestep or self.clock.branch != FUSED or self.current_patch()
-        if alone or not self._repeats(timestep):
-            yield
-            return
-        with self.clock.in_branch(f"call {self._calls}"):
-            yield
-
-    def _repeats(self, timestep: Any) -> bool:
-        """Return whether a further call belongs to the same step; values are compared once, before it is known."""
-        if self._advances is None:
-            same = bool((torch.as_tensor(timestep) == torch.as_tensor(self._first)).all())
-            self._advances = None if same else False
-            return same
-        return bool(self._advances)
+    def _branch(self, timestep: Any) -> AbstractContextManager[None]:
+        """Count a call that nobody names for a branch of its own, if it is a further one of its step."""
+        if self._reads_timestep or self.clock.branch != FUSED or self.current_patch():
+            return nullcontext()
+        name = self._unnamed.branch(timestep)
+        return self.clock.in_branch(name) if name else nullcontext()
 
     def _is_outside(self, arguments: Mapping[str, Any], timestep: float | None) -> bool:
         """Return whether this call is none of the steps of the request; it is then computed in full."""
@@ -217,12 +193,3 @@ class Session:
         self.record.counters.transformer_calls += 1
         if tick.steps_left == 0 and (patch is None or patch.is_last):
             self._confirm()
-
-
-def _named(signature: inspect.Signature, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
-    """Return the arguments of a call by name, including those collected by `**`."""
-    arguments = dict(signature.bind(*args, **kwargs).arguments)
-    for parameter in signature.parameters.values():
-        if parameter.kind is inspect.Parameter.VAR_KEYWORD:
-            arguments.update(arguments.pop(parameter.name, {}))
-    return arguments

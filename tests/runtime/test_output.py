@@ -137,7 +137,10 @@ def test_an_output_that_is_not_finite_passes_no_check():
 @pytest.mark.parametrize(
     "refused, words",
     [
-        (lambda: fastcache(tiny.transformer("flux"), check=0.1).__enter__(), "check needs a scheduler"),
+        (
+            lambda: fastcache(tiny.transformer("flux"), check=0.1, sigmas=[1.0, 0.5]).__enter__(),
+            "check needs a scheduler",
+        ),
         (
             lambda: check_cache(Layout(pipefusion_parallel_degree=2), FastCacheConfig(check=0.1)),
             "check is not supported under PipeFusion",

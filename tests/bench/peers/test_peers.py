@@ -53,7 +53,7 @@ def test_xdit_refuses_what_its_caches_do_not_know(bench):
 
 
 def test_a_crash_is_reported_and_the_model_loaded_anew(bench):
-    (planned,) = [peer for peer in PEERS if peer.name == "FastCache, planned"]
+    (planned,) = [peer for peer in PEERS if peer.name == "FastCache, pooled"]
     before = bench.backend
     bench.backend.pipe.vae.decode = None
     outcome = bench.measure(planned, planned.settings[-1])
