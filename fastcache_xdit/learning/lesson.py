@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import functools
-import operator
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import NamedTuple
 
+import numpy as np
 import torch
 
 from fastcache_xdit.approx.calibration import Calibration
@@ -117,8 +117,10 @@ class Lesson:
 
 
 def better(old: Attempt, new: Attempt) -> Attempt:
-    """Return the new attempt if it is better for every request, else the old one: few requests tell less from luck."""
-    return new if all(map(operator.gt, new.decibels, old.decibels)) else old
+    """Return the new attempt if its mean gain over the requests is above its standard error, else the old one."""
+    gains = np.subtract(new.decibels, old.decibels)
+    error = gains.std(ddof=1) / len(gains) ** 0.5 if len(gains) > 1 else 0.0
+    return new if gains.mean() > error else old
 
 
 def _halves(moments: Sequence[Moments]) -> Halves:
