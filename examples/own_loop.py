@@ -21,12 +21,11 @@ branches = {"cond": texts[:2], "uncond": texts[2:]}  # embeddings and mask of th
 latents = torch.randn(1, 4, 16, 16, generator=torch.Generator().manual_seed(0))
 scheduler.set_timesteps(STEPS)
 with torch.no_grad(), fastcache(transformer, budget=0.5) as handle:
-    handle.request(scheduler.timesteps / 1000)  # no scheduler is known here: say the noise levels, 1 to 0
+    handle.request(scheduler.timesteps / 1000)  # noise levels, 1 to 0: the transformer has no scheduler to ask
     for timestep in scheduler.timesteps:
         velocity = {}
         for name, (text, mask) in branches.items():
-            # Guidance calls the transformer twice at each step: name the calls, so that each has a cache of its own.
-            with handle.branch(name):
+            with handle.branch(name):  # guidance makes two calls of each step: name them, each has its own cache
                 velocity[name] = transformer(
                     latents,
                     encoder_hidden_states=text,
