@@ -25,8 +25,7 @@ with torch.no_grad(), fastcache(transformer, budget=0.5, sigmas=noise_levels) as
     for timestep in scheduler.timesteps:
         velocity = {}
         for name, (text, mask) in branches.items():
-            # Guidance calls the transformer twice at each step: name the calls, so that each has a cache of its own.
-            with handle.branch(name):
+            with handle.branch(name):  # guidance makes two calls of each step: name them, each has its own cache
                 velocity[name] = transformer(
                     latents,
                     encoder_hidden_states=text,

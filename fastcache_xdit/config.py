@@ -20,7 +20,7 @@ class FastCacheConfig(Readable, Options):
     who want to decide more themselves.
 
     Attributes:
-        budget: share of the steps that are computed; the fewest that round to it, at least one.
+        budget: largest share of the steps that are computed, of which at least one is.
         speedup: factor in wall time. Until requests have been timed, a share of 1/speedup is computed.
         psnr: mean PSNR in dB against uncached pictures, as measured on the requests that were learnt from. Until then
             half of the steps are computed.

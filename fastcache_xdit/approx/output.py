@@ -20,6 +20,7 @@ from fastcache_xdit.approx.moments import Halves
 SEGMENT, STREAM = "output", "hidden_states"  # names of the moments in a calibration
 NAME = "history"
 REFERENCES = FORMS[NAME].references
+MOST_SOLVED = 4096  # sets of weights that are kept; masks that a check changes are ever new ones
 Weights = torch.Tensor  # [C, K]: for each channel (one for all: C = 1), weights of the last K outputs, newest first
 
 
@@ -54,6 +55,8 @@ class OutputForecast:
             carried = self._carried(step, computed)
             place = Places.one(step, computed[:REFERENCES])
             solved = fit(FORMS[NAME], *self.halves, place, STRENGTHS, None if carried is None else carried[None])
+            if len(self._solved) >= MOST_SOLVED:
+                self._solved.clear()
             self._solved[step, computed] = solved.coefficients[0]
         return self._solved[step, computed]
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
+from fastcache_xdit.approx import output
 from fastcache_xdit.approx.moments import Halves, Moments
 from fastcache_xdit.approx.output import OutputForecast, combined, key_of
 
@@ -126,3 +127,10 @@ def test_low_precision_is_summed_in_float32():
     outputs_16 = [torch.tensor([[[256.0]]], dtype=torch.bfloat16), torch.tensor([[[255.0]]], dtype=torch.bfloat16)]
     found = combined(torch.tensor([[1.01, -1.0]]), outputs_16)
     assert found.dtype == torch.bfloat16 and found.item() == pytest.approx(3.56, rel=1e-2)
+
+
+def test_weights_that_are_forgotten_are_solved_again(monkeypatch):
+    states = outputs()
+    wanted = forecast(states).weights(4, (1, 0))
+    monkeypatch.setattr(output, "MOST_SOLVED", 1)
+    assert torch.equal(forecast(states).weights(4, (1, 0)), wanted)

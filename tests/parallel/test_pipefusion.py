@@ -34,7 +34,8 @@ RUNS = {
     "leader": {"config": {**AMPLE, "pp_decision": "leader"}},
 }
 GROUPS = {"groups": {"config": {**AMPLE, "granularity": "group", "groups": 2, "sync": "block", "pp_decision": "stage"}}}
-APART_AT = {"error_budget": 0.06}  # between what the two stages of PixArt see
+# between what the two stages of PixArt have seen by the seventh step
+APART_AT = {"error_budget": 0.1659, "lead_blocks": 0, "max_consecutive_skips": 9}
 APART = {
     "split": {"config": {**APART_AT, "pp_decision": "stage"}},
     "split, leader": {"config": {**APART_AT, "pp_decision": "leader"}},
