@@ -86,7 +86,7 @@ def test_mistakes_are_told(capsys, argv, words):
         (2, ["--pipefusion_parallel_degree", 2, "--num_pipeline_patch", 1], ["num_pipeline_patch=1", "at least 2"]),
         (
             2,
-            ["--pipefusion_parallel_degree", 2, "--cache_config", '{"granularity": "block"}'],
+            ["--pipefusion_parallel_degree", 2, "--cache_config", '{"test": "online", "granularity": "block"}'],
             ["pp_decision=leader with granularity=block", "set pp_decision=stage or granularity=step"],
         ),
         (2, ["--pipefusion_parallel_degree", 2, "--warmup_steps", 0], ["warmup_steps=0 is not", "at least 1"]),

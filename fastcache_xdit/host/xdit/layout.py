@@ -124,7 +124,7 @@ def check_cache(layout: Layout, config: FastCacheConfig) -> None:
 
 def check_decision(config: FastCacheConfig, stages: int) -> None:
     """Raise UsageError where the first of several PipeFusion stages cannot decide for the others' blocks."""
-    if stages > 1 and config.pp_decision == "leader" and config.granularity != "step":
+    if stages > 1 and config.pp_decision == "leader" and config.granularity in ("group", "block"):
         raise UsageError(
             f"pp_decision=leader with granularity={config.granularity} is not supported under PipeFusion: "
             "stages hold different blocks",
