@@ -76,6 +76,9 @@ class FastCacheConfig(Readable, Options):
         verify_every: interval, in steps, at which ranks confirm their decisions in an extra message before they act on
             them. 0 never does; a digest still travels with every decision, at no extra message.
         tokens: partial steps, in which only some of the tokens are computed; see `TokensConfig`.
+        memory_budget: bytes, or up to 1 the share of the device's memory, that the states of skipped blocks may take
+            on a rank. One request is computed in full to see. Where they take more, as for long videos, the output of
+            the whole transformer is stood in for instead, by the same schedule, and a line says so.
     """
 
     budget: Annotated[float, Field(gt=0, le=1)] | None = None
@@ -105,6 +108,7 @@ class FastCacheConfig(Readable, Options):
     pp_decision: Literal["leader", "stage"] = "leader"
     verify_every: int = Field(0, ge=0)
     tokens: TokensConfig | None = None
+    memory_budget: Annotated[float, Field(gt=0)] | None = None
 
     @field_validator("schedule")
     @classmethod
@@ -140,6 +144,8 @@ class FastCacheConfig(Readable, Options):
         planned = [*goals, "check"] if self.check else goals
         if planned and self.test != "plan":
             raise UsageError(f"{planned[0]} belongs to test 'plan', not to {self.test!r}", "leave one of them away")
+        if self.memory_budget and self.granularity == "output":
+            raise UsageError("memory_budget is for the states of blocks; a plan keeps none", "leave it away")
         if (self.granularity == "output") != (self.test == "plan") and self.test != "none":
             raise UsageError(
                 f"granularity {self.granularity!r} does not go with test {self.test!r}",

@@ -13,12 +13,17 @@ from fastcache_xdit.clock import Clock
 from fastcache_xdit.config import FastCacheConfig
 from fastcache_xdit.counters import Counters
 from fastcache_xdit.errors import UsageError
+from fastcache_xdit.host import cpu
 from fastcache_xdit.host.base import Host
 from fastcache_xdit.host.effects import SchedulerEffects
 from fastcache_xdit.host.identity import identity
 from fastcache_xdit.host.listening import listen, sigmas_of
 from fastcache_xdit.host.xdit import layout
+from fastcache_xdit.host.xdit.layout import check_memory
+from fastcache_xdit.learning.ranks import Ranks
 from fastcache_xdit.parallel.ledger import Ledger
+from fastcache_xdit.runtime.driver import Driver
+from fastcache_xdit.runtime.memory import MemoryChoice
 from fastcache_xdit.runtime.output import OutputDriver
 from fastcache_xdit.runtime.pilot import Pilot
 from fastcache_xdit.runtime.record import Record
@@ -41,18 +46,40 @@ def attach_output(
         UsageError: `check` is asked for where outputs are not seen.
     """
     _check_decision(host, config)
-    sigmas, announced = sigmas_of(host), host.scheduler is not None
-    assert sigmas, "plugin.enable refuses a loop without noise levels"
-    mask = _scheduled(config) if config.schedule else None
-    effects = SchedulerEffects(host.scheduler, sigmas)
-    pilot = Pilot(config.goal, known or pooled(), lambda: effects().final, mask)
     counters, ledger = Counters(), Ledger(f"{config!r} {known and known.stamp}")
     record = Record(config, consensus_of(host, config, counters), ledger, counters)
-    driver = OutputDriver(pilot, record, Clock(), announced)
+    driver, effects = _driver(host, config, known, record)
+    sigmas, announced, pilot = sigmas_of(host), host.scheduler is not None, driver.pilot
     session = Session((), driver, sigmas, host.current_patch, announced)
     undo.set(host.transformer, "forward", session.wrapped(host.transformer.forward))
     listen(host, session, undo)
     return session, pilot, effects
+
+
+def limit_memory(session: Session, host: Host, config: FastCacheConfig) -> None:
+    """Let a session that skips blocks stand in for the output where their states are larger than `memory_budget`.
+
+    Raises:
+        UsageError: as `check_memory`; or the loop has no scheduler and gives no noise levels.
+    """
+    if config.memory_budget is None:
+        return
+    check_memory(config, host.topology.pipefusion_parallel_degree)
+    assert isinstance(session.driver, Driver)
+    driver, _ = _driver(host, config, None, session.record)
+    limit = int(config.memory_budget if config.memory_budget > 1 else config.memory_budget * cpu.memory())
+    session.memory = MemoryChoice(session.driver, driver, limit, Ranks(host.topology).largest)
+
+
+def _driver(
+    host: Host, config: FastCacheConfig, known: Calibration | None, record: Record
+) -> tuple[OutputDriver, SchedulerEffects]:
+    sigmas = sigmas_of(host)
+    assert sigmas, "plugin.enable refuses a loop without noise levels"
+    effects = SchedulerEffects(host.scheduler, sigmas)
+    mask = _scheduled(config) if config.schedule else None
+    pilot = Pilot(config.goal, known or pooled(), lambda: effects().final, mask)
+    return OutputDriver(pilot, record, Clock(), host.scheduler is not None), effects
 
 
 def output_calibration(host: Host, config: FastCacheConfig, calibration: Calibration | None) -> Calibration | None:

@@ -19,7 +19,7 @@ from fastcache_xdit.host.find import host_of
 from fastcache_xdit.host.group import confirm_options
 from fastcache_xdit.host.xdit import registration
 from fastcache_xdit.learning.learner import Learner
-from fastcache_xdit.output_assembly import attach_output, output_calibration
+from fastcache_xdit.output_assembly import attach_output, limit_memory, output_calibration
 from fastcache_xdit.parallel.ledger import Ledger
 from fastcache_xdit.runtime.observer import Observer
 from fastcache_xdit.undo import Undo
@@ -85,6 +85,7 @@ def _blocks(
     plan = plan_for(host, config, calibration)
     fixes = host.fix(undo)
     session = attach(plan, observer, undo)
+    limit_memory(session, host, config)
     if plan.stand_ins.runs_ahead:
         host.run_ahead(undo, session, scheduled_skips(config), host.blocks[0])
     keys_values_bytes = host.extend_keys_values(undo, session.clock, plan.layers, plan.stand_ins.forecast)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+import os
 import sys
 import time
 import types
@@ -34,6 +35,13 @@ _state = {"prepared": False}
 def has_accelerator() -> bool:
     """Return whether torch can use any accelerator here (CUDA, ROCm, MPS, XPU, NPU, ...)."""
     return torch.cuda.is_available() or torch.accelerator.is_available()
+
+
+def memory() -> int:
+    """Return the bytes of memory of this process's device."""
+    if has_accelerator():
+        return torch.cuda.get_device_properties(torch.cuda.current_device()).total_memory
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
 def prepare() -> bool:

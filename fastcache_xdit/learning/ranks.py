@@ -24,6 +24,10 @@ class Ranks:
         assert there, "no rank has seen the scheduler"
         return torch.stack(there).sum(dim=0)
 
+    def largest(self, value: int) -> int:
+        """Return the largest of all ranks' values on every rank."""
+        return value if self._alone else max(world.all_gather_objects(value))
+
     def first(self, value: Any) -> Any:
         """Return the first rank's value on every rank."""
         return value if self._alone else world.all_gather_objects(value if self.is_first else None)[0]

@@ -20,7 +20,7 @@ from fastcache_xdit.runtime.observer import Observer
 from fastcache_xdit.runtime.record import Record
 from fastcache_xdit.runtime.stand_ins import StandIns
 from fastcache_xdit.segments.segment import Block, Segment
-from fastcache_xdit.segments.state import SegmentState
+from fastcache_xdit.segments.state import SegmentState, bytes_needed
 from fastcache_xdit.undo import Undo
 
 
@@ -57,6 +57,7 @@ class Driver:
         self.states: dict[tuple[str, int | None, int], SegmentState] = {}
         self._decisions: dict[int, Decision] = {}  # of segments that were not entered yet
         self._calls: dict[int, SegmentCall] = {}
+        self.weighed: dict[tuple[str, int | None, int], int] | None = None  # bytes of states that are not kept
 
     @property
     def segments(self) -> Sequence[Segment]:
@@ -178,7 +179,11 @@ class Driver:
     def _keep(self, segment: Segment, call: SegmentCall, output: Streams) -> None:
         if self.observer and self.observer.sees_segments and call.state.holds(call.entered):
             self.observer.on_segment(segment, call, output, self._estimate(segment, call))
-        call.state.keep(self.stand_ins.of(segment), call.entered, output, call.tick.step)
+        stand_in, entered = self.stand_ins.of(segment), call.entered
+        if self.weighed is not None:
+            self.weighed[call.tick.branch, call.tick.patch, segment.index] = bytes_needed(stand_in, entered, output)
+            return
+        call.state.keep(stand_in, entered, output, call.tick.step)
 
     def _skip(self, segment: Segment, block: Block, streams: Streams, call: SegmentCall, compute: Compute) -> Any:
         self.record.skipped(block, streams)

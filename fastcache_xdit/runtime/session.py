@@ -16,6 +16,7 @@ from fastcache_xdit.models.spec import Streams
 from fastcache_xdit.runtime.branches import UnnamedCalls
 from fastcache_xdit.runtime.driver import Driver
 from fastcache_xdit.runtime.forward import named
+from fastcache_xdit.runtime.memory import MemoryChoice
 from fastcache_xdit.runtime.output import OutputDriver
 from fastcache_xdit.runtime.record import Record
 
@@ -39,6 +40,7 @@ class Session:
     Attributes:
         ledgers_agree: see `Report`.
         is_bypassed: calls run as if there were no cache; see `bypassed`.
+        memory: chooses the driver of each request, where memory is limited.
         watch: is shown what the scheduler is given and what it makes of it.
     """
 
@@ -56,6 +58,7 @@ class Session:
         self.current_patch = current_patch
         self.ledgers_agree: bool | None = None
         self.watch: Watch | None = None
+        self.memory: MemoryChoice | None = None
         self._reads_timestep = not announced
         self._announced = False
         self._concluded = False
@@ -151,6 +154,7 @@ class Session:
         starts = self._announced if timestep is None else self.clock.starts_request(timestep)
         if starts:
             self._announced = self._concluded = False
+            self.driver = self.memory.driver() if self.memory else self.driver
             self._latest = None
             self._unnamed.begin()
             sigmas = self.sigmas() if self.sigmas else []

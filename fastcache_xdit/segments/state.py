@@ -106,6 +106,17 @@ class SegmentState:
         return entered + stand_in.residual(stream, entered, Past(step, self.references[stream], self.computed))
 
 
+def bytes_needed(stand_in: StandIn, entered: Streams, output: Streams) -> int:
+    """Return the bytes that `SegmentState` would hold of steps with these streams, as soon as it has all references."""
+    size = 0
+    for stream in Streams._fields:
+        before, after = getattr(entered, stream), getattr(output, stream)
+        if before is not None and after is not None:
+            kept = max(stand_in.entered_kept, 1) if stream == HIDDEN else stand_in.entered_kept
+            size += (stand_in.references + kept) * after.numel() * after.element_size()
+    return size
+
+
 def _rows(reference: Reference, start: int, stop: int) -> Reference:
     entered = None if reference.entered is None else reference.entered[:, start:stop]
     return Reference(reference.step, entered, reference.residual[:, start:stop])

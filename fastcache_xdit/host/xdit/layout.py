@@ -119,7 +119,17 @@ def check_cache(layout: Layout, config: FastCacheConfig) -> None:
             raise UsageError(f"{name} with fastcache is not supported: {why}", f"leave {name} out")
     if layout.fully_shard_degree > 1:
         raise UsageError("fully_shard_degree > 1 with fastcache is not supported yet", "set fully_shard_degree=1")
+    check_memory(config, layout.pipefusion_parallel_degree)
     check_decision(config, layout.pipefusion_parallel_degree)
+
+
+def check_memory(config: FastCacheConfig, stages: int) -> None:
+    """Raise UsageError where several PipeFusion stages, each with states of its own, would choose by their memory."""
+    if stages > 1 and config.memory_budget:
+        raise UsageError(
+            "memory_budget is not supported under PipeFusion",
+            "leave it away, or set granularity: output, which keeps next to nothing",
+        )
 
 
 def check_decision(config: FastCacheConfig, stages: int) -> None:
