@@ -22,20 +22,17 @@ class FastCacheConfig(Readable, Options):
     Attributes:
         budget: largest share of the steps that are computed, of which at least one is.
         speedup: factor in wall time. Until requests have been timed, a share of 1/speedup is computed.
-        psnr: mean PSNR in dB against uncached pictures, as measured on the requests that were learnt from. Until then
-            half of the steps are computed.
+        psnr: mean PSNR in dB against uncached pictures of the requests that were learnt from; half of the steps before.
         learn: number of requests that are computed in full and recorded, to plan and fit the next ones by. 0 learns
             nothing: what the folder of learnt calibrations has of this model is used, or the pooled plan.
-        guard_every: every so many requests, one is computed in full as well and compared. Where it falls 3 dB below the
-            promise, the model is learnt again. 0 never does.
-        check: relative error, norm(error) / norm(output), above which a planned skip is computed instead: what the
-            stand-in would have missed at the computed step before it, for the worst picture of the batch; and so is a
-            skip before there is such a step. 0 measures nothing. It needs a scheduler, and does not work with
-            PipeFusion, where the last stage alone sees outputs.
+        guard_every: interval of requests at which one is computed in full as well; 3 dB below the promise, the model is
+            learnt again. 0 never looks.
+        check: relative error of the stand-in, norm(error) / norm(output), at the last computed step and for the worst
+            picture of the batch, above which the next planned skip is computed instead. 0 measures nothing. It needs a
+            scheduler, and is refused under PipeFusion, where the last stage alone sees outputs.
         granularity: what one decision covers: the whole transformer, whose output is then estimated (`output`, which
             works with every denoiser), all blocks after the lead blocks (`step`), one of `groups` groups of consecutive
-            blocks (`group`), or one block (`block`, as in the paper). The default is `output` with `test: plan`, else
-            `step`.
+            blocks (`group`), or one block (`block`, as in the paper). The default without `test: plan` is `step`.
         groups: number of groups with `granularity: group`.
         lead_blocks: number of blocks at the start of the model that are always computed. The change of the hidden
             states behind them drives the decision. Blocks of later PipeFusion stages never count as lead blocks.
@@ -76,9 +73,8 @@ class FastCacheConfig(Readable, Options):
         verify_every: interval, in steps, at which ranks confirm their decisions in an extra message before they act on
             them. 0 never does; a digest still travels with every decision, at no extra message.
         tokens: partial steps, in which only some of the tokens are computed; see `TokensConfig`.
-        memory_budget: bytes, or up to 1 the share of the device's memory, that the states of skipped blocks may take
-            on a rank. One request is computed in full to see. Where they take more, as for long videos, the output of
-            the whole transformer is stood in for instead, by the same schedule, and a line says so.
+        memory_budget: bytes, or up to 1 the share of the device's memory, that states of blocks may take on a rank, for
+            which the first request is computed in full. Where they take more, the output is stood in for instead.
     """
 
     budget: Annotated[float, Field(gt=0, le=1)] | None = None

@@ -20,7 +20,7 @@ from fastcache_xdit.runtime.observer import Observer
 from fastcache_xdit.runtime.record import Record
 from fastcache_xdit.runtime.stand_ins import StandIns
 from fastcache_xdit.segments.segment import Block, Segment
-from fastcache_xdit.segments.state import SegmentState, bytes_needed
+from fastcache_xdit.segments.state import SegmentState
 from fastcache_xdit.undo import Undo
 
 
@@ -54,10 +54,10 @@ class Driver:
         self.clock = clock
         self.partial = partial
         self.observer = observer
+        self.new_state: Callable[[], SegmentState] = SegmentState
         self.states: dict[tuple[str, int | None, int], SegmentState] = {}
         self._decisions: dict[int, Decision] = {}  # of segments that were not entered yet
         self._calls: dict[int, SegmentCall] = {}
-        self.weighed: dict[tuple[str, int | None, int], int] | None = None  # bytes of states that are not kept
 
     @property
     def segments(self) -> Sequence[Segment]:
@@ -173,17 +173,11 @@ class Driver:
     def _leave(self, segment: Segment, call: SegmentCall, output: Streams) -> None:
         if self.partial:
             self.partial.leave(call.tick, None if call.part else output)
-        if call.part is None:
-            self._keep(segment, call, output)
-
-    def _keep(self, segment: Segment, call: SegmentCall, output: Streams) -> None:
+        if call.part:
+            return
         if self.observer and self.observer.sees_segments and call.state.holds(call.entered):
             self.observer.on_segment(segment, call, output, self._estimate(segment, call))
-        stand_in, entered = self.stand_ins.of(segment), call.entered
-        if self.weighed is not None:
-            self.weighed[call.tick.branch, call.tick.patch, segment.index] = bytes_needed(stand_in, entered, output)
-            return
-        call.state.keep(stand_in, entered, output, call.tick.step)
+        call.state.keep(self.stand_ins.of(segment), call.entered, output, call.tick.step)
 
     def _skip(self, segment: Segment, block: Block, streams: Streams, call: SegmentCall, compute: Compute) -> Any:
         self.record.skipped(block, streams)
@@ -204,5 +198,5 @@ class Driver:
         key = (tick.branch, tick.patch, segment.index)
         if key not in self.states:
             full = self.states.get((tick.branch, None, segment.index))
-            self.states[key] = full.rows(*tick.rows) if full and tick.rows else SegmentState()
+            self.states[key] = full.rows(*tick.rows) if full and tick.rows else self.new_state()
         return self.states[key]

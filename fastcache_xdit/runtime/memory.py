@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from fastcache_xdit.runtime.driver import Driver
 from fastcache_xdit.runtime.output import OutputDriver
+from fastcache_xdit.segments.state import SegmentState, WeighedState
 
 logger = logging.getLogger(__name__)
 
@@ -34,10 +35,11 @@ class MemoryChoice:
         """Return what runs the request that begins."""
         self._requests += 1
         if self._requests == 1:
-            self.blocks.weighed = {}
+            self.blocks.new_state = WeighedState
             return self.blocks
-        if self.blocks.weighed is not None:
-            needed, self.blocks.weighed = self.largest(sum(self.blocks.weighed.values())), None
+        if self._requests == 2:
+            states = [state for state in self.blocks.states.values() if isinstance(state, WeighedState)]
+            needed, self.blocks.new_state = self.largest(sum(state.needed for state in states)), SegmentState
             self._too_large = needed > self.limit
             if self._too_large:
                 logger.warning(

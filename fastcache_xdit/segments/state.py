@@ -106,15 +106,23 @@ class SegmentState:
         return entered + stand_in.residual(stream, entered, Past(step, self.references[stream], self.computed))
 
 
-def bytes_needed(stand_in: StandIn, entered: Streams, output: Streams) -> int:
-    """Return the bytes that `SegmentState` would hold of steps with these streams, as soon as it has all references."""
-    size = 0
-    for stream in Streams._fields:
-        before, after = getattr(entered, stream), getattr(output, stream)
-        if before is not None and after is not None:
-            kept = max(stand_in.entered_kept, 1) if stream == HIDDEN else stand_in.entered_kept
-            size += (stand_in.references + kept) * after.numel() * after.element_size()
-    return size
+class WeighedState(SegmentState):
+    """Keeps nothing, so that its segment is always computed, and notes what it would hold.
+
+    Attributes:
+        needed: bytes that it would hold as soon as it had all references.
+    """
+
+    needed = 0
+
+    def keep(self, stand_in: StandIn, entered: Streams, output: Streams, step: int) -> None:
+        """Note how large a reference is."""
+        self.needed = 0
+        for stream in Streams._fields:
+            before, after = getattr(entered, stream), getattr(output, stream)
+            if before is not None and after is not None:
+                kept = max(stand_in.entered_kept, 1) if stream == HIDDEN else stand_in.entered_kept
+                self.needed += (stand_in.references + kept) * after.numel() * after.element_size()
 
 
 def _rows(reference: Reference, start: int, stop: int) -> Reference:
