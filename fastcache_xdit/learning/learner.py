@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import logging
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -24,6 +24,7 @@ from fastcache_xdit.learning.circumstances import difference
 from fastcache_xdit.learning.lesson import Lesson
 from fastcache_xdit.learning.likeness import Guard, Pictures
 from fastcache_xdit.learning.ranks import Ranks
+from fastcache_xdit.learning.replays import Replays
 from fastcache_xdit.learning.teaching import Recorded, Teaching
 from fastcache_xdit.learning.trajectory import Trajectory
 from fastcache_xdit.runtime.pilot import Pilot, known_of
@@ -52,6 +53,7 @@ class Learner:
         learnt: what was learnt, or found in the user's folder; None until then.
         seconds: wall time that learning took, recorded requests not included.
         guard: compares some requests with the same ones computed in full.
+        replays: makes calls that are watched, and recorded ones again.
     """
 
     pipe: Any
@@ -66,21 +68,20 @@ class Learner:
     _recorded: list[Recorded] = field(default_factory=list)
     _sigmas: tuple[float, ...] = ()
     _served: int = 0
-    _busy: bool = False
     _call: Call | None = None
     _told: set[str] = field(default_factory=set)
 
     def attach(self, undo: Undo) -> None:
         """Use what the user has of this model, or else begin to record, for as long as the undo log is open."""
         self.ranks = Ranks(self.host.topology)
-        self.guard = Guard(self.ranks)
+        self.guard, self.pictures = Guard(self.ranks), Pictures(self.pipe, undo)
+        self.replays = Replays(self.session, self.pilot, self.pictures)
         self.identity = self.ranks.first(identity(self.host))
         kept = self.ranks.first(self.home.find(self.identity) if self.home and self.ranks.is_first else None)
         if kept and SEGMENT in kept.moments:
             self._use(kept)
         elif self.config.learn:
             self.pilot.forced = _whole
-        self.pictures = Pictures(self.pipe, undo)
         intercept(self.pipe, self.around, undo)
 
     @property
@@ -95,7 +96,7 @@ class Learner:
 
     def around(self, call: Call, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Make one call of the pipeline: recorded, looked at, or as it is."""
-        if self._busy or self.session.is_bypassed:
+        if self.replays.is_busy or self.session.is_bypassed:
             return call(*args, **kwargs)
         if self.is_recording:
             return self._record(call, args, kwargs)
@@ -108,7 +109,7 @@ class Learner:
 
     def _record(self, call: Call, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         recorded, trajectory, start = RecordedCall.of(args, kwargs), Trajectory(), time.perf_counter()
-        result = self._watched(trajectory, lambda: call(*args, **kwargs))
+        result = self.replays.watched(trajectory, lambda: call(*args, **kwargs))
         scale = arguments(call, kwargs).get("guidance_scale")
         self._keep(Recorded(recorded, trajectory, self.pictures.taken(), time.perf_counter() - start, scale))
         self._call = call
@@ -130,7 +131,7 @@ class Learner:
         call = self._call
         assert call and self._recorded, "nothing is recorded"
         start, effects = time.perf_counter(), self.effects.at(self._sigmas)
-        before, again = pooled() if self.learnt else self.pilot.calibration, functools.partial(self._again, call)
+        before, again = pooled() if self.learnt else self.pilot.calibration, functools.partial(self.replays.again, call)
         teaching = Teaching(self._recorded, again, self.pictures, self.ranks)
         references = [recorded.trajectory for recorded in self._recorded]
         lesson = Lesson(self._sigmas, effects, references, teaching.replay, before, self.ranks)
@@ -165,11 +166,10 @@ class Learner:
     def _guard(self, call: Call, args: tuple[Any, ...], kwargs: dict[str, Any], promises: Mapping[int, float]) -> Any:
         """Make a call, and the same in full beside it; learn again where they are less alike than was promised."""
         recorded, served = RecordedCall.of(args, kwargs), Trajectory()
-        self.pictures.taken()
-        result = self._watched(served, lambda: call(*args, **kwargs))
+        result = self.replays.watched(served, lambda: call(*args, **kwargs))
         pictures, mask = self.pictures.taken(), self.pilot.mask
         with quiet(self.pipe), self.session.record.aside():
-            whole = self._again(call, recorded, _whole(len(mask)), self.pilot.calibration)
+            whole = self.replays.again(call, recorded, _whole(len(mask)), self.pilot.calibration)
         self.pilot.mask = mask
         measured = self.guard.compared(pictures, self.pictures.taken(), served, whole)
         promise = promises.get(mask.count("1"), 0.0)
@@ -177,26 +177,6 @@ class Learner:
             self._tell(f"a request came out at {measured:.1f} dB, {promise:.1f} dB were promised; learning again")
             self.pilot.forced = _whole
         return result
-
-    def _again(self, call: Call, recorded: RecordedCall, mask: str, known: Calibration, **changes: Any) -> Trajectory:
-        """Make a recorded call once more under a mask; return what its scheduler saw."""
-        trajectory, outer = Trajectory(), (self.pilot.calibration, self.pilot.forced)
-        self.pilot.learnt(known)
-        self.pilot.forced = lambda steps: mask
-        try:
-            self._watched(trajectory, lambda: recorded.again(call, **changes))
-        finally:
-            self.pilot.learnt(outer[0])
-            self.pilot.forced = outer[1]
-        return trajectory
-
-    def _watched(self, trajectory: Trajectory, make: Callable[[], Any]) -> Any:
-        self.session.watch, self._busy = trajectory, True
-        try:
-            with self.pictures.taking():
-                return make()
-        finally:
-            self.session.watch, self._busy = None, False
 
     def _tell(self, line: str) -> None:
         """Say something once, on one rank."""

@@ -6,13 +6,11 @@ import functools
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import NamedTuple
 
 import numpy as np
 import torch
 
 from fastcache_xdit.approx.calibration import Calibration
-from fastcache_xdit.approx.fitted import Refitted
 from fastcache_xdit.approx.moments import Halves, Moments
 from fastcache_xdit.approx.output import SEGMENT, STREAM, OutputForecast
 from fastcache_xdit.approx.output_masks import OutputMasks
@@ -30,20 +28,21 @@ HELD_OUT_EVERY = 3
 Replay = Callable[[int, str, Calibration], Trajectory]
 
 
-class Attempt(NamedTuple):
+@dataclass(frozen=True)
+class Attempt:
     """A mask with its weights, and how near the final latents came to those of the requests computed in full.
 
     Attributes:
-        decibels: -20 log10(relative error of the final latents) of each request.
         mask: the mask.
-        refits: weights that were refitted for it.
-        halves: moments of what its skipped steps should have had.
+        source: the attempt by whose trajectories the weights were refitted; None for first weights.
+        decibels: -20 log10(relative error of the final latents) of each request, by weights that it had no part in.
+        moments: of each request, of what its skipped steps should have had.
     """
 
-    decibels: tuple[float, ...]
     mask: str
-    refits: dict[Refitted, torch.Tensor]
-    halves: Halves
+    source: Attempt | None
+    decibels: tuple[float, ...]
+    moments: Sequence[Moments]
 
 
 @dataclass
@@ -67,25 +66,42 @@ class Lesson:
     ranks: Ranks
 
     @cached_property
+    def moments(self) -> list[Moments]:
+        """The moments of each request, computed in full."""
+        return [self._total(trajectory, trajectory.outputs()) for trajectory in self.references]
+
+    @cached_property
     def calibration(self) -> Calibration:
         """What the requests themselves say, as it would be loaded from a file."""
-        moments = [self._total(trajectory, trajectory.outputs()) for trajectory in self.references]
-        return Calibration({}, {}, self.sigmas, {SEGMENT: {STREAM: _halves(moments)}}).as_saved()
+        return self._calibration(None)
 
     def best(self, computed: int) -> Attempt:
         """Return the best of a few masks with so many computed steps, refitted where that is better."""
         best = functools.reduce(better, map(self._twice, self._candidates(computed)))
         for _ in range(ROUNDS):
-            again = self._try(best.mask, self._refits(best))
+            again = self._try(best.mask, best)
             if better(best, again) is best:
                 break
             best = again
         return best
 
+    def known(self, source: Attempt | None, without: int | None = None) -> Calibration:
+        """Return what is known for the weights of an attempt, from all requests or from all but one."""
+        calibration = self._calibration(without)
+        if source is None:
+            return calibration
+        halves, before = calibration.moments[SEGMENT][STREAM], self.known(source.source, without)
+        used = OutputForecast(halves, self.effects.final, before.refits).weights
+        refits = refitted(_halves(source.moments, without), source.mask, used, self.effects.final)
+        return replace(calibration, refits=refits)
+
+    def _calibration(self, without: int | None) -> Calibration:
+        return Calibration({}, {}, self.sigmas, {SEGMENT: {STREAM: _halves(self.moments, without)}}).as_saved()
+
     def _twice(self, mask: str) -> Attempt:
         """Return the better of a mask's attempts with the first weights and with refitted ones."""
-        first = self._try(mask, {})
-        return better(first, self._try(mask, self._refits(first)))
+        first = self._try(mask, None)
+        return better(first, self._try(mask, first))
 
     def _candidates(self, computed: int) -> Iterator[str]:
         """Yield, without duplicates, the planned mask, the one planned for other models, and an even one."""
@@ -95,18 +111,13 @@ class Lesson:
         planned = [OutputMasks(halves, self.effects.final).mask(computed) for halves in known]
         yield from dict.fromkeys([*planned, uniform_mask(len(self.sigmas), computed)])
 
-    def _try(self, mask: str, refits: dict[Refitted, torch.Tensor]) -> Attempt:
-        known, errors, moments = replace(self.calibration, refits=refits), [], []
+    def _try(self, mask: str, source: Attempt | None) -> Attempt:
+        errors, moments = [], []
         for index, reference in enumerate(self.references):
-            trajectory = self.replay(index, mask, known)
+            trajectory = self.replay(index, mask, self.known(source, without=index))
             errors.append(self.ranks.total(latents_error(trajectory, reference)))
             moments.append(self._total(trajectory, self._returning(trajectory, reference, mask)))
-        return Attempt(tuple(map(decibels, errors)), mask, refits, _halves(moments))
-
-    def _refits(self, attempt: Attempt) -> dict[Refitted, torch.Tensor]:
-        halves = self.calibration.moments[SEGMENT][STREAM]
-        used = OutputForecast(halves, self.effects.final, attempt.refits).weights
-        return refitted(attempt.halves, attempt.mask, used, self.effects.final)
+        return Attempt(mask, source, tuple(map(decibels, errors)), moments)
 
     def _returning(self, trajectory: Trajectory, reference: Trajectory, mask: str) -> list[torch.Tensor]:
         return returning(trajectory, reference, mask, self.effects.next) if trajectory.steps else []
@@ -123,12 +134,14 @@ def better(old: Attempt, new: Attempt) -> Attempt:
     return new if gains.mean() > error else old
 
 
-def _halves(moments: Sequence[Moments]) -> Halves:
-    """Return the sums of the requests that fits are solved from, and of those that judge them; with one, it is both."""
-    held_out = [index % HELD_OUT_EVERY == HELD_OUT_EVERY - 1 for index in range(len(moments))]
-    held_out[-1] = held_out[-1] or not any(held_out)
-    sides = [[part for part, is_out in zip(moments, held_out, strict=True) if is_out == side] for side in (False, True)]
-    training, judging = sides[0] or sides[1], sides[1]
+def _halves(moments: Sequence[Moments], without: int | None = None) -> Halves:
+    """Return the sums of the requests that fits are solved from, and of those that judge them.
+
+    One of them may be left out, to be an impartial witness; where there is one alone, it has all parts.
+    """
+    parts = [part for index, part in enumerate(moments) if index != without] or list(moments)
+    judging = parts[HELD_OUT_EVERY - 1 :: HELD_OUT_EVERY] or parts[-1:]
+    training = [part for part in parts if not any(part is judge for judge in judging)] or judging
     return Halves(_sum(training), _sum(judging))
 
 

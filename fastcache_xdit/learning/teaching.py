@@ -62,19 +62,22 @@ class Teaching:
         """Return what a lesson teaches for a goal, with what it promises."""
         calibration = replace(lesson.calibration, identity=identity, facts=self._facts(lesson))
         for computed in numbers(goal, calibration):
-            self._promise(calibration, lesson.best(computed))
+            self._promise(calibration, lesson, lesson.best(computed))
         return calibration
 
-    def _promise(self, calibration: Calibration, attempt: Attempt) -> None:
-        """Make the requests once more, decoded, and note what their pictures promise and how long they took."""
+    def _promise(self, calibration: Calibration, lesson: Lesson, attempt: Attempt) -> None:
+        """Make the requests once more, decoded, and note what their pictures promise and how long they took.
+
+        Each is made by what the other ones taught, so that the promise holds for requests that are still to come.
+        """
         computed = str(attempt.mask.count("1"))
-        known, sums, seconds = replace(calibration, refits=attempt.refits), [], []
-        for request in self.requests:
-            start = time.perf_counter()
+        sums, seconds = [], []
+        for index, request in enumerate(self.requests):
+            known, start = lesson.known(attempt.source, without=index), time.perf_counter()
             self.again(request.call, attempt.mask, known)
             seconds.append(time.perf_counter() - start)
             sums.append(self.ranks.total(squared_difference(self.pictures.taken(), request.pictures)))
-        calibration.refits.update(attempt.refits)
+        calibration.refits.update(lesson.known(attempt.source).refits)
         facts = calibration.facts
         facts["masks"][computed] = attempt.mask
         facts["latents_db"][computed] = round(sum(attempt.decibels) / len(attempt.decibels), 2)
