@@ -56,11 +56,16 @@ class Recording:
     def learnt(self) -> Calibration:
         """Learn, on every rank; with too few batches, return what is known of other models, as if of this one."""
         if self.wants_more or not self.wanted:
-            return replace(pooled(), identity=dict(self.identity))
+            return pooled_as(self.identity)
         self.restore()
         self.handle.learn()
         assert self.handle.learnt
         return self.handle.learnt
+
+
+def pooled_as(identity: Mapping[str, Any]) -> Calibration:
+    """Return what is known of other models, as if it were of the model with this identity."""
+    return replace(pooled(), identity=dict(identity))
 
 
 def unlimited(config: FastCacheConfig) -> FastCacheConfig:

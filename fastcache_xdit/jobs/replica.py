@@ -25,7 +25,8 @@ from fastcache_xdit.host.xdit.replica import meet
 from fastcache_xdit.jobs.item import Figures, Item, ItemOutcome
 from fastcache_xdit.jobs.limits import too_long
 from fastcache_xdit.jobs.recipe import Recipe, printable
-from fastcache_xdit.jobs.recording import Nowhere, Recording, in_full, unlimited
+from fastcache_xdit.jobs.recording import Nowhere, Recording, in_full, pooled_as, unlimited
+from fastcache_xdit.learning.circumstances import difference
 from fastcache_xdit.plugin import enable, fastcache
 
 PATIENCE = 60.0  # seconds in which all ranks must have met an error, for it to be the item's and not a rank's
@@ -119,7 +120,14 @@ class Replica:
             return contextlib.nullcontext(self._recording.begun())
         assert self._config
         config = in_full(self._config) if any(item.recorded for item in items) else self._config
-        return fastcache(self._engine.pipe, config, calibration=self._calibration, home=Nowhere())
+        return fastcache(self._engine.pipe, config, calibration=self._known_for(items[0]), home=Nowhere())
+
+    def _known_for(self, item: Item) -> Calibration | None:
+        """Return what is known, of other models where what was learnt does not apply to a batch."""
+        known = self._calibration
+        if known is None or not difference(known, _arguments(item), known.identity["adapters"]):
+            return known
+        return pooled_as(known.identity)
 
     def _failed(self, items: Sequence[Item], error: Exception, shared: bool) -> list[ItemOutcome]:
         """Fail the batch and go on if the error is its own: all ranks met it, with no message under way."""
