@@ -106,7 +106,8 @@ def test_jobs_name_real_options_and_files(path):
     generate.add_arguments(parser)
     options = read_options(parser, str(path), [])
     assert options and (ROOT / options["prompts"]).is_file()
-    cache_config(str(ROOT / options["cache_config"]))
+    if "cache_config" in options:
+        cache_config(str(ROOT / options["cache_config"]))
 
 
 @pytest.mark.parametrize("path", CACHES, ids=lambda path: path.name)

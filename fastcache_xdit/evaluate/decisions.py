@@ -22,7 +22,7 @@ def requests(views: Sequence[View], figures: dict[str, Any]) -> list[dict[str, A
         served = requests_of(view, "cached")[:MOST_REQUESTS]
         if not all(request.ledger for request in served):
             continue
-        rows = [
+        rows: list[dict[str, Any]] = [
             {
                 "number": number + 1,
                 "cells": _summed(request.ledger),
@@ -34,7 +34,8 @@ def requests(views: Sequence[View], figures: dict[str, Any]) -> list[dict[str, A
             for number, request in enumerate(served)
         ]
         left_out = len(requests_of(view, "cached")) - len(rows)
-        groups.append({"ranks": _ranks(view), "rows": rows, "left_out": left_out})
+        in_part = any(cell and cell["choice"] == "partial" for row in rows for cell in row["cells"])
+        groups.append({"ranks": _ranks(view), "rows": rows, "left_out": left_out, "in_part": in_part})
     return groups
 
 
