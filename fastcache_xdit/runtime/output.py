@@ -150,10 +150,11 @@ class OutputDriver:
 
 
 def tensor_of(output: Any) -> torch.Tensor:
-    """Return the tensor in what a denoiser returned: itself, the first of a tuple, or the field `sample`."""
-    if isinstance(output, torch.Tensor):
-        return output
-    return output[0]
+    """Return the tensor in what a denoiser returned: itself, or the first one of a tuple or of fields.
+
+    What xDiT's FLUX.1 returns is a tuple in a tuple.
+    """
+    return output if isinstance(output, torch.Tensor) else tensor_of(output[0])
 
 
 def with_tensor(output: Any, tensor: torch.Tensor) -> Any:
@@ -161,7 +162,7 @@ def with_tensor(output: Any, tensor: torch.Tensor) -> Any:
     if isinstance(output, torch.Tensor):
         return tensor
     if isinstance(output, tuple):
-        return (tensor, *output[1:])
+        return (with_tensor(output[0], tensor), *output[1:])
     return type(output)(**{**output, next(iter(output)): tensor})
 
 

@@ -6,10 +6,12 @@ import math
 
 import pytest
 import torch
+from diffusers.models.modeling_outputs import Transformer2DModelOutput
 
 from fastcache_xdit import FastCacheConfig, fastcache
 from fastcache_xdit.errors import UsageError
 from fastcache_xdit.host.xdit.layout import Layout, check_cache
+from fastcache_xdit.runtime.output import tensor_of, with_tensor
 from tests import tiny
 
 STEPS = 12
@@ -154,3 +156,19 @@ def test_where_outputs_are_not_seen_a_check_is_refused(refused, words):
 
 def test_stages_need_nothing_to_follow_a_plan():
     check_cache(Layout(pipefusion_parallel_degree=2), FastCacheConfig())
+
+
+@pytest.mark.parametrize(
+    "wrap",
+    [
+        lambda tensor: tensor,
+        lambda tensor: (tensor, "more"),
+        lambda tensor: ((tensor, None),),
+        lambda tensor: Transformer2DModelOutput(sample=tensor),
+    ],
+)
+def test_the_tensor_of_every_form_of_output_is_found_and_replaced(wrap):
+    old, new = torch.zeros(1), torch.ones(1)
+    assert tensor_of(wrap(old)) is old
+    changed = with_tensor(wrap(old), new)
+    assert tensor_of(changed) is new and type(changed) is type(wrap(old)) and len(changed) == len(wrap(old))
