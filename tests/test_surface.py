@@ -58,6 +58,7 @@ OPTIONS = [
     "lead_blocks",
     "learn",
     "max_consecutive_skips",
+    "memory_budget",
     "pp_decision",
     "psnr",
     "schedule",
@@ -86,7 +87,23 @@ TOKENS = [
     "threshold",
     "when",
 ]
-HANDLE = ["at", "branch", "disable", "focus", "learnt", "report", "request", "reset", "watched"]
+HANDLE = [
+    "at",
+    "branch",
+    "disable",
+    "focus",
+    "is_recording",
+    "learn",
+    "learnt",
+    "paused",
+    "plan",
+    "promise",
+    "recorded",
+    "report",
+    "reset",
+    "seconds_learning",
+    "watched",
+]
 FLAGS = {
     generate: [
         "--batch_size",

@@ -16,7 +16,7 @@ from fastcache_xdit.jobs.replica import Replica
 from fastcache_xdit.plugin import register
 from tests.parallel.ranks import report
 
-CACHE = {"test": "online", "threshold": 0.5, "error_budget": 2.0}
+CACHE = {"test": "paper", "error_budget": 2.0}
 BASE = {"steps": 6, "guidance": 2.5, "width": 128, "height": 128}
 
 

@@ -20,7 +20,7 @@ from tests.parallel.launch import ROOT, _children, _end
 COUNT = 60
 LIMIT = 600.0  # seconds for one launch, on a machine that does other things as well
 SMALL = ["--model", "shapes-pixart", "--num_inference_steps", "8", "--height", "64", "--width", "64"]
-CACHED = ["--cache", "fastcache", "--cache_config", '{"test": "online", "threshold": 0.5, "error_budget": 2}']
+CACHED = ["--cache", "fastcache", "--cache_config", '{"test": "paper", "error_budget": 2}']
 
 
 def submit(folder: Path, count: int, *words: str) -> Store:
