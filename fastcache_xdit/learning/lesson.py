@@ -12,7 +12,7 @@ import torch
 
 from fastcache_xdit.approx.calibration import Calibration
 from fastcache_xdit.approx.moments import Halves, Moments
-from fastcache_xdit.approx.output import SEGMENT, STREAM, OutputForecast
+from fastcache_xdit.approx.output import SEGMENT, STREAM
 from fastcache_xdit.approx.output_masks import OutputMasks
 from fastcache_xdit.decision.schedule import uniform_mask
 from fastcache_xdit.host.effects import Effects
@@ -35,7 +35,7 @@ class Attempt:
     Attributes:
         mask: the mask.
         source: the attempt by whose trajectories the weights were refitted; None for first weights.
-        decibels: -20 log10(relative error of the final latents) of each request, by weights that it had no part in.
+        decibels: -20 log10(relative error of the final latents) of each request.
         moments: of each request, of what its skipped steps should have had.
     """
 
@@ -43,6 +43,10 @@ class Attempt:
     source: Attempt | None
     decibels: tuple[float, ...]
     moments: Sequence[Moments]
+
+    def mean(self) -> float:
+        """Return the mean of `decibels`."""
+        return sum(self.decibels) / len(self.decibels)
 
 
 @dataclass
@@ -78,11 +82,10 @@ class Lesson:
     def best(self, computed: int) -> Attempt:
         """Return the best of a few masks with so many computed steps, refitted where that is better."""
         best = functools.reduce(better, map(self._twice, self._candidates(computed)))
+        latest = best
         for _ in range(ROUNDS):
-            again = self._try(best.mask, best)
-            if better(best, again) is best:
-                break
-            best = again
+            latest = self._try(latest.mask, latest)
+            best = max(best, latest, key=Attempt.mean)
         return best
 
     def known(self, source: Attempt | None, without: int | None = None) -> Calibration:
@@ -90,9 +93,7 @@ class Lesson:
         calibration = self._calibration(without)
         if source is None:
             return calibration
-        halves, before = calibration.moments[SEGMENT][STREAM], self.known(source.source, without)
-        used = OutputForecast(halves, self.effects.final, before.refits).weights
-        refits = refitted(_halves(source.moments, without), source.mask, used, self.effects.final)
+        refits = refitted(_halves(source.moments, without), source.mask, self.effects.final)
         return replace(calibration, refits=refits)
 
     def _calibration(self, without: int | None) -> Calibration:
@@ -101,7 +102,7 @@ class Lesson:
     def _twice(self, mask: str) -> Attempt:
         """Return the better of a mask's attempts with the first weights and with refitted ones."""
         first = self._try(mask, None)
-        return better(first, self._try(mask, first))
+        return max(first, self._try(mask, first), key=Attempt.mean)
 
     def _candidates(self, computed: int) -> Iterator[str]:
         """Yield, without duplicates, the planned mask, the one planned for other models, and an even one."""
@@ -112,15 +113,15 @@ class Lesson:
         yield from dict.fromkeys([*planned, uniform_mask(len(self.sigmas), computed)])
 
     def _try(self, mask: str, source: Attempt | None) -> Attempt:
-        errors, moments = [], []
+        known, errors, moments = self.known(source), [], []
         for index, reference in enumerate(self.references):
-            trajectory = self.replay(index, mask, self.known(source, without=index))
+            trajectory = self.replay(index, mask, known)
             errors.append(self.ranks.total(latents_error(trajectory, reference)))
             moments.append(self._total(trajectory, self._returning(trajectory, reference, mask)))
         return Attempt(mask, source, tuple(map(decibels, errors)), moments)
 
     def _returning(self, trajectory: Trajectory, reference: Trajectory, mask: str) -> list[torch.Tensor]:
-        return returning(trajectory, reference, mask, self.effects.next) if trajectory.steps else []
+        return returning(trajectory, reference, mask, self.effects.next, self.effects.final) if trajectory.steps else []
 
     def _total(self, trajectory: Trajectory, outputs: Sequence[torch.Tensor]) -> Moments:
         gram = moments_of(outputs, self.sigmas).gram.cpu() if trajectory.steps else None

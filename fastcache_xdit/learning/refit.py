@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import torch
 
@@ -18,49 +18,52 @@ LEAST_RESPONSE = 1e-6  # of latents to an output, below which no output could br
 
 
 def returning(
-    trajectory: Trajectory, reference: Trajectory, mask: str, responses: Sequence[float]
+    trajectory: Trajectory, reference: Trajectory, mask: str, responses: Sequence[float], effects: Sequence[float]
 ) -> list[torch.Tensor]:
     """Return for each step the output that a stand-in should have had, [n, C].
 
     At a skipped step it is the one behind which the latents are those of the reference again, so that errors of earlier
-    steps are made good. At a computed step it is the output itself.
+    steps are made good. Steps skipped just before it are refitted with it; so what their estimates did is added, as if
+    these had been 0. At a computed step it is the output itself.
 
     Args:
         trajectory: of a request under a mask.
         reference: of the same request computed in full.
         mask: the mask.
         responses: for each step, by how much the latents behind it follow its output.
+        effects: see `OutputForecast`.
     """
     latents, wanted = trajectory.latents(), reference.latents()
     outputs = trajectory.outputs()
-    for step, mark in enumerate(mask):
-        if mark == "0" and abs(responses[step]) > LEAST_RESPONSE:
-            outputs[step] = outputs[step] + (wanted[step] - latents[step]) / responses[step]
-    return outputs
+    targets = list(outputs)
+    for step, computed in skipped_steps([mark == "1" for mark in mask]):
+        if abs(responses[step]) > LEAST_RESPONSE:
+            targets[step] = outputs[step] + (wanted[step] - latents[step]) / responses[step]
+        for earlier in _run(step, computed, effects):
+            targets[step] = targets[step] + effects[earlier] / effects[step] * outputs[earlier]
+    return targets
 
 
-def refitted(
-    halves: Halves, mask: str, used: Callable[[int, tuple[int, ...]], torch.Tensor], effects: Sequence[float]
-) -> dict[Refitted, torch.Tensor]:
+def refitted(halves: Halves, mask: str, effects: Sequence[float]) -> dict[Refitted, torch.Tensor]:
     """Return weights [C, K] for the skipped steps of a mask, keyed for a calibration.
-
-    What a skipped step should have had depends on the steps skipped just before it. As they are refitted too, the
-    change of their errors is carried over.
 
     Args:
         halves: moments of what `returning` returned.
         mask: the mask.
-        used: returns the weights of these trajectories for a step and all computed steps before it.
         effects: see `OutputForecast`.
     """
-    sigmas, refits, changes = halves.training.sigmas, {}, dict[int, torch.Tensor]()
+    sigmas, refits, estimates = halves.training.sigmas, {}, dict[int, torch.Tensor]()
     for step, computed in skipped_steps([mark == "1" for mark in mask]):
         place, known = Places.one(step, computed[:REFERENCES]), computed[:REFERENCES]
-        run = range(computed[0] + 1, step) if effects[step] else ()
-        carried = torch.stack([effects[k] / effects[step] * changes[k] for k in run]).sum(0)[None] if run else None
+        done = [-effects[earlier] / effects[step] * estimates[earlier] for earlier in _run(step, computed, effects)]
+        carried = torch.stack(done).sum(dim=0)[None] if done else None
         solved = fit(FORMS[NAME], *halves, place, carried=carried).coefficients[0]
-        old = solved.clone()
-        old[:, : len(known)] = used(step, computed).double()
-        changes[step] = error_made(solved, len(sigmas), place) - error_made(old, len(sigmas), place)
+        estimates[step] = -error_made(solved, len(sigmas), place)
+        estimates[step][:, step] = 0.0
         refits[key_of(sigmas, step, known)] = solved[:, : len(known)].float()
     return refits
+
+
+def _run(step: int, computed: tuple[int, ...], effects: Sequence[float]) -> Sequence[int]:
+    """Return the steps that were skipped just before this one."""
+    return range(computed[0] + 1, step) if effects[step] else ()

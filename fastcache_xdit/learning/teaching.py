@@ -80,7 +80,7 @@ class Teaching:
         calibration.refits.update(lesson.known(attempt.source).refits)
         facts = calibration.facts
         facts["masks"][computed] = attempt.mask
-        facts["latents_db"][computed] = round(sum(attempt.decibels) / len(attempt.decibels), 2)
+        facts["latents_db"][computed] = round(attempt.mean(), 2)
         facts["seconds"][computed] = self._mean(seconds)
         if (promise := mean_psnr(sums)) is not None:
             facts["promises"][computed] = round(promise, 2)
