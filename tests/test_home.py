@@ -73,6 +73,7 @@ def age(path, seconds):
 def test_where_it_is(tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.delenv("FASTCACHE_HOME")
     usual = Home().calibrations
     assert usual.is_relative_to(tmp_path) and "fastcache_xdit" in usual.parts
     monkeypatch.setenv("FASTCACHE_HOME", "")

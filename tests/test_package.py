@@ -68,6 +68,7 @@ def test_the_wheel_is_the_plugin_alone(wheel):
         ".py",
         ".typed",
         ".html",
+        ".safetensors",
         ".md",
     }
     assert wheel.stat().st_size < 2 * MB

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import diffusers
 import pytest
 import torch
@@ -27,6 +29,11 @@ SCHEDULERS = {
 }
 
 
+def levels_of(scheduler):
+    """What reads the noise levels of a scheduler's requests."""
+    return sigmas_of(SimpleNamespace(scheduler=scheduler, sigmas=None))
+
+
 def begun(name, steps=STEPS):
     scheduler = SCHEDULERS[name]()
     scheduler.set_timesteps(steps)
@@ -47,7 +54,7 @@ def run(name, outputs):
 def test_effects_are_what_a_changed_output_changes(name):
     scheduler = begun(name)
     before = dict(vars(scheduler))
-    effects = SchedulerEffects(scheduler, sigmas_of(scheduler))()
+    effects = SchedulerEffects(scheduler, levels_of(scheduler))()
     assert vars(scheduler).keys() == before.keys()
     assert scheduler._step_index is None if hasattr(scheduler, "_step_index") else True, "the scheduler was not run"
     draw = torch.Generator().manual_seed(1)
@@ -64,8 +71,8 @@ def test_effects_are_what_a_changed_output_changes(name):
 
 def test_flow_matching_euler_takes_differences_of_noise_levels():
     scheduler = begun("flow match Euler")
-    sigmas = sigmas_of(scheduler)()
-    effects = SchedulerEffects(scheduler, sigmas_of(scheduler))()
+    sigmas = levels_of(scheduler)()
+    effects = SchedulerEffects(scheduler, levels_of(scheduler))()
     assert effects.final == pytest.approx(euler(sigmas).final, abs=1e-6) == effects.next
 
 
@@ -80,7 +87,7 @@ def test_flow_matching_euler_takes_differences_of_noise_levels():
 )
 def test_one_that_cannot_say_is_taken_for_eulers(scheduler):
     scheduler.set_timesteps(STEPS)
-    sigmas = sigmas_of(scheduler)
+    sigmas = levels_of(scheduler)
     assert SchedulerEffects(scheduler, sigmas)() == euler(sigmas())
 
 
@@ -90,9 +97,9 @@ def test_without_a_scheduler_it_is_eulers():
 
 def test_effects_are_measured_once_for_the_same_noise_levels_and_remembered():
     scheduler = begun("UniPC")
-    effects = SchedulerEffects(scheduler, sigmas_of(scheduler))
+    effects = SchedulerEffects(scheduler, levels_of(scheduler))
     first = effects()
-    assert effects() is first and effects.at(sigmas_of(scheduler)()) is first
+    assert effects() is first and effects.at(levels_of(scheduler)()) is first
     scheduler.set_timesteps(STEPS + 2)
     assert len(effects().final) == STEPS + 2
 
@@ -101,6 +108,6 @@ def test_a_request_that_begins_late_is_measured_from_there():
     """As image to image sets it."""
     scheduler = begun("flow match Euler")
     scheduler.set_begin_index(3)
-    effects = SchedulerEffects(scheduler, sigmas_of(scheduler))()
-    whole = SchedulerEffects(begun("flow match Euler"), sigmas_of(begun("flow match Euler")))()
+    effects = SchedulerEffects(scheduler, levels_of(scheduler))()
+    whole = SchedulerEffects(begun("flow match Euler"), levels_of(begun("flow match Euler")))()
     assert effects.final == pytest.approx(whole.final[3:], abs=1e-6)
