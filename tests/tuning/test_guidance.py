@@ -138,10 +138,10 @@ def test_two_calls_of_a_loop_in_either_order(names):
 
 @pytest.mark.parametrize("names", [("cond", "uncond"), ("uncond", "cond")])
 def test_two_calls_without_names(names):
-    """The clock takes each for a step, but what they are combined to is found all the same."""
+    """The second one before the scheduler advances is a branch of its own."""
     weights = {"cond": SCALE, "uncond": 1 - SCALE}
     for combination in of_loop(names, guided, named=False).values():
-        assert combination.parts == (Part("fused", 0), Part("fused", 1))
+        assert combination.parts == (Part("fused"), Part("call 2"))
         assert combination.weights == pytest.approx([weights[name] for name in names], abs=1e-3)
 
 
@@ -178,7 +178,7 @@ def test_guidance_rescale_is_close_to_linear(caplog):
 def test_no_scheduler_no_guess():
     transformer = tiny.transformer("sd3")
     watching = Watching(SimpleNamespace(transformer=transformer, scheduler=None))
-    with fastcache(transformer, FastCacheConfig(), observer=watching):
+    with fastcache(transformer, FastCacheConfig(test="paper"), observer=watching):
         transformer(**tiny.forward_arguments("sd3"))
     assert watching.guidance.combinations() == {}
 
