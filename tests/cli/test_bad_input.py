@@ -53,7 +53,7 @@ GENERATE = ("generate", "--model", "shapes-pixart", "--prompt", "a red circle on
         ([*GENERATE, *CACHED, "--budget", 1.4], ["budget", "1.4"]),
         ([*GENERATE, *CACHED, "--budget", 0.4, "--psnr", 36], ["budget and psnr are both given", "give one goal"]),
         ([*GENERATE, *CACHED, "--speedup", 2, "--cache_config", '{"psnr": 36}'], ["speedup and psnr are both given"]),
-        ([*GENERATE, *CACHED, "--speedup", 2, "--cache_config", '{"test": "online"}'], ["not of 'online'"]),
+        ([*GENERATE, *CACHED, "--speedup", 2, "--cache_config", '{"test": "paper"}'], ["not to 'paper'"]),
         (
             [*GENERATE, "--ulysses_degree", 2],
             ["ulysses_degree=2 needs 2 ranks, but 1 was started"],

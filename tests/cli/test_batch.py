@@ -63,7 +63,7 @@ def test_a_goal_is_settled_at_submit(submit, run, tmp_path):
     assert "nothing is learnt yet" in run("status", tmp_path / "job")[1]
 
 
-@pytest.mark.parametrize("config", ['{"test": "online"}', '{"schedule": {"4": "1010"}}'])
+@pytest.mark.parametrize("config", ['{"test": "paper"}', '{"schedule": {"4": "1010"}}'])
 def test_a_job_that_plans_nothing_learns_nothing(submit, run, tmp_path, config):
     submit("--cache", "fastcache", "--cache_config", config)
     assert not Recipe.load(tmp_path / "job").learns

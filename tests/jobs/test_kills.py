@@ -57,7 +57,7 @@ def test_a_job_that_is_over_loads_no_model(undisturbed):
 
 @pytest.mark.parametrize("where", [(), ("--ray",)], ids=["here", "ray"])
 def test_a_config_that_does_not_fit_the_model_ends_the_run_and_fails_no_item(tmp_path, where):
-    job = submit(tmp_path / "job", 3, "--cache_config", '{"test": "online", "lead_blocks": 50}')
+    job = submit(tmp_path / "job", 3, "--cache_config", '{"test": "paper", "lead_blocks": 50}')
     with launched(0, str(job.folder), *where) as process:
         words = told(process)
     assert process.returncode == 2 and "Traceback" not in words
