@@ -22,8 +22,7 @@ def overhead(runner: Runner, call: PipelineCall, config: FastCacheConfig) -> dic
 
     Returns:
         `deciding` (measuring the change and agreeing with the other ranks, waiting for late ones included),
-        `standing in` (making the output of skipped blocks), `learning` (keeping what computed blocks gave), and `all`
-        three.
+        `standing in` (making the output of skipped blocks), `keeping` (what computed blocks gave), and `all` three.
     """
     shown = Shown()
     with runner.enabled(config, observer=shown) as generate:
@@ -32,12 +31,12 @@ def overhead(runner: Runner, call: PipelineCall, config: FastCacheConfig) -> dic
             transformer = Timed(undo, [runner.host.transformer], "forward")
             deciding = [Timed(undo, [shown.watched.judge], "decide"), Timed(undo, [Record], "decided")]
             standing = Timed(undo, [SegmentState], "stand_in")
-            learning = [Timed(undo, [SegmentState], name) for name in ("learn", "keep")]
+            keeping = Timed(undo, [SegmentState], "keep")
             generate(call)
     spent = {
         "deciding": sum(sum(method.seconds) for method in deciding),
         "standing in": sum(standing.seconds),
-        "learning": sum(sum(method.seconds) for method in learning),
+        "keeping": sum(keeping.seconds),
     }
     return _largest(spent, transformer)
 
