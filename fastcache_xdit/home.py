@@ -106,8 +106,11 @@ class Home:
         return sorted((kept for kept in found if kept), key=lambda kept: kept.changed, reverse=True)
 
     def names(self) -> list[str]:
-        """List the names of all files, whole or not."""
-        return sorted(path.stem for path in self.calibrations.glob(f"*{SUFFIX}"))
+        """List the names of all files, whole or not; a folder that cannot be looked into has none."""
+        try:
+            return sorted(path.stem for path in self.calibrations.glob(f"*{SUFFIX}"))
+        except OSError:
+            return []
 
     def path_of(self, name: str) -> Path:
         """Return the file of this name, or of the only name that begins so.

@@ -198,8 +198,9 @@ def read_only(tmp_path):
     home, root = Home(tmp_path / "home"), os.geteuid() == 0
     home.keep(learnt(requests=4))
     home.calibrations.chmod(0o555)
-    for parent in home.calibrations.parents[:4] if root else ():
-        parent.chmod(parent.stat().st_mode | 0o055)  # pytest's folders are the user's alone
+    closed = [parent for parent in home.calibrations.parents if not parent.stat().st_mode & 0o001]
+    for parent in closed if root else ():  # temporary folders are the user's alone
+        parent.chmod(parent.stat().st_mode | 0o055)
     if root:
         os.seteuid(NOBODY)
     yield home
@@ -216,6 +217,17 @@ def test_a_folder_that_cannot_be_written_to_is_said_once(read_only, caplog):
     assert read_only.find(learnt().identity).facts == {"requests": 4}
     with pytest.raises(UsageError, match="cannot remove .*Permission denied"):
         read_only.remove("this")
+
+
+def test_a_folder_that_cannot_be_looked_into_is_no_crash(read_only):
+    os.seteuid(0) if os.getuid() == 0 else None
+    read_only.calibrations.parent.chmod(0o700 if os.getuid() == 0 else 0o000)
+    os.seteuid(NOBODY) if os.getuid() == 0 else None
+    try:
+        assert read_only.find(learnt().identity) is None
+    finally:
+        os.seteuid(0) if os.getuid() == 0 else None
+        read_only.calibrations.parent.chmod(0o755)
 
 
 def test_a_file_where_the_folder_would_be_is_no_crash(tmp_path, caplog):
