@@ -70,8 +70,9 @@ def enable(
     _check(host, config, calibration)
     with contextlib.ExitStack() as on_error:
         undo = on_error.enter_context(Undo())
-        handle = _output(target, host, config, calibration, home, undo)
-        if handle is None:
+        if config.granularity == "output":
+            handle = _output(target, host, config, calibration, home, undo)
+        else:
             handle = _blocks(host, config, calibration, observer, undo)
         undo.set(host.transformer, _MARK, handle)
         on_error.pop_all()
@@ -94,10 +95,8 @@ def _blocks(
 
 def _output(
     target: Any, host: Host, config: FastCacheConfig, calibration: Calibration | None, home: Home | None, undo: Undo
-) -> Handle | None:
-    """Skip whole calls of the transformer, and learn how; None if the config skips blocks."""
-    if config.granularity != "output":
-        return None
+) -> Handle:
+    """Skip whole calls of the transformer, and learn how."""
     known = output_calibration(host, config, calibration)
     fixes = host.fix(undo)
     session, pilot, effects = attach_output(host, config, known, undo)

@@ -26,7 +26,7 @@ from fastcache_xdit.cli.batch_arguments import (
     recipe_of,
     refuse_settled,
 )
-from fastcache_xdit.cli.commands import Command, Group
+from fastcache_xdit.cli.commands import Command, Group, no_action
 from fastcache_xdit.cli.pipeline import engine_parser, pipeline_options
 from fastcache_xdit.errors import UsageError
 from fastcache_xdit.files import writable_file
@@ -50,7 +50,7 @@ Kind = TypeVar("Kind")
 
 def main(argv: list[str]) -> int:
     """Carry out one of the actions and return its exit code."""
-    return Group("fastcache_xdit batch", "ACTION", ACTIONS, _no_action).main(argv)
+    return Group("fastcache_xdit batch", "ACTION", ACTIONS, no_action("batch", ACTIONS)).main(argv)
 
 
 def submit(argv: list[str]) -> int:
@@ -144,10 +144,6 @@ ACTIONS = {
     "retry": Command("let failed items wait again, and those whose image is gone", retry),
     "export": Command("write a job's items, with what became of each, to a table", export_items),
 }
-
-
-def _no_action(argv: list[str]) -> UsageError:
-    return UsageError(f"which action? give one of {', '.join(ACTIONS)}", "batch ACTION --help lists its options")
 
 
 def _options(kind: type[Kind], action: str, argv: list[str], add_arguments: Callable[[Any], None]) -> Kind:

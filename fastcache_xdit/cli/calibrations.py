@@ -10,7 +10,7 @@ from typing import Any
 
 from fastcache_xdit.approx.calibration import Calibration
 from fastcache_xdit.cli.arguments import parse
-from fastcache_xdit.cli.commands import Command, Group
+from fastcache_xdit.cli.commands import Command, Group, no_action
 from fastcache_xdit.errors import UsageError
 from fastcache_xdit.home import VARIABLE, Home, Kept, kept_at
 
@@ -21,7 +21,7 @@ SAID_APART = ("when", "requests", "steps", "promises")  # facts that have a line
 
 def main(argv: list[str]) -> int:
     """Carry out one of the actions and return its exit code."""
-    return Group("fastcache_xdit calibrations", "ACTION", ACTIONS, _no_action).main(argv)
+    return Group("fastcache_xdit calibrations", "ACTION", ACTIONS, no_action("calibrations", ACTIONS)).main(argv)
 
 
 def list_all(argv: list[str]) -> int:
@@ -100,10 +100,6 @@ ACTIONS = {
     "remove": Command("remove some, or all; their models are learnt anew", remove),
     "export": Command("copy one to a file, for another machine or for `calibration` in a config", export),
 }
-
-
-def _no_action(argv: list[str]) -> UsageError:
-    return UsageError(f"which action? give one of {', '.join(ACTIONS)}", "calibrations ACTION --help lists its options")
 
 
 def _parsed(action: str, argv: list[str], add_arguments: Callable[[Any], None]) -> argparse.Namespace:

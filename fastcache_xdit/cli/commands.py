@@ -20,6 +20,12 @@ class Command(NamedTuple):
     main: Main
 
 
+def no_action(word: str, actions: Mapping[str, Command]) -> Callable[[list[str]], UsageError]:
+    """Return what makes the error for a command `word` that is given none of its actions."""
+    advice = f"{word} ACTION --help lists its options"
+    return lambda argv: UsageError(f"which action? give one of {', '.join(actions)}", advice)
+
+
 @dataclass(frozen=True)
 class Group:
     """Commands under one word, of which a command line names one.

@@ -50,7 +50,7 @@ class RecordedCall:
     @classmethod
     def of(cls, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> RecordedCall:
         """Copy what the call will use up: its generators and the global random numbers."""
-        return cls(args, {name: _fresh(value) for name, value in kwargs.items()}, _random_state())
+        return cls(args, {name: fresh(value) for name, value in kwargs.items()}, _random_state())
 
     def again(self, call: Call, **changes: Any) -> Any:
         """Make the call once more with the same random numbers, without the user's callbacks.
@@ -58,16 +58,16 @@ class RecordedCall:
         Changes that the pipeline does not take are left out.
         """
         accepted = inspect.signature(call).parameters
-        kwargs = {name: _fresh(value) for name, value in self.kwargs.items() if name not in CALLBACKS}
+        kwargs = {name: fresh(value) for name, value in self.kwargs.items() if name not in CALLBACKS}
         kwargs |= {name: value for name, value in changes.items() if name in accepted}
         with _with_random(self.random):
             return call(*self.args, **kwargs)
 
 
-def _fresh(value: Any) -> Any:
+def fresh(value: Any) -> Any:
     """Return a generator, or a list of them, in its present state; other values as they are."""
     if isinstance(value, list) and value and isinstance(value[0], torch.Generator):
-        return [_fresh(generator) for generator in value]
+        return [fresh(generator) for generator in value]
     if not isinstance(value, torch.Generator):
         return value
     clone = torch.Generator(value.device)

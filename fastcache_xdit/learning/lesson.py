@@ -77,7 +77,7 @@ class Lesson:
     @cached_property
     def calibration(self) -> Calibration:
         """What the requests themselves say, as it would be loaded from a file."""
-        return self._calibration(None)
+        return self._calibration()
 
     def best(self, computed: int) -> Attempt:
         """Return the best of a few masks with so many computed steps, refitted where that is better."""
@@ -90,13 +90,13 @@ class Lesson:
 
     def known(self, source: Attempt | None, without: int | None = None) -> Calibration:
         """Return what is known for the weights of an attempt, from all requests or from all but one."""
-        calibration = self._calibration(without)
+        calibration = self.calibration if without is None else self._calibration(without)
         if source is None:
             return calibration
         refits = refitted(_halves(source.moments, without), source.mask, self.effects.final)
         return replace(calibration, refits=refits)
 
-    def _calibration(self, without: int | None) -> Calibration:
+    def _calibration(self, without: int | None = None) -> Calibration:
         return Calibration({}, {}, self.sigmas, {SEGMENT: {STREAM: _halves(self.moments, without)}}).as_saved()
 
     def _twice(self, mask: str) -> Attempt:

@@ -60,7 +60,7 @@ class Teaching:
 
     def taught(self, lesson: Lesson, goal: Goal, identity: dict[str, Any]) -> Calibration:
         """Return what a lesson teaches for a goal, with what it promises."""
-        calibration = replace(lesson.calibration, identity=identity, facts=self._facts(lesson))
+        calibration = replace(lesson.calibration, identity=identity, facts=self._facts(lesson), refits={})
         for computed in numbers(goal, calibration):
             self._promise(calibration, lesson, lesson.best(computed))
         return calibration

@@ -12,6 +12,7 @@ from fastcache_xdit.approx.output import SEGMENT, STREAM, OutputForecast, Weight
 from fastcache_xdit.approx.output_masks import OutputMasks
 from fastcache_xdit.goal import Goal, Known
 
+MOST_PLANNED = 16  # calibrations and noise levels whose solutions are kept: a plan, the pooled one, and replays
 FinalEffects = Callable[[], Sequence[float]]
 PlanMask = Callable[[Sequence[float]], str]
 
@@ -37,7 +38,7 @@ class Pilot:
     forced: Callable[[int], str] | None = None
     mask: str = ""
     forecast: OutputForecast | None = None
-    _planned: dict[Any, tuple[OutputForecast, OutputMasks]] = field(default_factory=dict, repr=False)
+    _planned: dict[Any, tuple[Calibration, OutputForecast, OutputMasks]] = field(default_factory=dict, repr=False)
 
     def begin(self, sigmas: Sequence[float]) -> None:
         """Begin a request whose steps have these noise levels."""
@@ -96,18 +97,20 @@ class Pilot:
     def learnt(self, calibration: Calibration) -> None:
         """Plan the next requests from another calibration."""
         self.calibration = calibration
-        self._planned.clear()
 
     def _at(self, sigmas: tuple[float, ...]) -> tuple[OutputForecast, OutputMasks]:
         effects = tuple(self.effects())
-        key = (sigmas, effects)
+        key = (id(self.calibration), sigmas, effects)
         if key not in self._planned:
+            if len(self._planned) >= MOST_PLANNED:
+                self._planned.clear()
             halves = self.calibration.moments[SEGMENT][STREAM].at(sigmas)
             # what other models missed says too little of what this one misses to make it good
             carried = (0.0,) * len(sigmas) if "pooled" in self.calibration.facts else effects
             forecast = OutputForecast(halves, carried, self.calibration.refits)
-            self._planned[key] = forecast, OutputMasks(halves, effects)
-        return self._planned[key]
+            # with the calibration, so that no other one gets its id
+            self._planned[key] = self.calibration, forecast, OutputMasks(halves, effects)
+        return self._planned[key][1:]
 
 
 def known_of(calibration: Calibration) -> Known:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import Any
@@ -12,6 +13,7 @@ from torch import nn
 from fastcache_xdit.errors import UsageError
 from fastcache_xdit.evaluate.quality import psnr_db, to_tensor
 from fastcache_xdit.host.xdit import video
+from fastcache_xdit.learning.calls import fresh
 
 Branch = Callable[[str], AbstractContextManager[Any]]  # names the CFG branch of calls inside a with block
 _OURS = ("generator", "output_type", "return_dict")  # set for each run
@@ -118,14 +120,7 @@ def _repeatable(generator: Any, seed: int) -> Callable[[], Any]:
         return lambda: [make() for make in makers]
     if generator is None:
         return lambda: torch.Generator("cpu").manual_seed(seed)
-    device, state = generator.device, generator.get_state()
-
-    def make() -> torch.Generator:
-        made = torch.Generator(device)
-        made.set_state(state)
-        return made
-
-    return make
+    return functools.partial(fresh, fresh(generator))
 
 
 def _range_psnr(latents: torch.Tensor, reference: torch.Tensor) -> float:
