@@ -16,11 +16,13 @@ class Known:
     """What was measured of a model at one number of steps, on the requests that it was learnt from.
 
     Attributes:
-        promises: PSNR in dB by number of computed steps.
+        promises: PSNR in dB by number of computed steps, mean of the requests.
+        worst: PSNR in dB of the worst of the requests likewise.
         seconds: wall time of a request by number of computed steps.
     """
 
     promises: Mapping[int, float] = field(default_factory=dict)
+    worst: Mapping[int, float] = field(default_factory=dict)
     seconds: Mapping[int, float] = field(default_factory=dict)
 
 

@@ -33,7 +33,7 @@ from fastcache_xdit.undo import Undo
 
 logger = logging.getLogger(__name__)
 
-DRIFT = 3.0  # dB below what was promised at which a model is learnt again
+DRIFT = 3.0  # dB below the worst request that was learnt from at which a model is learnt again
 
 
 @dataclass
@@ -104,7 +104,7 @@ class Learner:
             return self._otherwise(call, args, kwargs, why)
         self._served += 1
         if self.learnt and self.config.guard_every and self._served % self.config.guard_every == 0:
-            return self._guard(call, args, kwargs, known_of(self.learnt).promises)
+            return self._guard(call, args, kwargs, known_of(self.learnt).worst)
         return call(*args, **kwargs)
 
     def _record(self, call: Call, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -163,8 +163,8 @@ class Learner:
         finally:
             self.pilot.learnt(self.learnt)
 
-    def _guard(self, call: Call, args: tuple[Any, ...], kwargs: dict[str, Any], promises: Mapping[int, float]) -> Any:
-        """Make a call, and the same in full beside it; learn again where they are less alike than was promised."""
+    def _guard(self, call: Call, args: tuple[Any, ...], kwargs: dict[str, Any], worst: Mapping[int, float]) -> Any:
+        """Make a call, and the same in full beside it; learn again where they are less alike than any learnt from."""
         recorded, served = RecordedCall.of(args, kwargs), Trajectory()
         result = self.replays.watched(served, lambda: call(*args, **kwargs))
         pictures, mask = self.pictures.taken(), self.pilot.mask
@@ -172,9 +172,9 @@ class Learner:
             whole = self.replays.again(call, recorded, _whole(len(mask)), self.pilot.calibration)
         self.pilot.mask = mask
         measured = self.guard.compared(pictures, self.pictures.taken(), served, whole)
-        promise = promises.get(mask.count("1"), 0.0)
-        if measured is not None and measured < promise - DRIFT:
-            self._tell(f"a request came out at {measured:.1f} dB, {promise:.1f} dB were promised; learning again")
+        least = worst.get(mask.count("1"), 0.0)
+        if measured is not None and measured < least - DRIFT:
+            self._tell(f"a request came out at {measured:.1f} dB, where the worst was {least:.1f} dB; learning again")
             self.pilot.forced = _whole
         return result
 

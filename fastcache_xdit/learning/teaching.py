@@ -14,7 +14,7 @@ from fastcache_xdit.approx.calibration import Calibration
 from fastcache_xdit.goal import Goal
 from fastcache_xdit.learning.calls import RecordedCall
 from fastcache_xdit.learning.lesson import Attempt, Lesson
-from fastcache_xdit.learning.likeness import Pictures, mean_psnr, squared_difference
+from fastcache_xdit.learning.likeness import Pictures, psnr_db, squared_difference
 from fastcache_xdit.learning.ranks import Ranks
 from fastcache_xdit.learning.trajectory import Trajectory
 from fastcache_xdit.runtime.pilot import known_of
@@ -71,19 +71,20 @@ class Teaching:
         Each is made by what the other ones taught, so that the promise holds for requests that are still to come.
         """
         computed = str(attempt.mask.count("1"))
-        sums, seconds = [], []
+        likeness, seconds = [], []
         for index, request in enumerate(self.requests):
             known, start = lesson.known(attempt.source, without=index), time.perf_counter()
             self.again(request.call, attempt.mask, known)
             seconds.append(time.perf_counter() - start)
-            sums.append(self.ranks.total(squared_difference(self.pictures.taken(), request.pictures)))
+            likeness.append(psnr_db(self.ranks.total(squared_difference(self.pictures.taken(), request.pictures))))
         calibration.refits.update(lesson.known(attempt.source).refits)
         facts = calibration.facts
         facts["masks"][computed] = attempt.mask
         facts["latents_db"][computed] = round(attempt.mean(), 2)
         facts["seconds"][computed] = self._mean(seconds)
-        if (promise := mean_psnr(sums)) is not None:
-            facts["promises"][computed] = round(promise, 2)
+        if decibels := [each for each in likeness if each is not None]:
+            facts["promises"][computed] = round(sum(decibels) / len(decibels), 2)
+            facts["worst"][computed] = round(min(decibels), 2)
 
     def _facts(self, lesson: Lesson) -> dict[str, Any]:
         steps = len(lesson.sigmas)
@@ -94,6 +95,7 @@ class Teaching:
             "guidance_scale": self.requests[0].guidance_scale,
             "masks": {},
             "promises": {},
+            "worst": {},
             "latents_db": {},
             "seconds": {str(steps): self._mean([request.seconds for request in self.requests])},
         }

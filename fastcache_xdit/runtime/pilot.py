@@ -115,7 +115,7 @@ class Pilot:
 
 def known_of(calibration: Calibration) -> Known:
     """Return what a calibration's facts say, in which numbers of steps are text."""
-    parts = (calibration.facts.get(name, {}) for name in ("promises", "seconds"))
+    parts = (calibration.facts.get(name, {}) for name in ("promises", "worst", "seconds"))
     return Known(*({int(number): value for number, value in part.items()} for part in parts))
 
 
@@ -127,5 +127,6 @@ def described(goal: Goal, calibration: Calibration) -> str:
     steps, known = len(calibration.sigmas), known_of(calibration)
     computed = goal.computed(steps, known)
     promise = f", {known.promises[computed]:.0f} dB promised" if computed in known.promises else ""
+    promise += f" (worst {known.worst[computed]:.0f})" if computed in known.worst else ""
     share = f"{computed} of {steps} steps computed{promise}"
     return f"learnt from {facts['requests']} requests on {facts['when']}: {goal}, {share}"
