@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from torch import nn
 
 from fastcache_xdit.approx.calibration import Calibration
 from fastcache_xdit.approx.identity import check_identity
-from fastcache_xdit.clock import Clock
+from fastcache_xdit.clock import Clock, Patch
 from fastcache_xdit.config import FastCacheConfig
 from fastcache_xdit.counters import Counters
 from fastcache_xdit.decision.policy import planned_skips
@@ -20,19 +22,24 @@ from fastcache_xdit.host.group import GroupConsensus, StageRelay
 from fastcache_xdit.host.identity import identity
 from fastcache_xdit.host.listening import listen, sigmas_of
 from fastcache_xdit.host.xdit import layout
+from fastcache_xdit.models.catalogue import keep_derived
+from fastcache_xdit.models.derive import derive
 from fastcache_xdit.parallel.consensus import Consensus, Solo
 from fastcache_xdit.parallel.ledger import Ledger
 from fastcache_xdit.partial.allowed import check_tokens
 from fastcache_xdit.partial.steps import PartialSteps
 from fastcache_xdit.runtime.driver import Driver
+from fastcache_xdit.runtime.first_call import FirstCall
 from fastcache_xdit.runtime.followers import FollowingJudge, LeaderJudge
 from fastcache_xdit.runtime.judge import AgreeingJudge, Judge, ScheduledJudge
 from fastcache_xdit.runtime.observer import Observer, Watched
+from fastcache_xdit.runtime.output import OutputDriver
 from fastcache_xdit.runtime.record import Record
 from fastcache_xdit.runtime.rules import Rules
 from fastcache_xdit.runtime.session import Session
 from fastcache_xdit.runtime.stand_ins import StandIns
 from fastcache_xdit.segments.attention import attentions
+from fastcache_xdit.segments.replay import TOLERANCE, missed
 from fastcache_xdit.segments.segment import Block, Segment, partition
 from fastcache_xdit.undo import Undo
 
@@ -82,17 +89,77 @@ def plan_for(host: Host, config: FastCacheConfig, calibration: Calibration | Non
 
 def attach(plan: ExecutionPlan, observer: Observer | None, undo: Undo) -> Session:
     """Replace the forwards of the transformer and its blocks, for as long as the undo log is open."""
-    host, config, stand_ins, counters = plan.host, plan.config, plan.stand_ins, Counters()
+    host, config, counters = plan.host, plan.config, Counters()
     record = Record(config, consensus_of(host, config, counters), _ledger(plan), counters)
-    partial = _partial_steps(config, stand_ins, record, observer)
-    driver = Driver(config, stand_ins, _judge(plan, record), record, Clock(), partial, observer)
-    if observer:
-        observer.attach(Watched(driver.clock, stand_ins.segments, stand_ins.by_segment, driver.judge), undo)
+    driver = _driver(plan, record, Clock(), observer, undo)
     added = host.spec.added if config.tokens else ()
-    bypass, announced = host.spec.bypass + added, host.scheduler is not None
-    session = Session(bypass, driver, sigmas_of(host), host.current_patch, announced)
-    undo.set(host.transformer, "forward", session.wrapped(host.transformer.forward))
+    return _connect(host, Session(host.spec.bypass + added, driver, sigmas_of(host), *_calls_of(host)), undo)
+
+
+def attach_later(
+    host: Host,
+    config: FastCacheConfig,
+    build: Callable[[Session, functools.partial[Any]], Driver | OutputDriver],
+    undo: Undo,
+) -> Session:
+    """Replace the forward of a transformer whose blocks are not known; `build` makes the driver from the first call."""
+    counters = Counters()
+    record = Record(config, consensus_of(host, config, counters), Ledger(repr(config)), counters)
+    first = FirstCall(record, Clock(), lambda forward: build(session, forward))
+    session = Session((), first, sigmas_of(host), *_calls_of(host))
+    return _connect(host, session, undo)
+
+
+def driver_from(
+    host: Host,
+    config: FastCacheConfig,
+    calibration: Calibration | None,
+    observer: Observer | None,
+    session: Session,
+    forward: functools.partial[Any],
+    undo: Undo,
+) -> Driver:
+    """Derive the blocks of a model from one call, check that skipping them works, and replace their forwards.
+
+    Raises:
+        UsageError: it cannot be told how the blocks are called; or skipping them would change more than they do; or as
+            `plan_for`.
+    """
+    keep_derived(host.model, derive(host.model, forward))
+    plan = plan_for(host, config, calibration)
+    _check_replays(plan, session.record, forward)
+    return _driver(plan, session.record, session.clock, observer, undo)
+
+
+def _check_replays(plan: ExecutionPlan, record: Record, forward: functools.partial[Any]) -> None:
+    """Refuse segments that hide something which the rest of the model needs; all ranks judge alike."""
+    for sums in missed(plan.stand_ins.segments, forward):
+        error, norm = record.consensus.agree(sums[None], record.ledger.stamp, "the first call")[0].tolist()
+        if not error <= TOLERANCE**2 * norm:
+            raise UsageError(
+                f"granularity={plan.config.granularity} goes wrong with {type(plan.host.model).__name__}: something "
+                f"reads its blocks from elsewhere",
+                "set another granularity; output works with every model",
+            )
+
+
+def _driver(plan: ExecutionPlan, record: Record, clock: Clock, observer: Observer | None, undo: Undo) -> Driver:
+    config, stand_ins = plan.config, plan.stand_ins
+    partial = _partial_steps(config, stand_ins, record, observer)
+    driver = Driver(config, stand_ins, _judge(plan, record), record, clock, partial, observer)
+    if observer:
+        observer.attach(Watched(clock, stand_ins.segments, stand_ins.by_segment, driver.judge), undo)
     driver.attach(plan.lead, undo)
+    return driver
+
+
+def _calls_of(host: Host) -> tuple[Callable[[], Patch | None], bool]:
+    """Return how a session tells the calls of the transformer apart."""
+    return host.current_patch, host.scheduler is not None
+
+
+def _connect(host: Host, session: Session, undo: Undo) -> Session:
+    undo.set(host.transformer, "forward", session.wrapped(host.transformer.forward))
     listen(host, session, undo)
     return session
 

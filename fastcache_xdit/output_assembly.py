@@ -48,7 +48,7 @@ def attach_output(
     _check_decision(host, config)
     counters, ledger = Counters(), Ledger(f"{config!r} {known and known.stamp}")
     record = Record(config, consensus_of(host, config, counters), ledger, counters)
-    driver, effects = _driver(host, config, known, record)
+    driver, effects = _driver(host, config, known, record, Clock())
     sigmas, announced, pilot = sigmas_of(host), host.scheduler is not None, driver.pilot
     session = Session((), driver, sigmas, host.current_patch, announced)
     undo.set(host.transformer, "forward", session.wrapped(host.transformer.forward))
@@ -66,20 +66,26 @@ def limit_memory(session: Session, host: Host, config: FastCacheConfig) -> None:
         return
     check_memory(config, host.topology.pipefusion_parallel_degree)
     assert isinstance(session.driver, Driver)
-    driver, _ = _driver(host, config, None, session.record)
+    driver = output_driver(host, config, session)
     limit = int(config.memory_budget if config.memory_budget > 1 else config.memory_budget * cpu.memory())
     session.memory = MemoryChoice(session.driver, driver, limit, Ranks(host.topology).largest)
 
 
+def output_driver(host: Host, config: FastCacheConfig, session: Session) -> OutputDriver:
+    """Return a driver of the output that may take the place of a session's own."""
+    driver, _ = _driver(host, config, None, session.record, session.clock)
+    return driver
+
+
 def _driver(
-    host: Host, config: FastCacheConfig, known: Calibration | None, record: Record
+    host: Host, config: FastCacheConfig, known: Calibration | None, record: Record, clock: Clock
 ) -> tuple[OutputDriver, SchedulerEffects]:
     sigmas = sigmas_of(host)
     assert sigmas, "plugin.enable refuses a loop without noise levels"
     effects = SchedulerEffects(host.scheduler, sigmas)
     mask = _scheduled(config) if config.schedule else None
     pilot = Pilot(config.goal, known or pooled(), lambda: effects().final, mask)
-    return OutputDriver(pilot, record, Clock(), host.scheduler is not None), effects
+    return OutputDriver(pilot, record, clock, host.scheduler is not None), effects
 
 
 def output_calibration(host: Host, config: FastCacheConfig, calibration: Calibration | None) -> Calibration | None:

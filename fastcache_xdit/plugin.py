@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import logging
 from collections.abc import Iterator, Sequence
 from typing import Any
 
 from fastcache_xdit.approx.calibration import Calibration
-from fastcache_xdit.assembly import attach, plan_for, scheduled_skips
+from fastcache_xdit.assembly import attach, attach_later, driver_from, plan_for, scheduled_skips
 from fastcache_xdit.config import FastCacheConfig
 from fastcache_xdit.errors import UsageError
 from fastcache_xdit.handle import Handle
@@ -17,11 +18,16 @@ from fastcache_xdit.host import cpu
 from fastcache_xdit.host.base import Host
 from fastcache_xdit.host.find import host_of
 from fastcache_xdit.host.group import confirm_options
+from fastcache_xdit.host.listening import sigmas_of
 from fastcache_xdit.host.xdit import registration
 from fastcache_xdit.learning.learner import Learner
-from fastcache_xdit.output_assembly import attach_output, limit_memory, output_calibration
+from fastcache_xdit.models.watch import block_lists
+from fastcache_xdit.output_assembly import attach_output, limit_memory, output_calibration, output_driver
 from fastcache_xdit.parallel.ledger import Ledger
+from fastcache_xdit.runtime.driver import Driver
 from fastcache_xdit.runtime.observer import Observer
+from fastcache_xdit.runtime.output import OutputDriver
+from fastcache_xdit.runtime.session import Session
 from fastcache_xdit.undo import Undo
 
 logger = logging.getLogger(__name__)
@@ -64,7 +70,6 @@ def enable(
             "use FastCacheConfig.from_file or from_dict",
         )
     host = host_of(target, sigmas)
-    config = _possible(host, config)
     if host.topology.world_size > 1:
         confirm_options(host.topology, Ledger(repr(config)).stamp)
     _check(host, config, calibration)
@@ -83,6 +88,8 @@ def _blocks(
     host: Host, config: FastCacheConfig, calibration: Calibration | None, observer: Observer | None, undo: Undo
 ) -> Handle:
     """Skip blocks of the transformer."""
+    if not host.has_spec:
+        return _blocks_later(host, config, calibration, observer, undo)
     plan = plan_for(host, config, calibration)
     fixes = host.fix(undo)
     session = attach(plan, observer, undo)
@@ -91,6 +98,30 @@ def _blocks(
         host.run_ahead(undo, session, scheduled_skips(config), host.blocks[0])
     keys_values_bytes = host.extend_keys_values(undo, session.clock, plan.layers, plan.stand_ins.forecast)
     return Handle(session, undo, fixes, keys_values_bytes)
+
+
+def _blocks_later(
+    host: Host, config: FastCacheConfig, calibration: Calibration | None, observer: Observer | None, undo: Undo
+) -> Handle:
+    """Skip blocks that the first call shows; where it cannot be told how, and a schedule decides, whole calls."""
+    has_none = config.test != "none" and not block_lists(host.model)
+    if has_none or host.topology.pipefusion_parallel_degree > 1:
+        _ = host.spec  # raises; stages hold parts of lists, of which one call does not show the order
+
+    def build(session: Session, forward: functools.partial[Any]) -> Driver | OutputDriver:
+        try:
+            session.driver = driver = driver_from(host, config, calibration, observer, session, forward, undo)
+        except UsageError as error:
+            if not sigmas_of(host) or config.test != "none" or config.tokens or config.calibration or calibration:
+                raise
+            logger.warning("%s; FastCache stands in for the output instead", error)
+            session.driver = output = output_driver(host, config, session)
+            return output
+        limit_memory(session, host, config)
+        return driver
+
+    fixes = host.fix(undo)
+    return Handle(attach_later(host, config, build, undo), undo, fixes, lambda: 0)
 
 
 def _output(
@@ -165,19 +196,8 @@ def _apply(pipe: Any, text: str | None) -> Handle:
     return _applied[-1]
 
 
-def _possible(host: Host, config: FastCacheConfig) -> FastCacheConfig:
-    """Return the config, which stands in for the output of a model whose blocks are not known."""
-    if config.granularity == "output" or host.is_known or config.test != "none" or config.tokens:
-        return config
-    name = type(host.model).__name__
-    logger.warning("the blocks of %s are not known; FastCache stands in for its output instead", name)
-    return config.model_copy(update={"granularity": "output"})
-
-
 def _check(host: Host, config: FastCacheConfig, calibration: Calibration | None) -> None:
-    """Refuse an unknown model, a second cache, and options that need a scheduler where there is none."""
-    if config.granularity != "output":
-        _ = host.spec  # raises for an unknown model
+    """Refuse a second cache, and options that need a scheduler where there is none."""
     if hasattr(host.transformer, _MARK):
         raise UsageError("FastCache is already enabled on this transformer", "call handle.disable() first")
     planned = config.granularity == "output" or config.calibration or calibration or config.schedule

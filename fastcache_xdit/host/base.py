@@ -10,7 +10,7 @@ from torch import nn
 
 from fastcache_xdit.approx.keys_values import KeysValuesForecast
 from fastcache_xdit.clock import Clock, Patch
-from fastcache_xdit.models.catalogue import is_known, spec_for
+from fastcache_xdit.models.catalogue import has_spec, is_known, spec_for
 from fastcache_xdit.models.spec import ModelSpec
 from fastcache_xdit.parallel.topology import Topology
 from fastcache_xdit.runtime.session import Session
@@ -50,14 +50,19 @@ class Host:
         """The description of the model's class.
 
         Raises:
-            UsageError: the class is not known.
+            UsageError: the class is not known, and nothing was derived.
         """
         return spec_for(self.model)
 
     @property
     def is_known(self) -> bool:
-        """Whether the catalogue has the model's class, so that its blocks can be skipped one by one."""
+        """Whether the catalogue has the model's class."""
         return is_known(self.model)
+
+    @property
+    def has_spec(self) -> bool:
+        """Whether it is known how the model's blocks are called."""
+        return has_spec(self.model)
 
     @cached_property
     def blocks(self) -> list[Block]:

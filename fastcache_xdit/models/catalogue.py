@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from typing import Any
 
 from fastcache_xdit.errors import UsageError
@@ -40,6 +41,8 @@ SPECS = (
 )
 UNCACHED = (ModelSpec("Flux2Transformer2DModel", packed=2),)  # facts of classes that xDiT runs without FastCache
 
+_derived: weakref.WeakKeyDictionary[Any, ModelSpec] = weakref.WeakKeyDictionary()
+
 
 def known_models() -> list[str]:
     """List the class names of the transformers that FastCache knows."""
@@ -52,8 +55,18 @@ def spec_named(name: str) -> ModelSpec:
 
 
 def is_known(model: Any) -> bool:
-    """Return whether there is a spec of a transformer instance."""
+    """Return whether the catalogue has the class of a transformer instance."""
+    return _literal(model) is not None
+
+
+def has_spec(model: Any) -> bool:
+    """Return whether there is a spec of a transformer instance, in the catalogue or derived from a call."""
     return _found(model) is not None
+
+
+def keep_derived(model: Any, spec: ModelSpec) -> None:
+    """Keep the spec that was derived for a transformer instance, for as long as the instance lives."""
+    _derived[model] = spec
 
 
 def spec_for(model: Any) -> ModelSpec:
@@ -66,10 +79,15 @@ def spec_for(model: Any) -> ModelSpec:
         return spec
     raise UsageError(
         f"FastCache does not know the blocks of {type(model).__name__}",
-        f"it knows those of {', '.join(known_models())}. For other models leave test and granularity out",
+        f"it knows those of {', '.join(known_models())}, and of each model that was called with granularity: step. "
+        f"For other models leave test and granularity out",
     )
 
 
 def _found(model: Any) -> ModelSpec | None:
+    return _literal(model) or _derived.get(model)
+
+
+def _literal(model: Any) -> ModelSpec | None:
     bases = {base.__name__ for base in type(model).__mro__}
     return next((spec for spec in SPECS if spec.name in bases), None)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -23,20 +24,25 @@ class BlockSpec:
     """How one kind of block is called.
 
     Attributes:
-        returns: names of its outputs in order (one name: a bare tensor).
+        returns: the streams among its outputs in order; None for an output that is always None.
+        takes: names of the arguments that streams come in by; a stream without one comes in by its own name.
+        boxed: whether a single output comes in a tuple; otherwise it is a bare tensor.
         attentions: names of its attention modules whose `to_k` and `to_v` see the image tokens. If it mixes tokens
             nowhere else, some tokens can go through the block without the others; empty where it does, or may.
         rotary: whether they rotate queries and keys by tables [M + N, d] for text and image tokens, with the
             `apply_rotary_emb` that their processors' module imports.
     """
 
-    returns: tuple[str, ...] = (HIDDEN,)
+    returns: tuple[str | None, ...] = (HIDDEN,)
+    takes: Mapping[str, str] = field(default_factory=dict)
+    boxed: bool = False
     attentions: tuple[str, ...] = ()
     rotary: bool = False
 
     def read(self, arguments: dict[str, Any]) -> Streams:
-        """Pick the streams out of a call's bound arguments."""
-        return Streams(arguments[HIDDEN], arguments.get(ENCODER) if ENCODER in self.returns else None)
+        """Pick the streams out of a call's arguments by name."""
+        text = arguments.get(self.takes.get(ENCODER, ENCODER)) if ENCODER in self.returns else None
+        return Streams(arguments[self.takes.get(HIDDEN, HIDDEN)], text)
 
     def with_hidden(self, call: inspect.BoundArguments, hidden_states: torch.Tensor) -> inspect.BoundArguments:
         """Return the same call with other image tokens [B, K, D]."""
@@ -44,15 +50,19 @@ class BlockSpec:
 
     def unpack(self, output: Any) -> Streams:
         """Turn a block's output into streams."""
-        if len(self.returns) == 1:
+        if self._is_bare:
             return Streams(output)
-        return Streams(**dict(zip(self.returns, output, strict=True)))
+        return Streams(**{name: part for name, part in zip(self.returns, output, strict=True) if name})
 
     def pack(self, streams: Streams) -> Any:
         """Turn streams into what the block would return."""
-        if len(self.returns) == 1:
+        if self._is_bare:
             return streams.hidden_states
-        return tuple(getattr(streams, name) for name in self.returns)
+        return tuple(name and getattr(streams, name) for name in self.returns)
+
+    @property
+    def _is_bare(self) -> bool:
+        return len(self.returns) == 1 and not self.boxed
 
 
 @dataclass(frozen=True)
@@ -61,7 +71,7 @@ class ModelSpec:
 
     Attributes:
         name: class name of the diffusers transformer; subclasses match too.
-        blocks: attribute name of each block list, in the order in which the model runs them.
+        blocks: name of each block list, in the order in which the model runs them.
         bypass: forward arguments that change what happens between blocks; a call that sets one is computed in full.
         added: forward arguments, as of a ControlNet, that are added to all image tokens between blocks. Segments are
             skipped with them, as their residual holds what was added; a call that sets one has no partial steps.
@@ -73,6 +83,9 @@ class ModelSpec:
         second_branch: whether guidance runs a second, unconditional branch, which CFG parallelism gives to other ranks.
         packed: its pipeline makes one token of so many x so many latents; 0 where the transformer's `patch_size` does.
         label: what sentences call the model; its class name where empty.
+        order: names of all blocks in running order; empty where one list runs after the other.
+        joints: names of the blocks before which the model changes, joins or rearranges the streams.
+        computed: for each other list of blocks, why it is always computed.
     """
 
     name: str
@@ -86,3 +99,15 @@ class ModelSpec:
     second_branch: bool = True
     packed: int = 0
     label: str = ""
+    order: tuple[str, ...] = ()
+    joints: frozenset[str] = frozenset()
+    computed: Mapping[str, str] = field(default_factory=dict)
+
+
+def named(signature: inspect.Signature, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
+    """Return the arguments of a call by name, including those collected by `**`."""
+    arguments = dict(signature.bind(*args, **kwargs).arguments)
+    for parameter in signature.parameters.values():
+        if parameter.kind is inspect.Parameter.VAR_KEYWORD:
+            arguments.update(arguments.pop(parameter.name, {}))
+    return arguments

@@ -141,6 +141,8 @@ class Driver:
         if segment.index not in self._decisions:
             self._decide(tick, self.segments if self.config.sync == "step" else [segment], streams)
         call = SegmentCall(tick, self._state(tick, segment), self._decisions.pop(segment.index), streams)
+        if call.decision.skip and not call.state.holds(streams):
+            call = self.record.corrected(call, segment)
         return call if call.decision.skip or not self.partial else self._enter_partial(segment, call, self.partial)
 
     def _decide(self, tick: Tick, segments: Sequence[Segment], streams: Streams) -> None:

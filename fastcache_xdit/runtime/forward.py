@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from fastcache_xdit.clock import Clock
-from fastcache_xdit.models.spec import Streams
+from fastcache_xdit.models.spec import Streams, named
 from fastcache_xdit.segments.segment import Block
 
 Compute = Callable[..., Any]  # runs the original forward of a block, on its own image tokens or on given ones
@@ -29,23 +29,13 @@ def block_forward(block: Block, clock: Clock, run: Callable[[Streams, Compute], 
     def forward(*args: Any, **kwargs: Any) -> Any:
         if clock.now is None:
             return original(*args, **kwargs)
-        call = signature.bind(*args, **kwargs)
 
         def compute(hidden_states: torch.Tensor | None = None) -> Any:
             if hidden_states is None:
                 return original(*args, **kwargs)
-            changed = block.spec.with_hidden(call, hidden_states)
+            changed = block.spec.with_hidden(signature.bind(*args, **kwargs), hidden_states)
             return original(*changed.args, **changed.kwargs)
 
-        return run(block.spec.read(call.arguments), compute)
+        return run(block.spec.read(named(signature, args, kwargs)), compute)
 
     return forward
-
-
-def named(signature: inspect.Signature, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
-    """Return the arguments of a call by name, including those collected by `**`."""
-    arguments = dict(signature.bind(*args, **kwargs).arguments)
-    for parameter in signature.parameters.values():
-        if parameter.kind is inspect.Parameter.VAR_KEYWORD:
-            arguments.update(arguments.pop(parameter.name, {}))
-    return arguments

@@ -44,10 +44,9 @@ class ScheduledJudge:
         self.rules.begin(sigmas)
 
     def decide(self, tick: Tick, pairs: list[SegmentWithState], streams: Streams) -> Ruling:
-        """Decide by the schedule; a segment without references is computed."""
-        changes = [0.0 if state.holds(streams) else math.inf for _, state in pairs]
-        decisions = [self.rules.decide(*pair, tick, change) for pair, change in zip(pairs, changes, strict=True)]
-        return Ruling(decisions)
+        """Decide by the schedule; without references all segments are computed."""
+        change = 0.0 if pairs[0][1].holds(streams) else math.inf
+        return Ruling([self.rules.decide(*pair, tick, change) for pair in pairs])
 
 
 class AgreeingJudge:

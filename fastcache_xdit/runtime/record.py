@@ -17,7 +17,7 @@ from fastcache_xdit.parallel.ledger import Entry, Ledger
 from fastcache_xdit.partial.steps import PartialCall
 from fastcache_xdit.runtime.call import SegmentCall, SegmentWithState, place_of
 from fastcache_xdit.runtime.judge import Ruling
-from fastcache_xdit.segments.segment import Block
+from fastcache_xdit.segments.segment import Block, Segment
 
 
 @dataclass(frozen=True)
@@ -60,6 +60,13 @@ class Record:
         if ruling.agreed and every and tick.step % every == 0:
             self.consensus.confirm(self.ledger.stamp, place_of(tick, pairs))
 
+    def corrected(self, call: SegmentCall, segment: Segment) -> SegmentCall:
+        """Record that a segment is computed after all, because its streams have another size than its references."""
+        decision, tick = call.decision._replace(skip=False, reason="no reference"), call.tick
+        call.state.track.correct(decision)
+        self.ledger.record(Entry(tick.step, tick.branch, tick.patch, segment.name, *decision))
+        return call._replace(decision=decision)
+
     def chosen(self, call: SegmentCall, part: PartialCall | None) -> SegmentCall:
         """Record the tokens of a partial step; None makes it a full step, because most tokens move."""
         if part:
@@ -85,4 +92,4 @@ class Record:
 
 
 def _tokens(streams: Streams) -> int:
-    return streams.hidden_states.shape[:2].numel()
+    return streams.hidden_states.shape[:-1].numel()

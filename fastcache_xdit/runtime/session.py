@@ -12,10 +12,10 @@ from typing import Any
 import torch
 
 from fastcache_xdit.clock import FUSED, Clock, Patch, Tick
-from fastcache_xdit.models.spec import Streams
+from fastcache_xdit.models.spec import Streams, named
 from fastcache_xdit.runtime.branches import UnnamedCalls
 from fastcache_xdit.runtime.driver import Driver
-from fastcache_xdit.runtime.forward import named
+from fastcache_xdit.runtime.first_call import FirstCall
 from fastcache_xdit.runtime.memory import MemoryChoice
 from fastcache_xdit.runtime.output import OutputDriver
 from fastcache_xdit.runtime.record import Record
@@ -47,13 +47,13 @@ class Session:
     def __init__(
         self,
         bypass: Sequence[str],
-        driver: Driver | OutputDriver,
+        driver: Driver | OutputDriver | FirstCall,
         sigmas: Callable[[], list[float]] | None,
         current_patch: Callable[[], Patch | None],
         announced: bool = True,
     ) -> None:
         self.bypass = bypass
-        self.driver = driver
+        self.driver: Driver | OutputDriver | FirstCall = driver
         self.sigmas = sigmas
         self.current_patch = current_patch
         self.ledgers_agree: bool | None = None
@@ -139,6 +139,7 @@ class Session:
         """Record a skipped step of the current patch that another pipeline stage runs alone."""
         with self.clock.at(step), self.clock.tick(self.current_patch()) as tick:
             self._latest = tick
+            assert not isinstance(self.driver, FirstCall)
             self.driver.record_remote_skip(tick)
 
     def conclude(self) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,12 +14,16 @@ from fastcache_xdit.models.spec import BlockSpec, ModelSpec
 
 @dataclass(frozen=True)
 class Block:
-    """A transformer block of this rank; name and index are those in the whole model, over all PipeFusion stages."""
+    """A transformer block of this rank; name and index are those in the whole model, over all PipeFusion stages.
+
+    With `is_joint` a segment begins with it, because the model changes the streams before it.
+    """
 
     name: str
     index: int
     module: nn.Module
     spec: BlockSpec
+    is_joint: bool = False
 
 
 @dataclass(frozen=True)
@@ -56,6 +60,8 @@ def blocks_of(model: Any, spec: ModelSpec, spans: Mapping[str, Span]) -> list[Bl
         spec: description of the model.
         spans: by name of a list, the part that this rank holds; a list without a span is complete.
     """
+    if spec.order:
+        return [_block(model, spec, name, index) for index, name in enumerate(spec.order)]
     blocks, offset = [], 0
     for list_name, block_spec in spec.blocks.items():
         span = spans.get(list_name) or Span(0, len(getattr(model, list_name)))
@@ -63,6 +69,10 @@ def blocks_of(model: Any, spec: ModelSpec, spans: Mapping[str, Span]) -> list[Bl
             blocks.append(Block(f"{list_name}.{number}", offset + number, module, block_spec))
         offset += span.total
     return blocks
+
+
+def _block(model: Any, spec: ModelSpec, name: str, index: int) -> Block:
+    return Block(name, index, model.get_submodule(name), spec.blocks[name.rpartition(".")[0]], name in spec.joints)
 
 
 def whole_key(model: Any, spec: ModelSpec, spans: Mapping[str, Span], lead_blocks: int) -> str:
@@ -79,10 +89,21 @@ def partition(blocks: Sequence[Block], config: FastCacheConfig) -> tuple[list[Bl
 
 
 def segments_of(blocks: Sequence[Block], granularity: str, groups: int) -> list[Segment]:
-    """Cut blocks into segments: all blocks (`step`), each of `groups` groups (`group`), or each block (`block`)."""
+    """Cut blocks into segments: all blocks (`step`), each of `groups` groups (`group`), or each block (`block`).
+
+    There are more of them where a joint is inside one.
+    """
     counts = {"step": 1, "group": groups, "block": len(blocks)}
     pieces = _split(blocks, min(counts[granularity], len(blocks)))
-    return [Segment(index, tuple(piece)) for index, piece in enumerate(pieces)]
+    parts = [part for piece in pieces for part in _at_joints(piece)]
+    return [Segment(index, tuple(part)) for index, part in enumerate(parts)]
+
+
+def _at_joints(blocks: Sequence[Block]) -> Iterator[Sequence[Block]]:
+    starts = [number for number, block in enumerate(blocks) if block.is_joint and number > 0]
+    for start, stop in zip([0, *starts], [*starts, len(blocks)], strict=True):
+        if start < stop:
+            yield blocks[start:stop]
 
 
 def _split(blocks: Sequence[Block], count: int) -> list[Sequence[Block]]:

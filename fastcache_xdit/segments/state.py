@@ -47,8 +47,9 @@ class SegmentState:
 
     def holds(self, streams: Streams) -> bool:
         """Return whether there is a reference of the same size as these streams."""
-        reference = self.reference
-        return reference is not None and reference.shape == streams.hidden_states.shape
+        entered = {stream: getattr(streams, stream) for stream in self.references}
+        kept = {stream: references[0].residual for stream, references in self.references.items()}
+        return bool(kept) and all(kept[name].shape == part.shape for name, part in entered.items() if part is not None)
 
     def change(self, streams: Streams) -> ChangeSums:
         """Measure the change of entering states since the reference; infinite without a reference."""

@@ -27,16 +27,16 @@ class ChangeSums(NamedTuple):
 
     @classmethod
     def measured(cls, hidden_states: torch.Tensor, reference: torch.Tensor) -> ChangeSums:
-        """Measure hidden states [B, N, D] against a reference of the same shape."""
-        samples, tokens = hidden_states.shape[:2]
-        saliency = (hidden_states - reference).float().square().sum(dim=2)
+        """Measure hidden states [B, ..., D] against a reference of the same shape."""
+        saliency = (hidden_states - reference).float().square().sum(dim=-1).flatten(1)
+        samples, tokens = saliency.shape
         count = torch.full((samples,), tokens, dtype=torch.float64, device=hidden_states.device)
         return cls(saliency.sum(dim=1).double(), energy(reference), saliency.square().sum(dim=1).double(), count)
 
     @classmethod
     def unknown(cls, hidden_states: torch.Tensor) -> ChangeSums:
-        """Return an infinite change for hidden states [B, N, D] without a reference."""
-        samples, tokens = hidden_states.shape[:2]
+        """Return an infinite change for hidden states [B, ..., D] without a reference."""
+        samples, tokens = len(hidden_states), hidden_states.shape[1:-1].numel()
         row = torch.tensor([math.inf, 1.0, math.inf, tokens], dtype=torch.float64, device=hidden_states.device)
         return cls(*row[:, None].repeat(1, samples))
 

@@ -1,0 +1,199 @@
+"""Derives how a transformer's blocks are called from the dataflow of a watched forward; no names are assumed.
+
+A stream is what one block returns and the next one is given: the same tensor, or where something rearranges it in
+between one of the same shape. A block whose stream is not what the block before it returned is a joint. The forward is
+watched twice, the second time with other latents: a list whose streams stay as they were works on the text alone.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from functools import partial
+from typing import Any
+
+import torch
+from torch import nn
+
+from fastcache_xdit.errors import UsageError
+from fastcache_xdit.models.spec import ENCODER, HIDDEN, BlockSpec, ModelSpec
+from fastcache_xdit.models.watch import BlockCall, watched
+
+ROLES = (HIDDEN, ENCODER)
+
+
+class _Unclear(Exception):
+    """Why the blocks of a list cannot be skipped."""
+
+
+def derive(model: nn.Module, forward: partial[Any]) -> ModelSpec:
+    """Derive the spec of a transformer from one call of its forward, which is made twice.
+
+    Args:
+        model: holds the blocks.
+        forward: the forward with the arguments of the call, of which the latents are the first.
+    Raises:
+        UsageError: there are no blocks whose streams can be told.
+    """
+    calls, others = watched(model, forward), watched(model, with_other_latents(forward))
+    groups = {call.list_name: [each for each in calls if each.list_name == call.list_name] for call in calls}
+    takes: dict[str, list[str | None]] = {}
+    computed: dict[str, str] = {}
+    for list_name, group in groups.items():
+        try:
+            takes[list_name] = _arguments(group, calls)
+            _check_latents(group[0], others, takes[list_name])
+        except _Unclear as reason:
+            computed[list_name] = str(reason)
+            takes.pop(list_name, None)
+    if _size(model, takes) <= _size(model, computed):
+        raise _refused(model, "; ".join(f"{name}: {reason}" for name, reason in computed.items()) or "it has none")
+    shown = [call for call in calls if call.list_name in takes]
+    moved = {call.name: _moved(call, other) for call, other in zip(calls, others, strict=True)}
+    roles, joints = _roles(shown, takes, moved)
+    blocks = {name: _block(groups[name][0], takes[name], roles[name]) for name in takes}
+    order = tuple(call.name for call in shown)
+    return ModelSpec(type(model).__name__, blocks, order=order, joints=frozenset(joints), computed=computed)
+
+
+def _size(model: nn.Module, names: Iterable[str]) -> int:
+    return sum(parameter.numel() for name in names for parameter in model.get_submodule(name).parameters())
+
+
+def with_other_latents(forward: partial[Any]) -> partial[Any]:
+    """Return a call with other latents, its first argument."""
+    if forward.args:
+        return partial(forward.func, _changed(forward.args[0]), *forward.args[1:], **forward.keywords)
+    name = next(iter(inspect.signature(forward.func).parameters))
+    return partial(forward.func, **{**forward.keywords, name: _changed(forward.keywords.get(name))})
+
+
+def _changed(latents: Any) -> Any:
+    if isinstance(latents, list | tuple):
+        return type(latents)(_changed(part) for part in latents)
+    return latents * 0.9 + 0.1 if isinstance(latents, torch.Tensor) else latents
+
+
+def _refused(model: nn.Module, why: str) -> UsageError:
+    return UsageError(
+        f"the blocks of {type(model).__name__} cannot be skipped one by one: {why}",
+        "set granularity: output, or leave test and granularity out",
+    )
+
+
+def _arguments(group: Sequence[BlockCall], calls: Sequence[BlockCall]) -> list[str | None]:
+    """Return, for each output of a list's blocks, the argument by which the next block takes it; None where it is None.
+
+    Raises:
+        _Unclear: an output is no stream, or a block runs more than once.
+    """
+    if len({call.name for call in group}) < len(group):
+        raise _Unclear("its blocks run more than once")
+    flows = _flows(group[0].list_name, calls)
+    found: list[str | None] = []
+    for index in range(max(len(outputs_of(call.output)) for call in group)):
+        values = [outputs_of(call.output)[index] for call in group if index < len(outputs_of(call.output))]
+        if all(value is None for value in values):
+            found.append(None)
+            continue
+        names = Counter({name: votes for (number, name), votes in flows.items() if number == index})
+        candidates = [name for name, _ in names.most_common()] or _alike(group, index)
+        free = [name for name in candidates if name not in found]
+        if not free:
+            raise _Unclear(f"output {index + 1} of its blocks is none of what they take")
+        found.append(free[0])
+    if any(_resized(call, found) for call in group):
+        raise _Unclear("its blocks change the size of what runs through them")
+    streams = [name for name in found if name]
+    if not 0 < len(streams) <= len(ROLES):
+        raise _Unclear(f"{len(streams)} streams run through it")
+    return found
+
+
+def _resized(call: BlockCall, takes: Sequence[str | None]) -> bool:
+    pairs = [
+        (call.arguments.get(name), part) for name, part in zip(takes, outputs_of(call.output), strict=False) if name
+    ]
+    return any(part is not None and not _fits(value, part) for value, part in pairs)
+
+
+def _flows(list_name: str, calls: Sequence[BlockCall]) -> Counter[tuple[int, str]]:
+    """Count how often an output of a block of this list is an argument of the next one, by number and name."""
+    flows: Counter[tuple[int, str]] = Counter()
+    for call, following in zip(calls, calls[1:], strict=False):
+        if call.list_name == following.list_name == list_name:
+            for index, output in enumerate(outputs_of(call.output)):
+                names = [name for name, value in following.arguments.items() if value is output is not None]
+                flows.update((index, name) for name in names)
+    return flows
+
+
+def _alike(group: Sequence[BlockCall], index: int) -> list[str]:
+    """Return arguments of the shape of an output that are not handed to all blocks alike."""
+    output, arguments = outputs_of(group[0].output)[index], group[0].arguments
+    handed = {
+        name
+        for name, value in arguments.items()
+        if len(group) > 1 and all(call.arguments.get(name) is value for call in group)
+    }
+    return [name for name, value in arguments.items() if name not in handed and _fits(value, output)]
+
+
+def _fits(value: Any, output: Any) -> bool:
+    tensors = isinstance(value, torch.Tensor) and isinstance(output, torch.Tensor)
+    return tensors and value.shape == output.shape and value.is_floating_point()
+
+
+def _check_latents(first: BlockCall, others: Sequence[BlockCall], takes: Sequence[str | None]) -> None:
+    other = next((call for call in others if call.name == first.name), None)
+    moved = _moved(first, other) if other else set()
+    if not moved.intersection(takes):
+        raise _Unclear("its streams do not depend on the latents")
+
+
+def _moved(call: BlockCall, other: BlockCall) -> set[str]:
+    """Return the tensor arguments that are not the same in another forward."""
+    return {name for name, value in call.arguments.items() if _differ(value, other.arguments.get(name))}
+
+
+def _differ(value: Any, other: Any) -> bool:
+    return isinstance(value, torch.Tensor) and isinstance(other, torch.Tensor) and not torch.equal(value, other)
+
+
+def _roles(
+    calls: Sequence[BlockCall], takes: dict[str, list[str | None]], moved: dict[str, set[str]]
+) -> tuple[dict[str, dict[str, str]], list[str]]:
+    """Return the role of each list's stream arguments, and the blocks that begin joints."""
+    roles: dict[str, dict[str, str]] = {}
+    joints: list[str] = []
+    left: dict[str, Any] = {}  # what the block before returned, by role
+    for call in calls:
+        arguments = [name for name in takes[call.list_name] if name]
+        mine = roles.setdefault(call.list_name, _first_roles(call, arguments, left, moved[call.name]))
+        if left and any(call.arguments.get(name) is not left.get(role) for name, role in mine.items()):
+            joints.append(call.name)
+        returned = zip(takes[call.list_name], outputs_of(call.output), strict=False)
+        left = {mine[name]: value for name, value in returned if name and value is not None}
+    return roles, joints
+
+
+def _first_roles(call: BlockCall, arguments: Sequence[str], left: dict[str, Any], moved: set[str]) -> dict[str, str]:
+    """Return the roles of a list's streams: those of the list before, else the image is what the latents move."""
+    handed = {name: role for name in arguments for role, value in left.items() if call.arguments.get(name) is value}
+    if set(handed) == set(arguments) and HIDDEN in handed.values():
+        return handed
+    image = next(name for name in sorted(arguments, key=lambda name: name != HIDDEN) if name in moved)
+    return {name: HIDDEN if name == image else ENCODER for name in arguments}
+
+
+def _block(call: BlockCall, takes: Sequence[str | None], roles: dict[str, str]) -> BlockSpec:
+    returns = tuple(name and roles[name] for name in takes)
+    return BlockSpec(
+        returns, {role: name for name, role in roles.items()}, boxed=not isinstance(call.output, torch.Tensor)
+    )
+
+
+def outputs_of(output: Any) -> Sequence[Any]:
+    """Return what a block returned as a sequence."""
+    return output if isinstance(output, tuple | list) else (output,)

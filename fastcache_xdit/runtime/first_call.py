@@ -1,0 +1,55 @@
+"""Stands for the driver of a model whose blocks are not known, until its first call has shown them."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+
+from fastcache_xdit.clock import Clock, Tick
+from fastcache_xdit.runtime.driver import Driver
+from fastcache_xdit.runtime.output import OutputDriver
+from fastcache_xdit.runtime.record import Record
+
+
+class FirstCall:
+    """Builds the driver from the first call, which that driver then runs.
+
+    Args:
+        record: where decisions will be recorded.
+        clock: position of the current call, for the driver as well.
+        build: returns the driver, which has taken this one's place, for the forward with the arguments of the call.
+    """
+
+    partial = None
+
+    def __init__(
+        self, record: Record, clock: Clock, build: Callable[[functools.partial[Any]], Driver | OutputDriver]
+    ) -> None:
+        self.record = record
+        self.clock = clock
+        self._build = build
+        self._sigmas: list[float] = []
+
+    def begin(self, sigmas: Sequence[float]) -> None:
+        """Note the noise levels of the request."""
+        self._sigmas = list(sigmas)
+
+    def call(self, tick: Tick, compute: functools.partial[Any]) -> Any:
+        """Build the driver and let it run the call."""
+        driver = self._build(compute)
+        driver.begin(self._sigmas)
+        return driver.call(tick, compute)
+
+    def handed_over(self, output: torch.Tensor, tick: Tick) -> torch.Tensor:
+        """Return what the scheduler shall get: the output as it is."""
+        return output
+
+    def reset(self) -> None:
+        """Forget nothing, as nothing is kept."""
+
+    def bytes_held(self) -> int:
+        """Return 0."""
+        return 0
