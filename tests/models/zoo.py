@@ -1,7 +1,8 @@
 """One tiny entry for every diffusion transformer class of diffusers: how to build it and what to call it with.
 
 Widths are 32 (two heads of 16) where the class lets them be, texts have six tokens of 16 channels, images are 8 x 8
-latents or the sixteen tokens of 4 x 4 patches, videos have two such frames, and every call holds a batch of two.
+latents or the sixteen tokens of 4 x 4 patches, videos have two such frames, and every call holds a batch of two (of
+one for Cosmos 3, which packs a single video into a sequence).
 """
 
 from __future__ import annotations
@@ -113,6 +114,51 @@ def sizes() -> dict[str, torch.Tensor]:
     return dict(target_size=at(64.0, 2), crop_coords=at(0.0, 2))
 
 
+def no_sizes() -> dict[str, Any]:
+    return dict(added_cond_kwargs=dict(resolution=None, aspect_ratio=None))
+
+
+def cosmos_omni() -> dict[str, Any]:
+    """One video as its pipeline packs it: text, then the patches of the video, all frames of them noisy."""
+    patches = torch.arange(WORDS, WORDS + FRAMES * PATCHES)
+    shape = (FRAMES, SIDE // 2, SIDE // 2)
+    words = torch.arange(WORDS)
+    return dict(
+        input_ids=words + 1,
+        text_indexes=words,
+        position_ids=torch.cat([words.expand(3, -1), grid(frames=FRAMES).T.long() + WORDS], dim=1),
+        und_len=WORDS,
+        sequence_length=WORDS + len(patches),
+        vision_tokens=[normal(1, 4, FRAMES, SIDE, SIDE)],
+        vision_token_shapes=[shape],
+        vision_sequence_indexes=patches,
+        vision_mse_loss_indexes=patches,
+        vision_timesteps=torch.full((len(patches),), 500.0),
+        vision_noisy_frame_indexes=[torch.arange(FRAMES)],
+    )
+
+
+def minimax_packed() -> dict[str, Any]:
+    """Video, text and audio in one sequence, at one timestep for all."""
+    lengths = (FRAMES * PATCHES, WORDS, 12)  # in the order of their tags
+    tags = torch.repeat_interleave(torch.arange(3), torch.tensor(lengths))
+    film, words, heard = torch.arange(sum(lengths)).split(lengths)
+    places = torch.arange(sum(lengths))[:, None].repeat(1, 3)
+    places[film] = grid(frames=FRAMES).long()
+    return dict(
+        hidden_states=tokens(16, lengths[0]),
+        audio_hidden_states=tokens(8, lengths[2], seed=4),
+        encoder_hidden_states=text(),
+        timestep=torch.full((1,), 0.5),
+        timestep_indices=torch.zeros_like(tags),
+        token_tags=tags,
+        position_ids=places,
+        video_indices=film,
+        audio_indices=heard,
+        text_indices=words,
+    )
+
+
 # fmt: off
 HEADS = dict(num_attention_heads=2, attention_head_dim=16)
 WIDTH = 32
@@ -216,7 +262,7 @@ ZOO: dict[str, Entry] = {
     ),
     "ConsisIDTransformer3DModel": Entry(
         dict(
-            **{**COGVIDEO, "num_attention_heads": 3}, is_train_face=True, cross_attn_interval=2, cross_attn_dim_head=8,
+            **{**COGVIDEO, "num_attention_heads": 3, "num_layers": 8}, is_train_face=True, cross_attn_interval=2, cross_attn_dim_head=8,
             cross_attn_num_heads=2, LFE_id_dim=8, LFE_vit_dim=8, LFE_depth=5, LFE_dim_head=8, LFE_num_heads=2,
             LFE_num_id_token=2, LFE_num_querie=2, LFE_output_dim=WIDTH, LFE_ff_mult=1, LFE_num_scale=1,
         ),
@@ -228,7 +274,7 @@ ZOO: dict[str, Entry] = {
             num_attention_heads=2, num_hidden_layers=4, num_key_value_heads=1, patch_latent_dim=16, vocab_size=32,
             rope_axes_dim=(4, 2, 2),
         ),
-        lambda: cosmos_omni(),
+        cosmos_omni,
         latents="vision_tokens", timestep="vision_timesteps",
     ),
     "CosmosTransformer3DModel": Entry(
@@ -467,7 +513,8 @@ ZOO: dict[str, Entry] = {
             audio_in_channels=8, text_dim=TEXT, freq_dim=16, time_embed_hidden_dim=32, time_embed_dim=16,
             rope_freq_dim=2,
         ),
-        lambda: minimax_packed(),
+        minimax_packed,
+        noise=(0.0, 1.0),
     ),
     "MiniMaxMusic3Transformer1DModel": Entry(
         dict(
@@ -635,7 +682,7 @@ ZOO: dict[str, Entry] = {
     ),
     "WanAnimateTransformer3DModel": Entry(
         dict(
-            **{**WAN, "in_channels": 12}, latent_channels=4, image_dim=8, added_kv_proj_dim=WIDTH,
+            **{**WAN, "in_channels": 12, "num_layers": 8}, latent_channels=4, image_dim=8, added_kv_proj_dim=WIDTH,
             motion_encoder_channel_sizes={"4": 8, "8": 8, "16": 8}, motion_encoder_size=16, motion_style_dim=8,
             motion_dim=4, motion_encoder_dim=16, face_encoder_hidden_dim=16, face_encoder_num_heads=2,
             inject_face_latents_blocks=2,
@@ -672,51 +719,6 @@ LEFT_OUT: dict[str, str] = {
     "WanAnimate2Transformer3DModel": "needs the keys and values of a pass over the reference before its first step, "
     "and attends to them through a mask that torch compiles",
 }
-
-
-def no_sizes() -> dict[str, Any]:
-    return dict(added_cond_kwargs=dict(resolution=None, aspect_ratio=None))
-
-
-def cosmos_omni() -> dict[str, Any]:
-    """One video as its pipeline packs it: text, then the patches of the video, all frames of them noisy."""
-    patches = torch.arange(WORDS, WORDS + FRAMES * PATCHES)
-    shape = (FRAMES, SIDE // 2, SIDE // 2)
-    words = torch.arange(WORDS)
-    return dict(
-        input_ids=words + 1,
-        text_indexes=words,
-        position_ids=torch.cat([words.expand(3, -1), grid(frames=FRAMES).T.long() + WORDS], dim=1),
-        und_len=WORDS,
-        sequence_length=WORDS + len(patches),
-        vision_tokens=[normal(1, 4, FRAMES, SIDE, SIDE)],
-        vision_token_shapes=[shape],
-        vision_sequence_indexes=patches,
-        vision_mse_loss_indexes=patches,
-        vision_timesteps=torch.full((len(patches),), 500.0),
-        vision_noisy_frame_indexes=[torch.arange(FRAMES)],
-    )
-
-
-def minimax_packed() -> dict[str, Any]:
-    """Video, text and audio in one sequence, at one timestep for all."""
-    lengths = (FRAMES * PATCHES, WORDS, 12)  # in the order of their tags
-    tags = torch.repeat_interleave(torch.arange(3), torch.tensor(lengths))
-    film, words, heard = torch.arange(sum(lengths)).split(lengths)
-    places = torch.arange(sum(lengths))[:, None].repeat(1, 3)
-    places[film] = grid(frames=FRAMES).long()
-    return dict(
-        hidden_states=tokens(16, lengths[0]),
-        audio_hidden_states=tokens(8, lengths[2], seed=4),
-        encoder_hidden_states=text(),
-        timestep=torch.full((1,), 500.0),
-        timestep_indices=torch.zeros_like(tags),
-        token_tags=tags,
-        position_ids=places,
-        video_indices=film,
-        audio_indices=heard,
-        text_indices=words,
-    )
 
 
 def build(name: str) -> nn.Module:
