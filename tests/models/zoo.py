@@ -262,9 +262,9 @@ ZOO: dict[str, Entry] = {
     ),
     "ConsisIDTransformer3DModel": Entry(
         dict(
-            **{**COGVIDEO, "num_attention_heads": 3, "num_layers": 8}, is_train_face=True, cross_attn_interval=2, cross_attn_dim_head=8,
-            cross_attn_num_heads=2, LFE_id_dim=8, LFE_vit_dim=8, LFE_depth=5, LFE_dim_head=8, LFE_num_heads=2,
-            LFE_num_id_token=2, LFE_num_querie=2, LFE_output_dim=WIDTH, LFE_ff_mult=1, LFE_num_scale=1,
+            **{**COGVIDEO, "num_attention_heads": 3, "num_layers": 8}, is_train_face=True, cross_attn_interval=2,
+            cross_attn_dim_head=8, cross_attn_num_heads=2, LFE_id_dim=8, LFE_vit_dim=8, LFE_depth=5, LFE_dim_head=8,
+            LFE_num_heads=2, LFE_num_id_token=2, LFE_num_querie=2, LFE_output_dim=WIDTH, LFE_ff_mult=1, LFE_num_scale=1,
         ),
         lambda: dict(**plain(frames_first()), id_cond=vector(8), id_vit_hidden=[tokens(8, 3, seed=4)]),
     ),
