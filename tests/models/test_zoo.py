@@ -93,7 +93,6 @@ def test_output_moves_the_latents(model):
     """All of them; the first channels only where variances are predicted too or conditions are joined to them."""
     outputs, latents = model.predict(), listed(model.latents)
     for output, held in zip(outputs, latents, strict=True):
-        output = output.reshape(held.shape) if output.numel() == held.numel() else output
         part, moved = overlap(output, held)
         assert part.shape == moved.shape
         assert part.numel() >= held.numel() / 3
