@@ -23,7 +23,7 @@ from fastcache_xdit.host.identity import identity
 from fastcache_xdit.host.listening import listen, sigmas_of
 from fastcache_xdit.host.xdit import layout
 from fastcache_xdit.models.catalogue import keep_derived
-from fastcache_xdit.models.derive import derive
+from fastcache_xdit.models.derive import derive, refined
 from fastcache_xdit.parallel.consensus import Consensus, Solo
 from fastcache_xdit.parallel.ledger import Ledger
 from fastcache_xdit.partial.allowed import check_tokens
@@ -125,22 +125,27 @@ def driver_from(
         UsageError: it cannot be told how the blocks are called; or skipping them would change more than they do; or as
             `plan_for`.
     """
-    keep_derived(host.model, derive(host.model, forward))
-    plan = plan_for(host, config, calibration)
-    _check_replays(plan, session.record, forward)
+    for spec in refined(derive(host.model, forward)):
+        host.describe(spec)
+        plan = plan_for(host, config, calibration)
+        if _repeats(plan, session.record, forward):
+            break
+    else:
+        raise UsageError(
+            f"the blocks of {spec.name} cannot be skipped: something reads them from elsewhere",
+            "set granularity: output, or leave test and granularity out",
+        )
+    keep_derived(host.model, spec)
     return _driver(plan, session.record, session.clock, observer, undo)
 
 
-def _check_replays(plan: ExecutionPlan, record: Record, forward: functools.partial[Any]) -> None:
-    """Refuse segments that hide something which the rest of the model needs; all ranks judge alike."""
-    for sums in missed(plan.stand_ins.segments, forward):
-        error, norm = record.consensus.agree(sums[None], record.ledger.stamp, "the first call")[0].tolist()
-        if not error <= TOLERANCE**2 * norm:
-            raise UsageError(
-                f"granularity={plan.config.granularity} goes wrong with {type(plan.host.model).__name__}: something "
-                f"reads its blocks from elsewhere",
-                "set another granularity; output works with every model",
-            )
+def _repeats(plan: ExecutionPlan, record: Record, forward: functools.partial[Any]) -> bool:
+    """Return whether the model stays the same where estimates of its segments are exact; all ranks judge alike."""
+    ways = (
+        record.consensus.agree(sums[None], record.ledger.stamp, "the first call")[0].tolist()
+        for sums in missed(plan.stand_ins.segments, forward)
+    )
+    return all(error <= TOLERANCE**2 * norm for error, norm in ways)
 
 
 def _driver(plan: ExecutionPlan, record: Record, clock: Clock, observer: Observer | None, undo: Undo) -> Driver:

@@ -47,8 +47,8 @@ class Clock:
     """Counts steps per CFG branch; one clock per handle.
 
     With a scheduler, each request is announced and its calls are counted. This avoids reading the timestep, which on a
-    GPU would synchronise with the host. Without a scheduler, a changed timestep begins a new step, and a larger one a
-    new request, because timesteps fall during denoising.
+    GPU would synchronise with the host. Without a scheduler, a changed timestep begins a new step, and one that turns
+    back a new request: with most models timesteps fall during denoising, with some they rise.
     """
 
     def __init__(self) -> None:
@@ -59,6 +59,7 @@ class Clock:
         self._steps: dict[str, int] = {}
         self._set_step: int | None = None
         self._timesteps: dict[str, float] = {}
+        self._rises: bool | None = None  # which way the timesteps of this model go, by the first two of them
 
     def begin_request(self, num_steps: int | None) -> None:
         """Begin a request of `num_steps` steps (None: unknown); the next call is step 0."""
@@ -88,7 +89,9 @@ class Clock:
     def starts_request(self, timestep: float) -> bool:
         """Return whether a call at `timestep` begins a new request, in a loop without a scheduler."""
         last = self._timesteps.get(self.branch)
-        return self.request == 0 or (last is not None and timestep > last)
+        if last is not None and timestep != last:
+            self._rises = timestep > last if self._rises is None else self._rises
+        return self.request == 0 or (last is not None and (timestep < last if self._rises else timestep > last))
 
     def repeats(self, timestep: float) -> bool:
         """Return whether the previous call of this branch was at the same `timestep`."""

@@ -66,14 +66,14 @@ def limit_memory(session: Session, host: Host, config: FastCacheConfig) -> None:
         return
     check_memory(config, host.topology.pipefusion_parallel_degree)
     assert isinstance(session.driver, Driver)
-    driver = output_driver(host, config, session)
+    driver = output_driver(host, config, session.record, Clock())  # with its own clock, blocks are let alone
     limit = int(config.memory_budget if config.memory_budget > 1 else config.memory_budget * cpu.memory())
     session.memory = MemoryChoice(session.driver, driver, limit, Ranks(host.topology).largest)
 
 
-def output_driver(host: Host, config: FastCacheConfig, session: Session) -> OutputDriver:
-    """Return a driver of the output that may take the place of a session's own."""
-    driver, _ = _driver(host, config, None, session.record, session.clock)
+def output_driver(host: Host, config: FastCacheConfig, record: Record, clock: Clock) -> OutputDriver:
+    """Return a driver of the output that may take the place of one of blocks."""
+    driver, _ = _driver(host, config, None, record, clock)
     return driver
 
 

@@ -88,7 +88,7 @@ def _blocks(
     host: Host, config: FastCacheConfig, calibration: Calibration | None, observer: Observer | None, undo: Undo
 ) -> Handle:
     """Skip blocks of the transformer."""
-    if not host.has_spec:
+    if not host.is_known:  # also where it was derived before: another granularity has to be checked anew
         return _blocks_later(host, config, calibration, observer, undo)
     plan = plan_for(host, config, calibration)
     fixes = host.fix(undo)
@@ -114,8 +114,8 @@ def _blocks_later(
         except UsageError as error:
             if not sigmas_of(host) or config.test != "none" or config.tokens or config.calibration or calibration:
                 raise
-            logger.warning("%s; FastCache stands in for the output instead", error)
-            session.driver = output = output_driver(host, config, session)
+            logger.warning("%s; FastCache stands in for the output instead", error.problem)
+            session.driver = output = output_driver(host, config, session.record, session.clock)
             return output
         limit_memory(session, host, config)
         return driver

@@ -10,7 +10,7 @@ from torch import nn
 
 from fastcache_xdit.approx.keys_values import KeysValuesForecast
 from fastcache_xdit.clock import Clock, Patch
-from fastcache_xdit.models.catalogue import has_spec, is_known, spec_for
+from fastcache_xdit.models.catalogue import is_known, spec_for
 from fastcache_xdit.models.spec import ModelSpec
 from fastcache_xdit.parallel.topology import Topology
 from fastcache_xdit.runtime.session import Session
@@ -45,6 +45,11 @@ class Host:
         self.topology = Topology()
         self.spans: dict[str, Span] = {}
 
+    def describe(self, spec: ModelSpec) -> None:
+        """Set the description of the model, where the catalogue has none."""
+        self.spec = spec
+        vars(self).pop("blocks", None)
+
     @cached_property
     def spec(self) -> ModelSpec:
         """The description of the model's class.
@@ -58,11 +63,6 @@ class Host:
     def is_known(self) -> bool:
         """Whether the catalogue has the model's class."""
         return is_known(self.model)
-
-    @property
-    def has_spec(self) -> bool:
-        """Whether it is known how the model's blocks are called."""
-        return has_spec(self.model)
 
     @cached_property
     def blocks(self) -> list[Block]:

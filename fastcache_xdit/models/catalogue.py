@@ -59,11 +59,6 @@ def is_known(model: Any) -> bool:
     return _literal(model) is not None
 
 
-def has_spec(model: Any) -> bool:
-    """Return whether there is a spec of a transformer instance, in the catalogue or derived from a call."""
-    return _found(model) is not None
-
-
 def keep_derived(model: Any, spec: ModelSpec) -> None:
     """Keep the spec that was derived for a transformer instance, for as long as the instance lives."""
     _derived[model] = spec

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import inspect
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -21,6 +22,7 @@ from fastcache_xdit.models.spec import ENCODER, HIDDEN, BlockSpec, ModelSpec
 from fastcache_xdit.models.watch import BlockCall, watched
 
 ROLES = (HIDDEN, ENCODER)
+LEAST_SHARE = 1 / 3  # of the parameters in blocks that can be skipped to those in other blocks
 
 
 class _Unclear(Exception):
@@ -32,7 +34,7 @@ def derive(model: nn.Module, forward: partial[Any]) -> ModelSpec:
 
     Args:
         model: holds the blocks.
-        forward: the forward with the arguments of the call, of which the latents are the first.
+        forward: the forward with the arguments of the call; the first floating-point ones are the latents.
     Raises:
         UsageError: there are no blocks whose streams can be told.
     """
@@ -47,7 +49,7 @@ def derive(model: nn.Module, forward: partial[Any]) -> ModelSpec:
         except _Unclear as reason:
             computed[list_name] = str(reason)
             takes.pop(list_name, None)
-    if _size(model, takes) <= _size(model, computed):
+    if LEAST_SHARE * _size(model, computed) >= _size(model, takes):
         raise _refused(model, "; ".join(f"{name}: {reason}" for name, reason in computed.items()) or "it has none")
     shown = [call for call in calls if call.list_name in takes]
     moved = {call.name: _moved(call, other) for call, other in zip(calls, others, strict=True)}
@@ -61,18 +63,37 @@ def _size(model: nn.Module, names: Iterable[str]) -> int:
     return sum(parameter.numel() for name in names for parameter in model.get_submodule(name).parameters())
 
 
+def refined(spec: ModelSpec) -> Iterator[ModelSpec]:
+    """Yield the spec with its own joints, with more where another list begins, and with one before each block.
+
+    Joints do no harm but for the memory: what is kept of each segment is as large as its streams. They are needed
+    where something outside of the next block reads what a block returned, as a long skip does.
+    """
+    lists = [name.rpartition(".")[0] for name in spec.order]
+    changes = {name for name, before, now in zip(spec.order[1:], lists, lists[1:], strict=False) if before != now}
+    for joints in (spec.joints, spec.joints | changes, frozenset(spec.order)):
+        yield replace(spec, joints=joints)
+
+
 def with_other_latents(forward: partial[Any]) -> partial[Any]:
-    """Return a call with other latents, its first argument."""
-    if forward.args:
-        return partial(forward.func, _changed(forward.args[0]), *forward.args[1:], **forward.keywords)
-    name = next(iter(inspect.signature(forward.func).parameters))
-    return partial(forward.func, **{**forward.keywords, name: _changed(forward.keywords.get(name))})
+    """Return a call with other latents: its first argument of floating-point numbers."""
+    call = inspect.signature(forward.func).bind(*forward.args, **forward.keywords)
+    name = next((name for name, value in call.arguments.items() if _is_floating(value)), None)
+    if name:
+        call.arguments[name] = _changed(call.arguments[name])
+    return partial(forward.func, *call.args, **call.kwargs)
+
+
+def _is_floating(value: Any) -> bool:
+    if isinstance(value, list | tuple):
+        return bool(value) and all(_is_floating(part) for part in value)
+    return isinstance(value, torch.Tensor) and value.is_floating_point()
 
 
 def _changed(latents: Any) -> Any:
     if isinstance(latents, list | tuple):
         return type(latents)(_changed(part) for part in latents)
-    return latents * 0.9 + 0.1 if isinstance(latents, torch.Tensor) else latents
+    return latents * 0.9 + 0.1
 
 
 def _refused(model: nn.Module, why: str) -> UsageError:

@@ -104,6 +104,13 @@ class ModelSpec:
     computed: Mapping[str, str] = field(default_factory=dict)
 
 
+def timestep_of(signature: inspect.Signature) -> str:
+    """Return the name of a forward's argument for the timestep: `timestep`, or else the first one like it."""
+    names = list(signature.parameters)
+    alike = (name for name in names if name == "t" or "time" in name)
+    return "timestep" if "timestep" in names else next(alike, "timestep")
+
+
 def named(signature: inspect.Signature, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
     """Return the arguments of a call by name, including those collected by `**`."""
     arguments = dict(signature.bind(*args, **kwargs).arguments)

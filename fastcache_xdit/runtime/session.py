@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from fastcache_xdit.clock import FUSED, Clock, Patch, Tick
-from fastcache_xdit.models.spec import Streams, named
+from fastcache_xdit.models.spec import Streams, named, timestep_of
 from fastcache_xdit.runtime.branches import UnnamedCalls
 from fastcache_xdit.runtime.driver import Driver
 from fastcache_xdit.runtime.first_call import FirstCall
@@ -93,6 +93,7 @@ class Session:
     def wrapped(self, original: Callable[..., Any]) -> Callable[..., Any]:
         """Return a forward that replaces `original`, the transformer's own."""
         signature = inspect.signature(original)
+        timestep_name = timestep_of(signature)
 
         @functools.wraps(original)
         @torch.compiler.disable(recursive=False)
@@ -100,9 +101,10 @@ class Session:
             if self.is_bypassed:
                 return original(*args, **kwargs)
             arguments = named(signature, args, kwargs)
-            timestep = float(torch.as_tensor(arguments["timestep"]).flatten()[0]) if self._reads_timestep else None
+            given = arguments.get(timestep_name)
+            timestep = float(torch.as_tensor(given).flatten()[0]) if self._reads_timestep else None
             self._begin(timestep)
-            with self._branch(arguments.get("timestep")):
+            with self._branch(given):
                 if self._is_outside(arguments, timestep):
                     self.record.counters.bypassed_calls += 1
                     return original(*args, **kwargs)
