@@ -45,15 +45,20 @@ def listen(host: Host, session: Session, undo: Undo) -> None:
 
         undo.set(host.scheduler, "set_timesteps", announced)
         undo.set(host.scheduler, "step", _handing_over(host.scheduler.step, session))
-    cache_context: Any = getattr(host.transformer, "cache_context", None)
-    if cache_context is not None:
+    for transformer in host.transformers:
+        if cache_context := getattr(transformer, "cache_context", None):
+            undo.set(transformer, "cache_context", _naming(cache_context, session))
 
-        @contextlib.contextmanager
-        def named(name: str, *args: Any, **kwargs: Any) -> Iterator[None]:
-            with session.clock.in_branch(name), cache_context(name, *args, **kwargs):
-                yield
 
-        undo.set(host.transformer, "cache_context", named)
+def _naming(cache_context: Callable[..., Any], session: Session) -> Callable[..., Any]:
+    """Return a `cache_context` that names the branch to the session as well."""
+
+    @contextlib.contextmanager
+    def naming(name: str, *args: Any, **kwargs: Any) -> Iterator[None]:
+        with session.clock.in_branch(name), cache_context(name, *args, **kwargs):
+            yield
+
+    return naming
 
 
 def _handing_over(step: Callable[..., Any], session: Session) -> Callable[..., Any]:
