@@ -5,37 +5,23 @@ from __future__ import annotations
 import pytest
 import torch
 
-from fastcache_xdit import FastCacheConfig, fastcache
 from fastcache_xdit.models.catalogue import spec_for
-from tests.models.zoo import ZOO, Entry, arguments_at, build, output_of, overlap
+from tests.models.loop import MASK, STEPS, Loop
+from tests.models.zoo import ZOO, build
 
-MASK = "110101"
-STEPS = len(MASK)
-SIGMAS = [1 - step / STEPS for step in range(STEPS)]
-STEP_LENGTH = 0.05
 GRANULARITIES = ("step", "group", "block")
 
 
-class Loop:
-    """A tiny model in a sampling loop of a user's own, and how often the layers of a block ran."""
+class Counted(Loop):
+    """A loop that knows how often the layers of a block ran."""
 
     def __init__(self, name: str) -> None:
-        self.entry: Entry = ZOO[name]
-        self.model = build(name)
+        super().__init__(ZOO[name], build(name))
         self.runs = 0
 
     def generate(self, scale: float = 1.0) -> torch.Tensor:
         self.runs = 0
-        latents = _each(lambda part: part * scale, self.entry.arguments()[self.entry.latents])
-        with torch.no_grad():
-            for step in range(STEPS):
-                output = output_of(self.model(**arguments_at(self.entry, latents, step / STEPS)))
-                latents = _each(_stepped, latents, output)
-        return _flat(latents)
-
-    def cached(self, mask: str, granularity: str):
-        config = FastCacheConfig.scheduled(mask).model_copy(update={"granularity": granularity, "groups": 3})
-        return fastcache(self.model, config, sigmas=SIGMAS)
+        return super().generate(scale)
 
     def count(self, block: str) -> int:
         """Count calls of layers inside a block from now on; return how many there are in a step without a cache."""
@@ -52,33 +38,13 @@ class Loop:
         lists = list(spec.blocks)
         return spec.order[-1] if spec.order else f"{lists[-1]}.{len(self.model.get_submodule(lists[-1])) - 1}"
 
-    def start(self) -> torch.Tensor:
-        return _flat(self.entry.arguments()[self.entry.latents])
-
     def _ran(self, *_) -> None:
         self.runs += 1
 
 
-def _flat(latents) -> torch.Tensor:
-    return torch.cat([part.flatten() for part in (latents if isinstance(latents, list) else [latents])])
-
-
-def _each(change, first, *others):
-    if isinstance(first, list):
-        return [change(*parts) for parts in zip(first, *others, strict=True)]
-    return change(first, *others)
-
-
-def _stepped(latents, output):
-    latents = latents.clone()
-    predicted, moved = overlap(output, latents)
-    moved -= STEP_LENGTH * predicted
-    return latents
-
-
 @pytest.fixture(scope="module", params=ZOO)
 def loop(request):
-    return Loop(request.param)
+    return Counted(request.param)
 
 
 @pytest.fixture(scope="module")
