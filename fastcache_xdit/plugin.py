@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import inspect
 import logging
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -21,6 +22,7 @@ from fastcache_xdit.host.group import confirm_options
 from fastcache_xdit.host.listening import sigmas_of
 from fastcache_xdit.host.xdit import registration
 from fastcache_xdit.learning.learner import Learner
+from fastcache_xdit.models.spec import timestep_of
 from fastcache_xdit.models.watch import block_lists
 from fastcache_xdit.output_assembly import attach_output, limit_memory, output_calibration, output_driver
 from fastcache_xdit.parallel.ledger import Ledger
@@ -210,6 +212,12 @@ def _check(host: Host, config: FastCacheConfig, calibration: Calibration | None)
     """Refuse a second cache, and options that need a scheduler where there is none."""
     if any(hasattr(transformer, _MARK) for transformer in host.transformers):
         raise UsageError("FastCache is already enabled on this transformer", "call handle.disable() first")
+    if host.scheduler is None and host.sigmas is None and not timestep_of(inspect.signature(host.transformer.forward)):
+        raise UsageError(
+            f"nothing tells the steps of {type(host.model).__name__} apart: there is no scheduler, and no argument for "
+            "the timestep",
+            "give sigmas=[...], the noise level of each step, 1 to 0",
+        )
     planned = config.granularity == "output" or config.calibration or calibration or config.schedule
     if host.scheduler is None and host.sigmas is None and planned:
         raise UsageError(

@@ -238,6 +238,7 @@ def test_commands():
         "calibrations",
         "doctor",
         "generate",
+        "models",
         "report",
         "run",
         "tune",

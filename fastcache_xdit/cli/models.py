@@ -7,6 +7,7 @@ import difflib
 import json
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
+from typing import Any
 
 from rich.console import Console
 from rich.table import Table
@@ -27,11 +28,16 @@ class ModelsOptions:
     json: bool
 
 
+def add_arguments(parser: Any) -> None:
+    """Add the command's options."""
+    parser.add_argument("name", nargs="?", help="a transformer class; default: all of them")
+    parser.add_argument("--json", action="store_true", help="as one JSON object")
+
+
 def main(argv: list[str]) -> int:
     """Print the table, or all that is known of one class."""
     parser = argparse.ArgumentParser(prog="fastcache_xdit models", description=__doc__)
-    parser.add_argument("name", nargs="?", help="a transformer class; default: all of them")
-    parser.add_argument("--json", action="store_true", help="as one JSON object")
+    add_arguments(parser)
     options = fill(ModelsOptions, parse(parser, argv))
     shown = {options.name: _named(options.name)} if options.name else all_tried()
     if not is_first_rank():

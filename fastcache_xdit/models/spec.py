@@ -105,10 +105,10 @@ class ModelSpec:
 
 
 def timestep_of(signature: inspect.Signature) -> str:
-    """Return the name of a forward's argument for the timestep: `timestep`, or else the first one like it."""
+    """Return the name of a forward's argument for the timestep: `timestep`, or else the first one like it, or none."""
     names = list(signature.parameters)
     alike = (name for name in names if name == "t" or "time" in name)
-    return "timestep" if "timestep" in names else next(alike, "timestep")
+    return "timestep" if "timestep" in names else next(alike, "")
 
 
 def named(signature: inspect.Signature, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:

@@ -102,7 +102,7 @@ class Session:
                 return original(*args, **kwargs)
             arguments = named(signature, args, kwargs)
             given = arguments.get(timestep_name)
-            timestep = float(torch.as_tensor(given).flatten()[0]) if self._reads_timestep else None
+            timestep = float(torch.as_tensor(given).flatten()[0]) if self._reads_timestep and timestep_name else None
             self._begin(timestep)
             with self._branch(given):
                 if self._is_outside(arguments, timestep):
@@ -161,8 +161,7 @@ class Session:
         self._concluded = self.ledgers_agree = True
 
     def _begin(self, timestep: float | None) -> None:
-        starts = self._announced if timestep is None else self.clock.starts_request(timestep)
-        if starts:
+        if self._starts(timestep):
             self._announced = self._concluded = False
             self.driver = self.memory.driver() if self.memory else self.driver
             self._latest = None
@@ -172,6 +171,14 @@ class Session:
             self.record.ledger.begin_request()
             self.clock.begin_request(len(sigmas) if self.sigmas else None)
             self.record.counters.requests += 1
+
+    def _starts(self, timestep: float | None) -> bool:
+        """Return whether a call begins a request; in a loop without scheduler and timestep, its steps are counted."""
+        if timestep is not None:
+            return self.clock.starts_request(timestep)
+        if self._reads_timestep:
+            return self.clock.request == 0 or self.clock.finished(None)
+        return self._announced
 
     def _branch(self, timestep: Any) -> AbstractContextManager[None]:
         """Count a call that nobody names for a branch of its own, if it is a further one of its step."""
