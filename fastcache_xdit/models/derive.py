@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import inspect
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -29,30 +29,31 @@ class _Unclear(Exception):
     """Why the blocks of a list cannot be skipped."""
 
 
-def derive(model: nn.Module, forward: partial[Any]) -> ModelSpec:
+def derive(model: nn.Module, forward: partial[Any], add_up: Callable[[torch.Tensor], torch.Tensor]) -> ModelSpec:
     """Derive the spec of a transformer from one call of its forward, which is made twice.
 
     Args:
         model: holds the blocks.
         forward: the forward with the arguments of the call; the first floating-point ones are the latents.
+        add_up: adds up [K] float64 over the ranks that must derive the same.
     Raises:
         UsageError: there are no blocks whose streams can be told.
     """
     calls, others = watched(model, forward), watched(model, with_other_latents(forward))
+    moved = _moved(calls, others, add_up)
     groups = {call.list_name: [each for each in calls if each.list_name == call.list_name] for call in calls}
     takes: dict[str, list[str | None]] = {}
     computed: dict[str, str] = {}
     for list_name, group in groups.items():
         try:
             takes[list_name] = _arguments(group, calls)
-            _check_latents(group[0], others, takes[list_name])
+            _check_latents(moved[group[0].name], takes[list_name])
         except _Unclear as reason:
             computed[list_name] = str(reason)
             takes.pop(list_name, None)
     if LEAST_SHARE * _size(model, computed) >= _size(model, takes):
         raise _refused(model, "; ".join(f"{name}: {reason}" for name, reason in computed.items()) or "it has none")
     shown = [call for call in calls if call.list_name in takes]
-    moved = {call.name: _moved(call, other) for call, other in zip(calls, others, strict=True)}
     roles, joints = _roles(shown, takes, moved)
     blocks = {name: _block(groups[name][0], takes[name], roles[name]) for name in takes}
     order = tuple(call.name for call in shown)
@@ -166,16 +167,31 @@ def _fits(value: Any, output: Any) -> bool:
     return tensors and value.shape == output.shape and value.is_floating_point()
 
 
-def _check_latents(first: BlockCall, others: Sequence[BlockCall], takes: Sequence[str | None]) -> None:
-    other = next((call for call in others if call.name == first.name), None)
-    moved = _moved(first, other) if other else set()
+def _check_latents(moved: set[str], takes: Sequence[str | None]) -> None:
     if not moved.intersection(takes):
         raise _Unclear("its streams do not depend on the latents")
 
 
-def _moved(call: BlockCall, other: BlockCall) -> set[str]:
-    """Return the tensor arguments that are not the same in another forward."""
-    return {name for name, value in call.arguments.items() if _differ(value, other.arguments.get(name))}
+def _moved(
+    calls: Sequence[BlockCall], others: Sequence[BlockCall], add_up: Callable[[torch.Tensor], torch.Tensor]
+) -> dict[str, set[str]]:
+    """Return, by block, the tensor arguments that are not the same in another forward, on any rank.
+
+    A rank may hold tokens of the text alone, which the latents do not move before the first block mixes them.
+    """
+    compared = [
+        (call.name, name, _differ(value, other.arguments.get(name)))
+        for call, other in zip(calls, others, strict=True)
+        for name, value in call.arguments.items()
+    ]
+    moved: dict[str, set[str]] = {call.name: set() for call in calls}
+    if compared:
+        device = outputs_of(calls[-1].output)[0].device
+        flags = torch.tensor([differs for *_, differs in compared], dtype=torch.float64, device=device)
+        for (block, name, _), ranks in zip(compared, add_up(flags).tolist(), strict=True):
+            if ranks:
+                moved[block].add(name)
+    return moved
 
 
 def _differ(value: Any, other: Any) -> bool:
