@@ -22,6 +22,7 @@ from fastcache_xdit.models.spec import ENCODER, HIDDEN, BlockSpec, ModelSpec
 from fastcache_xdit.models.watch import BlockCall, watched
 
 ROLES = (HIDDEN, ENCODER)
+Anywhere = Callable[[list[bool]], list[bool]]
 LEAST_SHARE = 1 / 3  # of the parameters in blocks that can be skipped to those in other blocks
 
 
@@ -40,7 +41,8 @@ def derive(model: nn.Module, forward: partial[Any], add_up: Callable[[torch.Tens
         UsageError: there are no blocks whose streams can be told.
     """
     calls, others = watched(model, forward), watched(model, with_other_latents(forward))
-    moved = _moved(calls, others, add_up)
+    anywhere = partial(_anywhere, add_up, _device(calls))
+    moved = _moved(calls, others, anywhere)
     groups = {call.list_name: [each for each in calls if each.list_name == call.list_name] for call in calls}
     takes: dict[str, list[str | None]] = {}
     computed: dict[str, str] = {}
@@ -54,7 +56,8 @@ def derive(model: nn.Module, forward: partial[Any], add_up: Callable[[torch.Tens
     if LEAST_SHARE * _size(model, computed) >= _size(model, takes):
         raise _refused(model, "; ".join(f"{name}: {reason}" for name, reason in computed.items()) or "it has none")
     shown = [call for call in calls if call.list_name in takes]
-    roles, joints = _roles(shown, takes, moved)
+    roles, changed = _roles(shown, takes, moved)
+    joints = {name for name, flag in zip(changed, anywhere(list(changed.values())), strict=True) if flag}
     blocks = {name: _block(groups[name][0], takes[name], roles[name]) for name in takes}
     order = tuple(call.name for call in shown)
     return ModelSpec(type(model).__name__, blocks, order=order, joints=frozenset(joints), computed=computed)
@@ -172,9 +175,7 @@ def _check_latents(moved: set[str], takes: Sequence[str | None]) -> None:
         raise _Unclear("its streams do not depend on the latents")
 
 
-def _moved(
-    calls: Sequence[BlockCall], others: Sequence[BlockCall], add_up: Callable[[torch.Tensor], torch.Tensor]
-) -> dict[str, set[str]]:
+def _moved(calls: Sequence[BlockCall], others: Sequence[BlockCall], anywhere: Anywhere) -> dict[str, set[str]]:
     """Return, by block, the tensor arguments that are not the same in another forward, on any rank.
 
     A rank may hold tokens of the text alone, which the latents do not move before the first block mixes them.
@@ -185,13 +186,23 @@ def _moved(
         for name, value in call.arguments.items()
     ]
     moved: dict[str, set[str]] = {call.name: set() for call in calls}
-    if compared:
-        device = outputs_of(calls[-1].output)[0].device
-        flags = torch.tensor([differs for *_, differs in compared], dtype=torch.float64, device=device)
-        for (block, name, _), ranks in zip(compared, add_up(flags).tolist(), strict=True):
-            if ranks:
-                moved[block].add(name)
+    flags = anywhere([differs for *_, differs in compared])
+    for block, name in (each[:2] for each, flag in zip(compared, flags, strict=True) if flag):
+        moved[block].add(name)
     return moved
+
+
+def _anywhere(
+    add_up: Callable[[torch.Tensor], torch.Tensor], device: torch.device | None, flags: list[bool]
+) -> list[bool]:
+    """Return which flags are set on any rank."""
+    return [ranks > 0 for ranks in add_up(torch.tensor(flags, dtype=torch.float64, device=device)).tolist()]
+
+
+def _device(calls: Sequence[BlockCall]) -> torch.device | None:
+    """Return where the blocks compute, and so where messages are sent from."""
+    outputs = (part for call in calls for part in outputs_of(call.output))
+    return next((part.device for part in outputs if isinstance(part, torch.Tensor)), None)
 
 
 def _differ(value: Any, other: Any) -> bool:
@@ -200,19 +211,24 @@ def _differ(value: Any, other: Any) -> bool:
 
 def _roles(
     calls: Sequence[BlockCall], takes: dict[str, list[str | None]], moved: dict[str, set[str]]
-) -> tuple[dict[str, dict[str, str]], list[str]]:
-    """Return the role of each list's stream arguments, and the blocks that begin joints."""
+) -> tuple[dict[str, dict[str, str]], dict[str, bool]]:
+    """Return the role of each list's stream arguments, and which blocks take other streams than were returned."""
     roles: dict[str, dict[str, str]] = {}
-    joints: list[str] = []
+    changed: dict[str, bool] = {}
     left: dict[str, Any] = {}  # what the block before returned, by role
     for call in calls:
         arguments = [name for name in takes[call.list_name] if name]
         mine = roles.setdefault(call.list_name, _first_roles(call, arguments, left, moved[call.name]))
-        if left and any(call.arguments.get(name) is not left.get(role) for name, role in mine.items()):
-            joints.append(call.name)
+        if left:
+            changed[call.name] = any(not _same(call.arguments.get(name), left.get(role)) for name, role in mine.items())
         returned = zip(takes[call.list_name], outputs_of(call.output), strict=False)
         left = {mine[name]: value for name, value in returned if name and value is not None}
-    return roles, joints
+    return roles, changed
+
+
+def _same(value: Any, other: Any) -> bool:
+    """Return whether a block takes what was returned, or a copy of it."""
+    return value is other or (_fits(value, other) and value.dtype == other.dtype and torch.equal(value, other))
 
 
 def _first_roles(call: BlockCall, arguments: Sequence[str], left: dict[str, Any], moved: set[str]) -> dict[str, str]:
