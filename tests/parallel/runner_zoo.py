@@ -91,7 +91,10 @@ RUNNERS = {
     "Lumina2Transformer2DModel": Runner("Lumina2", "lumina2.xFuserLumina2Transformer2DWrapper", dict(num_kv_heads=2)),
     "MiniMaxH3Transformer3DModel": Runner("MiniMax-H3", "minimax_h3.xFuserMiniMaxH3Transformer3DWrapper"),
     "QwenImageTransformer2DModel": Runner("Qwen-Image", "qwen.xFuserQwenImageTransformerWrapper"),
-    "SD3Transformer2DModel": Runner("SD3.5", "sd3.xFuserSD3Transformer2DWrapper", told=True, cut=True),
+    # without the second attention of SD3.5 medium, at which xDiT stops: joint_strategy is not set there
+    "SD3Transformer2DModel": Runner(
+        "SD3.5", "sd3.xFuserSD3Transformer2DWrapper", dict(dual_attention_layers=()), told=True, cut=True,
+    ),
     "WanTransformer3DModel": Runner("Wan2.1-T2V", "wan.xFuserWanTransformer3DWrapper"),
     "WanVACETransformer3DModel": Runner("Wan2.1-VACE-1.3B", "wan_vace.xFuserWanVACETransformer3DWrapper"),
     "ZImageTransformer2DModel": Runner("Z-Image", "z_image.xFuserZImageTransformer2DWrapper"),
