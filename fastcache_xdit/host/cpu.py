@@ -146,7 +146,7 @@ def _attend(query, key, value, dropout_p, is_causal, attention_kwargs=None):
     return flash(query, key, value, dropout_p, is_causal, attn_mask=mask)
 
 
-def _with_fewer_keys(attend):
+def _with_grouped_heads(attend):
     """Let attention take fewer heads of keys than of queries, as flash attention does."""
 
     @functools.wraps(attend)
@@ -163,7 +163,7 @@ def _patch_attention() -> None:
     functions, kinds = backends.ATTENTION_FUNCTION_REGISTRY, backends.AttentionBackendType
     functions[kinds.SDPA_FLASH] = functions[kinds.CUDNN] = _attend  # xDiT chooses the latter on a CUDA build of torch
     for kind in (kinds.SDPA, kinds.SDPA_FLASH, kinds.CUDNN):
-        functions[kind] = _with_fewer_keys(functions[kind])
+        functions[kind] = _with_grouped_heads(functions[kind])
 
 
 def _patch_exit() -> None:

@@ -145,6 +145,6 @@ def test_attention_without_keys_is_nothing():
 def test_a_head_of_keys_serves_several_heads_of_queries():
     query, key, value = torch.randn(3, 1, 4, 5, 8, generator=torch.Generator().manual_seed(0))
     few = key[:, ::2], value[:, ::2]
-    grouped = cpu._with_fewer_keys(cpu._attend)(query, *few, 0.0, False)
+    grouped = cpu._with_grouped_heads(cpu._attend)(query, *few, 0.0, False)
     repeated = cpu._attend(query, *(part.repeat_interleave(2, dim=1) for part in few), 0.0, False)
     assert all(torch.equal(*pair) for pair in zip(grouped[:2], repeated[:2], strict=True))

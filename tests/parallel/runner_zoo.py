@@ -126,18 +126,19 @@ def passed() -> dict[str, list[str]]:
 
 def faults(name: str, layout: str) -> list[str]:
     """List what is wrong with a model in a layout."""
-    answers = [result["answers"][name][layout] for result in results()]
-    if texts := [answer for answer in answers if isinstance(answer, str)]:
-        return texts
-    found = [
-        "the cache changes bits where nothing is skipped" * (not answer.exact)
-        or f"xDiT without a cache is {answer.cured:.1e} off" * (answer.cured > CLOSE)
-        or f"the cache is {answer.error:.1e} off one process" * (answer.error > CLOSE)
-        or "another number of blocks than in one process is computed or skipped" * (not _counts_alike(answer))
-        or "other decisions than in one process are taken" * (answer.run.choices != answer.alone.choices)
-        for answer in answers
-    ]
-    return [fault for fault in found if fault]
+    answers = (result["answers"][name][layout] for result in results())
+    return [fault for answer in answers for fault in ([answer] if isinstance(answer, str) else _faults(answer))]
+
+
+def _faults(answer: Answer) -> list[str]:
+    wrong = {
+        f"xDiT without a cache is {answer.cured:.1e} off": answer.cured > CLOSE,
+        f"with the cache it is {answer.error:.1e} off": answer.error > CLOSE,
+        "the cache changes bits where nothing is skipped": not answer.exact,
+        "not as many blocks as in one process are computed and skipped": not _counts_alike(answer),
+        "other decisions than in one process are taken": answer.run.choices != answer.alone.choices,
+    }
+    return [text for text, is_wrong in wrong.items() if is_wrong]
 
 
 def _counts_alike(answer: Answer) -> bool:
