@@ -94,7 +94,7 @@ def attach(plan: ExecutionPlan, observer: Observer | None, undo: Undo) -> Sessio
     record = Record(config, consensus_of(host, config, counters), _ledger(plan), counters)
     driver = _driver(plan, record, Clock(), observer, undo)
     added = host.spec.added if config.tokens else ()
-    return _connect(host, Session(host.spec.bypass + added, driver, sigmas_of(host), *_calls_of(host)), undo)
+    return connect(host, Session(host.spec.bypass + added, driver, sigmas_of(host), *_calls_of(host)), undo)
 
 
 def attach_later(
@@ -108,7 +108,7 @@ def attach_later(
     record = Record(config, consensus_of(host, config, counters), Ledger(repr(config)), counters)
     first = FirstCall(record, Clock(), lambda forward: build(session, forward))
     session = Session((), first, sigmas_of(host), *_calls_of(host))
-    return _connect(host, session, undo)
+    return connect(host, session, undo)
 
 
 def driver_from(
@@ -166,8 +166,10 @@ def _calls_of(host: Host) -> tuple[Callable[[], Patch | None], bool]:
     return host.current_patch, host.scheduler is not None
 
 
-def _connect(host: Host, session: Session, undo: Undo) -> Session:
-    undo.set(host.transformer, "forward", session.wrapped(host.transformer.forward))
+def connect(host: Host, session: Session, undo: Undo) -> Session:
+    """Replace the forwards of the transformers by the session's, and let it listen to the scheduler."""
+    for transformer in host.transformers:
+        undo.set(transformer, "forward", session.wrapped(transformer.forward))
     listen(host, session, undo)
     return session
 

@@ -8,7 +8,7 @@ from fastcache_xdit.approx.calibration import Calibration
 from fastcache_xdit.approx.identity import check_identity
 from fastcache_xdit.approx.output import SEGMENT
 from fastcache_xdit.approx.pooled import pooled
-from fastcache_xdit.assembly import consensus_of, scheduled_skips
+from fastcache_xdit.assembly import connect, consensus_of, scheduled_skips
 from fastcache_xdit.clock import Clock
 from fastcache_xdit.config import FastCacheConfig
 from fastcache_xdit.counters import Counters
@@ -17,7 +17,7 @@ from fastcache_xdit.host import cpu
 from fastcache_xdit.host.base import Host
 from fastcache_xdit.host.effects import SchedulerEffects
 from fastcache_xdit.host.identity import identity
-from fastcache_xdit.host.listening import listen, sigmas_of
+from fastcache_xdit.host.listening import sigmas_of
 from fastcache_xdit.host.xdit import layout
 from fastcache_xdit.host.xdit.layout import check_memory
 from fastcache_xdit.learning.ranks import Ranks
@@ -51,9 +51,7 @@ def attach_output(
     driver, effects = _driver(host, config, known, record, Clock())
     sigmas, announced, pilot = sigmas_of(host), host.scheduler is not None, driver.pilot
     session = Session((), driver, sigmas, host.current_patch, announced)
-    undo.set(host.transformer, "forward", session.wrapped(host.transformer.forward))
-    listen(host, session, undo)
-    return session, pilot, effects
+    return connect(host, session, undo), pilot, effects
 
 
 def limit_memory(session: Session, host: Host, config: FastCacheConfig) -> None:
@@ -84,7 +82,7 @@ def _driver(
     assert sigmas, "plugin.enable refuses a loop without noise levels"
     effects = SchedulerEffects(host.scheduler, sigmas)
     mask = _scheduled(config) if config.schedule else None
-    pilot = Pilot(config.goal, known or pooled(), lambda: effects().final, mask)
+    pilot = Pilot(config.goal, known or pooled(), lambda: effects().final, mask, host.switch)
     return OutputDriver(pilot, record, clock, host.scheduler is not None), effects
 
 

@@ -79,7 +79,8 @@ def enable(
             handle = _output(target, host, config, calibration, home, undo)
         else:
             handle = _blocks(host, config, calibration, observer, undo)
-        undo.set(host.transformer, _MARK, handle)
+        for transformer in host.transformers:
+            undo.set(transformer, _MARK, handle)
         on_error.pop_all()
     return handle
 
@@ -87,7 +88,16 @@ def enable(
 def _blocks(
     host: Host, config: FastCacheConfig, calibration: Calibration | None, observer: Observer | None, undo: Undo
 ) -> Handle:
-    """Skip blocks of the transformer."""
+    """Skip blocks of the transformer.
+
+    Raises:
+        UsageError: there are two of them, or as `plan_for`.
+    """
+    if host.others:
+        raise UsageError(
+            f"granularity={config.granularity} is for one transformer, and two are called here",
+            "set granularity: output, or leave test and granularity out",
+        )
     if not host.is_known:  # also where it was derived before: another granularity has to be checked anew
         return _blocks_later(host, config, calibration, observer, undo)
     plan = plan_for(host, config, calibration)
@@ -198,7 +208,7 @@ def _apply(pipe: Any, text: str | None) -> Handle:
 
 def _check(host: Host, config: FastCacheConfig, calibration: Calibration | None) -> None:
     """Refuse a second cache, and options that need a scheduler where there is none."""
-    if hasattr(host.transformer, _MARK):
+    if any(hasattr(transformer, _MARK) for transformer in host.transformers):
         raise UsageError("FastCache is already enabled on this transformer", "call handle.disable() first")
     planned = config.granularity == "output" or config.calibration or calibration or config.schedule
     if host.scheduler is None and host.sigmas is None and planned:

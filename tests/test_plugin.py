@@ -141,7 +141,7 @@ def test_reset_forgets_counts_and_references():
         (lambda: nn.Linear(2, 2), "does not know the blocks of Linear; it knows those of PixArt"),
         (lambda: object(), "object has no transformer"),
         (lambda: _with_rival(tiny.transformer("flux")), r"disable_cache\(\) first"),
-        (lambda: _with_second(tiny.pipeline("pixart")), "two transformers"),
+        (lambda: _with_second(tiny.pipeline("pixart")), "two transformers, and no boundary_ratio"),
     ],
 )
 def test_what_cannot_be_cached_is_refused_by_name(target, words):

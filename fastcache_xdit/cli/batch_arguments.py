@@ -109,7 +109,7 @@ def add_job(group: Any) -> None:
 def recipe_of(options: PipelineOptions) -> Recipe:
     """Turn a command line into what a job keeps of it. Raises UsageError for what cannot work."""
     model, config = model_folder(options.model), chosen_cache("batch", options)
-    _check_model(model, config, options.layout)
+    _check_model(model, options.layout)
     return Recipe(
         model=str(Path(model).resolve()) if Path(model).is_dir() else model,
         dtype=options.dtype,
@@ -148,9 +148,9 @@ def check_layout(recipe: Recipe, layout: Layout) -> None:
     """Raise UsageError for a layout in which the job cannot run; the number of ranks is not checked."""
     if recipe.config:
         check_cache(layout, recipe.config)
-    _check_model(recipe.model, recipe.config, layout)
+    _check_model(recipe.model, layout)
 
 
-def _check_model(model: str, config: FastCacheConfig | None, layout: Layout) -> None:
+def _check_model(model: str, layout: Layout) -> None:
     if Path(model).is_dir():
-        checkpoint.check_model(Path(model), layout, cached=config is not None)
+        checkpoint.check_model(Path(model), layout)

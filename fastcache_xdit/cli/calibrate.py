@@ -108,6 +108,6 @@ def _checked_output(options: CalibrateOptions, model: str, prompts: list[str]) -
             )
     layout.check_degrees(options.layout, world.size())
     if Path(model).is_dir():
-        checkpoint.check_model(Path(model), options.layout, cached=True)
+        checkpoint.check_model(Path(model), options.layout)
     check_enough(len(prompts), options.batch_size)
     return writable_file(options.output)

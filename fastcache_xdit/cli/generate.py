@@ -69,7 +69,7 @@ class _Job:
         self.model = model_folder(options.model)
         layout.check_degrees(options.layout, world.size())
         if Path(self.model).is_dir():
-            checkpoint.check_model(Path(self.model), options.layout, cached=self.config is not None)
+            checkpoint.check_model(Path(self.model), options.layout)
         self.call = call_arguments(options)
         self.output = OutputFolder(options.output, options.overwrite)
         together = options.batch_size * options.layout.data_parallel_degree

@@ -21,8 +21,10 @@ COMMANDS = {
     "calibrations": "what was learnt and is kept for the next process: calibrations list, show, remove, export",
     "bench": "benchmarks: bench peers, speed, approximations, significance, tokens, costs, overhead, batch",
     "report": "one page on the results of bench peers, and Markdown tables",
+    "models": "the transformer classes that were tried, and what of the cache works with each",
     "doctor": "what is installed, what this machine can run, and what to do about what does not fit",
 }
+UNPREPARED = ("doctor", "models")  # the one tells what stands in the way of preparing, the other loads nothing
 PROG = "python -m fastcache_xdit"
 USAGE = f"usage: {PROG} COMMAND [options]; COMMAND --help lists its options"
 MISTAKE, BUG = 2, 1  # exit codes
@@ -57,7 +59,7 @@ def _imported(name: str) -> Main:
     """Return the main function of a command; its module is imported when it is called."""
 
     def command(argv: list[str]) -> int:
-        if name != "doctor":  # it tells what stands in the way of preparing
+        if name not in UNPREPARED:
             loading.prepare()  # before libraries that a command imports read their settings
         return importlib.import_module(f"fastcache_xdit.cli.{name}").main(argv)
 

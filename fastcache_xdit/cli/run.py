@@ -96,15 +96,14 @@ def run_options(parser: argparse.ArgumentParser, argv: list[str]) -> RunOptions:
 
 def check(options: RunOptions) -> None:
     """Raise UsageError for what cannot run here; a folder becomes a model of xDiT's runner."""
-    cached = options.cache_method == registration.METHOD
     check_degrees(options.layout, world.size())
-    if cached:
+    if options.cache_method == registration.METHOD:
         check_cache(options.layout, cache_config(options.cache_config, options.goals))
     else:
         refuse_goals(options.goals)
     folder = Path(options.model)
     if folder.is_dir():
-        checkpoint.check_model(folder, options.layout, cached)
+        checkpoint.check_model(folder, options.layout)
         add_local_model(options.model)
     check_registered(options.model)
     check_accepted(options.model, options.xdit, options.flags)

@@ -14,7 +14,7 @@ from fastcache_xdit.doctor.finding import Finding, problem, tried
 from fastcache_xdit.errors import UsageError
 from fastcache_xdit.host.identity import saved_identity
 from fastcache_xdit.host.xdit import checkpoint
-from fastcache_xdit.models.catalogue import known_models
+from fastcache_xdit.models.tried import Tried, all_tried
 
 NAMES = {
     "ulysses_degree": "ulysses",
@@ -34,6 +34,7 @@ def examine(name: str, folder: Path, ranks: int, calibrations: Sequence[Path]) -
     finding = tried("model", partial(model, name, folder), "give the folder of a whole diffusers pipeline")
     yield finding
     if not finding.problem:
+        yield from blocks(folder)
         yield layouts(folder, ranks)
         yield from calibrated(calibrations, folder)
 
@@ -47,13 +48,24 @@ def on_disk(name: str) -> Path:
 
 
 def model(name: str, folder: Path) -> Finding:
-    """Tell whether the model is here, and FastCache knows its transformer."""
+    """Tell whether the model is here, and what of the cache works with its transformer."""
     if not folder.is_dir():
         return Finding("model", f"{name} is not on this machine", f"it is downloaded at first use: hf download {name}")
     kind = checkpoint.transformer_class(folder)
-    if kind in known_models():
-        return Finding("model", f"{name}: {kind}, which FastCache knows")
-    return Finding("model", f"{name}: {kind}", f"it runs uncached; FastCache knows {', '.join(known_models())}")
+    if kind not in (tried := all_tried()):
+        return Finding("model", f"{name}: {kind}, which was not tried; its blocks are found out in its first call")
+    if reason := tried[kind].why_not:
+        return Finding("model", f"{name}: {kind}", f"it runs uncached: {reason}")
+    return Finding("model", f"{name}: {kind}, which is cached by {', '.join(tried[kind].granularities)}")
+
+
+def blocks(folder: Path) -> Iterator[Finding]:
+    """Tell what runs through the blocks of a transformer that was tried, and which are always computed."""
+    row = all_tried().get(checkpoint.transformer_class(folder), Tried())
+    lists = [f"{name}: {streams}" for name, streams in row.streams.items()]
+    lists += [f"{name}: always computed, because {reason}" for name, reason in row.computed.items()]
+    if lists:
+        yield Finding("blocks", "\n".join(lists))
 
 
 def layouts(folder: Path, ranks: int) -> Finding:

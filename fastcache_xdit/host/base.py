@@ -25,6 +25,8 @@ class Host:
 
     Attributes:
         transformer: the module whose forward is one step; under xDiT its wrapper.
+        others: transformers that take its place in some of the steps, such as the second one of Wan 2.2.
+        boundary: noise level, 0 to 1, below which they do; None without one.
         model: the diffusers transformer that holds the block lists.
         scheduler: announces requests through `set_timesteps`; None in a user's own loop.
         topology: the parallel layout and this rank.
@@ -39,6 +41,8 @@ class Host:
 
     def __init__(self, transformer: nn.Module, model: nn.Module, scheduler: Any = None) -> None:
         self.transformer = transformer
+        self.others: tuple[nn.Module, ...] = ()
+        self.boundary: float | None = None
         self.model = model
         self.scheduler = scheduler
         self.sigmas: tuple[float, ...] | None = None
@@ -68,6 +72,17 @@ class Host:
     def blocks(self) -> list[Block]:
         """The blocks that this rank holds, in running order."""
         return blocks_of(self.model, self.spec, self.spans)
+
+    @property
+    def transformers(self) -> tuple[nn.Module, ...]:
+        """All transformers that are called."""
+        return (self.transformer, *self.others)
+
+    def switch(self, sigmas: Sequence[float]) -> int | None:
+        """Return the first step that another transformer takes; None if there is none."""
+        if self.boundary is None:
+            return None
+        return next((step for step, sigma in enumerate(sigmas) if step > 0 and sigma < self.boundary), None)
 
     @property
     def num_blocks(self) -> int:

@@ -23,14 +23,16 @@ def diffusers_host(target: Any) -> Host:
             "diffusers' own context parallelism is not supported: its ranks would decide apart",
             "run the model under xDiT (ulysses_degree, ring_degree) instead",
         )
-    return Host(transformer, transformer, getattr(target, "scheduler", None))
+    host = Host(transformer, transformer, getattr(target, "scheduler", None))
+    host.others, host.boundary = others_of(target)
+    return host
 
 
 def transformer_of(pipe: Any) -> nn.Module:
-    """Return the one transformer or U-Net of a pipeline.
+    """Return the transformer or U-Net of a pipeline, the first one that it calls.
 
     Raises:
-        UsageError: there is none, or more than one.
+        UsageError: there is none.
     """
     denoiser = getattr(pipe, "transformer", None) or getattr(pipe, "unet", None)
     if not isinstance(denoiser, nn.Module):
@@ -38,9 +40,27 @@ def transformer_of(pipe: Any) -> nn.Module:
             f"{type(pipe).__name__} has no transformer or U-Net",
             "FastCache takes a diffusers or xDiT pipeline with one, or the transformer itself",
         )
-    if isinstance(getattr(pipe, "transformer_2", None), nn.Module):
-        raise UsageError(f"{type(pipe).__name__} has two transformers, which FastCache does not support yet")
     return denoiser
+
+
+def others_of(target: Any) -> tuple[tuple[nn.Module, ...], float | None]:
+    """Return the transformers that take the place of a pipeline's first one, and the noise level below which they do.
+
+    Raises:
+        UsageError: there are two, and nothing says which one is called when.
+    """
+    second = getattr(target, "transformer_2", None)
+    if not isinstance(second, nn.Module):
+        return (), None
+    options = getattr(target, "config", {})
+    if "boundary_ratio" not in options:
+        raise UsageError(
+            f"{type(target).__name__} has two transformers, and no boundary_ratio says when the second one is called",
+            "FastCache takes pipelines like those of Wan 2.2",
+        )
+    refuse_rivals(second)
+    boundary = options["boundary_ratio"]
+    return ((second,), boundary) if boundary else ((), None)  # without a boundary the first one alone is called
 
 
 def refuse_rivals(transformer: nn.Module) -> None:

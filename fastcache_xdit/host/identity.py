@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,7 @@ def identity(host: Host) -> dict[str, Any]:
     kind = type(getattr(host.scheduler, "module", host.scheduler)).__name__  # xDiT wraps it as `module`
     scheduler = ("", {}) if host.scheduler is None else (kind, host.scheduler.config)
     return {
-        **_configs(_class_of(host), host.model.config, *scheduler),
+        **_configs(_class_of(host), [model.config for model in (host.model, *host.others)], *scheduler),
         "weights": {} if sharded else _fingerprint(host),
         "adapters": adapters(host),
     }
@@ -37,9 +38,11 @@ def saved_identity(folder: Path) -> dict[str, Any]:
     """Return the identity of a pipeline on disk without loading it: all but weights and adapters."""
     parts = json.loads((folder / "model_index.json").read_text())
     scheduler = _from_config(folder / "scheduler", parts["scheduler"][1])
+    second = ["transformer_2"] if parts.get("boundary_ratio") else []
     with torch.device("meta"):
-        model = _from_config(folder / "transformer", parts["transformer"][1])
-    return _configs(type(model).__name__, model.config, type(scheduler).__name__, scheduler.config)
+        models = [_from_config(folder / name, parts[name][1]) for name in ("transformer", *second)]
+    configs = [model.config for model in models]
+    return _configs(type(models[0]).__name__, configs, type(scheduler).__name__, scheduler.config)
 
 
 def _from_config(folder: Path, name: str) -> Any:
@@ -49,10 +52,10 @@ def _from_config(folder: Path, name: str) -> Any:
     return kind.from_config(kind.load_config(folder))
 
 
-def _configs(model: str, model_config: Any, scheduler: str, scheduler_config: Any) -> dict[str, Any]:
+def _configs(model: str, model_configs: Sequence[Any], scheduler: str, scheduler_config: Any) -> dict[str, Any]:
     return {
         "model": model,
-        "model_config": _digest(model_config),
+        "model_config": "+".join(map(_digest, model_configs)),
         "scheduler": scheduler,
         "scheduler_config": _digest(scheduler_config),
     }
@@ -74,12 +77,16 @@ def _class_of(host: Host) -> str:
 def _fingerprint(host: Host) -> dict[str, float]:
     """Return the weight norms of every fourth block, which tell a fine-tune or a fused adapter from the original.
 
-    Of a model whose blocks are not known, those of some of its modules.
+    Of a model whose blocks are not known, or of two, those of some modules.
     """
-    if host.is_known:
+    if host.is_known and not host.others:
         return {block.name: _norm(block.module) for block in host.blocks if block.index % 4 == 0}
-    layers = [(name, layer) for name, layer in host.model.named_modules() if vars(layer)["_parameters"]]
-    return {name: _norm(layer) for name, layer in layers[:: max(1, len(layers) // SAMPLED)]}
+    norms: dict[str, float] = {}
+    for number, model in enumerate((host.model, *host.others)):
+        layers = [(name, layer) for name, layer in model.named_modules() if vars(layer)["_parameters"]]
+        sampled = layers[:: max(1, len(layers) // SAMPLED)]
+        norms |= {f"{name} of transformer {number + 1}" if number else name: _norm(layer) for name, layer in sampled}
+    return norms
 
 
 def _norm(module: nn.Module) -> float:

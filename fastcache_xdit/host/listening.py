@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import inspect
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -44,25 +45,48 @@ def listen(host: Host, session: Session, undo: Undo) -> None:
             return set_timesteps(*args, **kwargs)
 
         undo.set(host.scheduler, "set_timesteps", announced)
-        undo.set(host.scheduler, "step", _handing_over(host.scheduler.step, session))
-    cache_context: Any = getattr(host.transformer, "cache_context", None)
-    if cache_context is not None:
-
-        @contextlib.contextmanager
-        def named(name: str, *args: Any, **kwargs: Any) -> Iterator[None]:
-            with session.clock.in_branch(name), cache_context(name, *args, **kwargs):
-                yield
-
-        undo.set(host.transformer, "cache_context", named)
+        undo.set(host.scheduler, "step", _handing_over(host.scheduler.step, host.scheduler, session))
+    for transformer in host.transformers:
+        if cache_context := getattr(transformer, "cache_context", None):
+            undo.set(transformer, "cache_context", _naming(cache_context, session))
 
 
-def _handing_over(step: Callable[..., Any], session: Session) -> Callable[..., Any]:
+def _naming(cache_context: Callable[..., Any], session: Session) -> Callable[..., Any]:
+    """Return a `cache_context` that names the branch to the session as well."""
+
+    @contextlib.contextmanager
+    def naming(name: str, *args: Any, **kwargs: Any) -> Iterator[None]:
+        with session.clock.in_branch(name), cache_context(name, *args, **kwargs):
+            yield
+
+    return naming
+
+
+def _handing_over(step: Callable[..., Any], scheduler: Any, session: Session) -> Callable[..., Any]:
     """Return a `scheduler.step` that is given its output, the first argument, through the session."""
+    signature = inspect.signature(step)
 
     @functools.wraps(step)
     def handing_over(*args: Any, **kwargs: Any) -> Any:
+        call = signature.bind(*args, **kwargs).arguments
+        if not session.is_bypassed and _begins_late(getattr(scheduler, "module", scheduler), call.get("timestep")):
+            session.begin_late()
         if args:
             return session.hand_over(args[0], lambda output: step(output, *args[1:], **kwargs))
         return session.hand_over(kwargs["model_output"], lambda output: step(**{**kwargs, "model_output": output}))
 
     return handing_over
+
+
+def _begins_late(scheduler: Any, timestep: Any) -> bool:
+    """Tell a scheduler that its request begins behind its first timestep, as some pipelines do not; whether it does.
+
+    Image to image and video to video leave timesteps out, by which a scheduler looks up where it is. It is told what it
+    would find.
+    """
+    if getattr(scheduler, "begin_index", 0) is not None or scheduler.step_index is not None:
+        return False
+    first = int((scheduler.timesteps == timestep).int().argmax())
+    if first:
+        scheduler.set_begin_index(first)
+    return first > 0

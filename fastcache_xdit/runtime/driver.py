@@ -87,6 +87,10 @@ class Driver:
     def begin(self, sigmas: Sequence[float]) -> None:
         """Begin a request whose steps have these noise levels; none in a user's own loop."""
         self.reset()
+        self.plan(sigmas)
+
+    def plan(self, sigmas: Sequence[float]) -> None:
+        """Plan the running request for these noise levels."""
         self.judge.begin(sigmas)
         self.stand_ins.begin(sigmas)
 

@@ -34,7 +34,11 @@ class FirstCall:
         self._sigmas: list[float] = []
 
     def begin(self, sigmas: Sequence[float]) -> None:
-        """Note the noise levels of the request."""
+        """Begin a request whose steps have these noise levels."""
+        self.plan(sigmas)
+
+    def plan(self, sigmas: Sequence[float]) -> None:
+        """Note the noise levels of the running request."""
         self._sigmas = list(sigmas)
 
     def call(self, tick: Tick, compute: functools.partial[Any]) -> Any:

@@ -54,6 +54,10 @@ class OutputDriver:
     def begin(self, sigmas: list[float]) -> None:
         """Begin a request whose steps have these noise levels."""
         self.reset()
+        self.plan(sigmas)
+
+    def plan(self, sigmas: list[float]) -> None:
+        """Plan the running request for these noise levels."""
         self.pilot.begin(sigmas)
 
     def reset(self) -> None:

@@ -131,6 +131,13 @@ class Session:
         """Begin the announced request before its first call."""
         self._begin(None)
 
+    def begin_late(self) -> None:
+        """Plan the running request anew, which has turned out in its first step to have fewer noise levels."""
+        assert self.sigmas
+        sigmas = self.sigmas()
+        self.driver.plan(sigmas)
+        self.clock.num_steps = len(sigmas)
+
     def rebase(self, entered: Streams) -> None:
         """Measure the residual of the current patch's newest computed step from `entered` on."""
         patch = self.current_patch()

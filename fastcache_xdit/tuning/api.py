@@ -22,6 +22,8 @@ from fastcache_xdit.tuning.search import Search, Trial
 from fastcache_xdit.tuning.targets import ReportLine, Target, find
 from fastcache_xdit.tuning.tuned import Tuned
 
+NEVER_SKIPS = 10**6  # warm-up steps: more than a request has
+
 
 def calibrate(
     pipe: Any,
@@ -150,7 +152,26 @@ def _prepared(
         raise UsageError(
             "nothing says what the steps of a loop are", "give sigmas=[...], the noise level of each step, 1 to 0"
         )
+    if not runner.host.is_known:
+        _look(runner, prepared[0])
     return runner, prepared
+
+
+def _look(runner: Runner, call: Call) -> None:
+    """Make a call to see how the blocks of a model are called that the catalogue does not have.
+
+    Raises:
+        UsageError: they cannot be skipped all at once.
+    """
+    everything = FastCacheConfig.from_dict({"test": "paper", "warmup_steps": NEVER_SKIPS})
+    with runner.enabled(everything) as latents:
+        latents(call)
+    if runner.host.spec.joints:
+        raise UsageError(
+            f"{runner.host.spec.name} changes what runs through its blocks between some of them, and a calibration is "
+            "of all blocks at once",
+            "leave test and granularity out: its output is learnt while serving",
+        )
 
 
 def _check_layout(topology: Topology) -> None:

@@ -20,10 +20,10 @@ def flux(tmp_path_factory):
 
 def test_models_are_known_unknown_or_elsewhere(tmp_path, flux):
     assert checkpoint.model("mine", flux).state == "fine"
-    index = {"_class_name": "SanaPipeline", "transformer": ["diffusers", "SanaTransformer2DModel"]}
+    index = {"_class_name": "MinePipeline", "transformer": ["mine", "MyTransformer"]}
     (tmp_path / "model_index.json").write_text(json.dumps(index))
     unknown = checkpoint.model("mine", tmp_path)
-    assert unknown.state == "hint" and "runs uncached" in unknown.advice
+    assert unknown.state == "fine" and "was not tried" in unknown.found
     elsewhere = checkpoint.model("ORG/NAME", checkpoint.on_disk("ORG/NAME"))
     assert elsewhere.state == "hint" and elsewhere.advice.endswith("hf download ORG/NAME")
 

@@ -6,10 +6,10 @@ import pytest
 import torch
 
 from fastcache_xdit.models.catalogue import spec_for
+from fastcache_xdit.models.tried import all_tried
 from tests.models.loop import MASK, STEPS, Loop
-from tests.models.zoo import ZOO, build
-
-GRANULARITIES = ("step", "group", "block")
+from tests.models.table import GRANULARITIES, described
+from tests.models.zoo import LEFT_OUT, ZOO, build
 
 
 class Counted(Loop):
@@ -17,6 +17,7 @@ class Counted(Loop):
 
     def __init__(self, name: str) -> None:
         super().__init__(ZOO[name], build(name))
+        self.name = name
         self.runs = 0
 
     def generate(self, scale: float = 1.0) -> torch.Tensor:
@@ -89,3 +90,15 @@ def test_disabling_restores_it(loop, whole):
         loop.generate()
     assert {name: set(vars(module)) for name, module in loop.model.named_modules()} == before
     assert torch.equal(loop.generate(), whole)
+
+
+def test_the_table_tells_it(loop):
+    with loop.cached(MASK, "step"):
+        loop.generate()
+    tried = all_tried()[loop.name]
+    assert tried.granularities == ("output", *GRANULARITIES) and not tried.why_not
+    assert {name: getattr(tried, name) for name in ("partial", "streams", "computed")} == described(loop.model)
+
+
+def test_the_table_has_every_class():
+    assert {name: row.why_not for name, row in all_tried().items()} == {**dict.fromkeys(ZOO, ""), **LEFT_OUT}

@@ -14,6 +14,7 @@ from fastcache_xdit.approx.calibration import Calibration
 from fastcache_xdit.decision.schedule import uniform_mask
 from fastcache_xdit.tuning.calls import PipelineCall
 from tests import tiny
+from tests.models.unknown import UNKNOWN
 
 PIXELS, STEPS = 64, 8
 SIGMAS = [1 - step / STEPS for step in range(STEPS)]
@@ -68,6 +69,15 @@ def video():
     return tiny.pipeline("wan"), calls, STEPS
 
 
+def no_entry():
+    """A model that the catalogue does not have."""
+    torch.manual_seed(0)
+    pipe, call = UNKNOWN["LTX-Video"]()
+    noise = [torch.Generator().manual_seed(seed) for seed in range(3)]
+    calls = [{**call, "generator": generator, "num_inference_steps": STEPS} for generator in noise]
+    return pipe, calls, STEPS
+
+
 def own_loop():
     """Two calls a step around a bare transformer, with no scheduler."""
     model = tiny.transformer("sd3")
@@ -92,7 +102,7 @@ def loop(model, seed):
     return run
 
 
-SUBJECTS = [image_to_image, inpainting, controlnet, video, own_loop]
+SUBJECTS = [image_to_image, inpainting, controlnet, video, no_entry, own_loop]
 
 
 @pytest.mark.parametrize("made", SUBJECTS, ids=lambda made: made.__name__)

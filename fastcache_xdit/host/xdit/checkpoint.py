@@ -8,16 +8,12 @@ from typing import Any
 
 from fastcache_xdit.errors import UsageError
 from fastcache_xdit.host.xdit.layout import Layout, check_degrees, every_layout
-from fastcache_xdit.models.catalogue import known_models, spec_named
+from fastcache_xdit.models.catalogue import spec_named
 
 
-def check_model(folder: Path, layout: Layout, cached: bool) -> None:
-    """Raise UsageError where a checkpoint cannot run in this layout, or not with the cache if it is `cached`."""
+def check_model(folder: Path, layout: Layout) -> None:
+    """Raise UsageError where a checkpoint cannot run in this layout."""
     kind = transformer_class(folder)
-    if cached and kind not in known_models():
-        raise UsageError(
-            f"FastCache does not know {kind} of {folder}", f"it knows {', '.join(known_models())}; leave --cache out"
-        )
     _check_size(kind, _config(folder / "transformer" / "config.json"), layout)
     _check_kind(kind, layout)
 
@@ -51,7 +47,7 @@ def _is_possible(layout: Layout, world_size: int, folder: Path | None) -> bool:
     try:
         check_degrees(layout, world_size)
         if folder:
-            check_model(folder, layout, cached=False)
+            check_model(folder, layout)
     except UsageError:
         return False
     return True

@@ -11,7 +11,7 @@ from fastcache_xdit.approx.keys_values import KeysValuesForecast
 from fastcache_xdit.clock import Clock, Patch
 from fastcache_xdit.errors import UsageError
 from fastcache_xdit.host.base import Host, Skips
-from fastcache_xdit.host.diffusers import refuse_rivals, transformer_of
+from fastcache_xdit.host.diffusers import others_of, refuse_rivals, transformer_of
 from fastcache_xdit.host.xdit import layout
 from fastcache_xdit.host.xdit.fixes import apply_fixes
 from fastcache_xdit.host.xdit.pipefusion import ahead, keys_values
@@ -40,6 +40,7 @@ class XditHost(Host):
         refuse_rivals(model)
         _refuse_no_warmup()
         super().__init__(transformer, model, None if target is transformer else getattr(target, "scheduler", None))
+        self.others, self.boundary = others_of(target)
         self.topology = topology()
         self.spans = _spans(transformer)
         self.rules_out_partial = _rules_out_partial()
