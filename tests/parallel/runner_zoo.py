@@ -17,7 +17,7 @@ from tests.models import zoo
 from tests.models.loop import STEPS
 from tests.parallel.launch import run_ranks
 
-LAYOUTS = {"ulysses 2": {"ulysses_degree": 2}, "ring 2": {"ring_degree": 2}}
+LAYOUTS = {"ulysses": {"ulysses_degree": 2}, "ring": {"ring_degree": 2}}
 CLOSE = 1e-5  # relative
 
 _TRANSFORMERS = "xfuser.model_executor.models.transformers"
@@ -103,9 +103,9 @@ RUNNERS = {
 # fmt: on
 # The reason by class, or by class and layout; test_runner_models.py checks that each is still true.
 REFUSED = {
-    "Krea2Transformer2DModel, ring 2": "xDiT's runner has no ring attention for Krea-2-Raw",
-    "Lumina2Transformer2DModel, ring 2": "xDiT's runner has no ring attention for Lumina2",
-    "MiniMaxH3Transformer3DModel, ring 2": "xDiT's runner has no ring attention for MiniMax-H3",
+    "Krea2Transformer2DModel, ring": "xDiT's runner has no ring attention for Krea-2-Raw",
+    "Lumina2Transformer2DModel, ring": "xDiT's runner has no ring attention for Lumina2",
+    "MiniMaxH3Transformer3DModel, ring": "xDiT's runner has no ring attention for MiniMax-H3",
     "xFuserCausalWanTransformer3DWrapper": "xDiT's runner has neither Ulysses nor ring attention for CausalWan",
     "xFuserLingBotVideoTransformer3DWrapper": "needs the package lingbot_video, which is not on PyPI",
 }
