@@ -107,7 +107,7 @@ REFUSED = {
     "Lumina2Transformer2DModel, ring": "xDiT's runner has no ring attention for Lumina2",
     "MiniMaxH3Transformer3DModel, ring": "xDiT's runner has no ring attention for MiniMax-H3",
     "xFuserCausalWanTransformer3DWrapper": "xDiT's runner has neither Ulysses nor ring attention for CausalWan",
-    "xFuserLingBotVideoTransformer3DWrapper": "needs the package lingbot_video, which is not on PyPI",
+    "xFuserLingBotVideoTransformer3DWrapper": "needs the package lingbot_video, which xDiT does not install",
 }
 CURED = {"Cosmos3OmniTransformer": "cosmos3-shared-text", "MiniMaxH3Transformer3DModel": "padded-keys"}
 PLACES = [(name, layout) for name in RUNNERS for layout in LAYOUTS if f"{name}, {layout}" not in REFUSED]
