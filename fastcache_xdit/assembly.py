@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import nn
 
 from fastcache_xdit.approx.calibration import Calibration
@@ -125,7 +126,7 @@ def driver_from(
         UsageError: it cannot be told how the blocks are called; or skipping them would change more than they do; or as
             `plan_for`.
     """
-    for spec in refined(derive(host.model, forward)):
+    for spec in refined(derive(host.model, forward, functools.partial(_add_up, session.record))):
         host.describe(spec)
         plan = plan_for(host, config, calibration)
         if _repeats(plan, session.record, forward):
@@ -141,11 +142,13 @@ def driver_from(
 
 def _repeats(plan: ExecutionPlan, record: Record, forward: functools.partial[Any]) -> bool:
     """Return whether the model stays the same where estimates of its segments are exact; all ranks judge alike."""
-    ways = (
-        record.consensus.agree(sums[None], record.ledger.stamp, "the first call")[0].tolist()
-        for sums in missed(plan.stand_ins.segments, forward)
-    )
+    ways = (_add_up(record, sums).tolist() for sums in missed(plan.stand_ins.segments, forward))
     return all(error <= TOLERANCE**2 * norm for error, norm in ways)
+
+
+def _add_up(record: Record, numbers: torch.Tensor) -> torch.Tensor:
+    """Add up [K] float64 over the agreeing ranks and their branches, during the first call."""
+    return record.consensus.agree(numbers[None], record.ledger.stamp, "the first call").sum(dim=0)
 
 
 def _driver(plan: ExecutionPlan, record: Record, clock: Clock, observer: Observer | None, undo: Undo) -> Driver:

@@ -6,6 +6,7 @@ is meant for development, tests and small models, and does nothing if there is a
 
 from __future__ import annotations
 
+import functools
 import importlib
 import importlib.util
 import os
@@ -136,15 +137,33 @@ def _patch_environment() -> None:
 
 def _attend(query, key, value, dropout_p, is_causal, attention_kwargs=None):
     """Compute attention on the CPU with its log-sum-exp, [B, H, N, d] -> [B, H, N, d], [B, H, N]."""
+    if not key.shape[2]:  # torch's kernel divides by the number of keys
+        return torch.zeros_like(query), query.new_full(query.shape[:3], -torch.inf)
     mask = (attention_kwargs or {}).get("attn_mask")
+    if mask is not None and mask.dtype == torch.bool:
+        mask = torch.zeros_like(mask, dtype=query.dtype).masked_fill(~mask, -torch.inf)
     flash = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
     return flash(query, key, value, dropout_p, is_causal, attn_mask=mask)
 
 
+def _with_grouped_heads(attend):
+    """Let attention take fewer heads of keys than of queries, as flash attention does."""
+
+    @functools.wraps(attend)
+    def repeated(query, key, value, *args, **kwargs):
+        if times := query.shape[1] // key.shape[1] - 1:
+            key, value = (part.repeat_interleave(times + 1, dim=1) for part in (key, value))
+        return attend(query, key, value, *args, **kwargs)
+
+    return repeated
+
+
 def _patch_attention() -> None:
     backends = importlib.import_module("xfuser.core.distributed.attention_backend")
-    for name in ("SDPA_FLASH", "CUDNN"):  # the second is xDiT's choice on a CUDA build of torch
-        backends.ATTENTION_FUNCTION_REGISTRY[backends.AttentionBackendType[name]] = _attend
+    functions, kinds = backends.ATTENTION_FUNCTION_REGISTRY, backends.AttentionBackendType
+    functions[kinds.SDPA_FLASH] = functions[kinds.CUDNN] = _attend  # xDiT chooses the latter on a CUDA build of torch
+    for kind in (kinds.SDPA, kinds.SDPA_FLASH, kinds.CUDNN):
+        functions[kind] = _with_grouped_heads(functions[kind])
 
 
 def _patch_exit() -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import inspect
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -22,6 +22,7 @@ from fastcache_xdit.models.spec import ENCODER, HIDDEN, BlockSpec, ModelSpec
 from fastcache_xdit.models.watch import BlockCall, watched
 
 ROLES = (HIDDEN, ENCODER)
+Anywhere = Callable[[list[bool]], list[bool]]
 LEAST_SHARE = 1 / 3  # of the parameters in blocks that can be skipped to those in other blocks
 
 
@@ -29,31 +30,34 @@ class _Unclear(Exception):
     """Why the blocks of a list cannot be skipped."""
 
 
-def derive(model: nn.Module, forward: partial[Any]) -> ModelSpec:
+def derive(model: nn.Module, forward: partial[Any], add_up: Callable[[torch.Tensor], torch.Tensor]) -> ModelSpec:
     """Derive the spec of a transformer from one call of its forward, which is made twice.
 
     Args:
         model: holds the blocks.
         forward: the forward with the arguments of the call; the first floating-point ones are the latents.
+        add_up: adds up [K] float64 over the ranks that must derive the same.
     Raises:
         UsageError: there are no blocks whose streams can be told.
     """
     calls, others = watched(model, forward), watched(model, with_other_latents(forward))
+    anywhere = partial(_anywhere, add_up, _device(calls))
+    moved = _moved(calls, others, anywhere)
     groups = {call.list_name: [each for each in calls if each.list_name == call.list_name] for call in calls}
     takes: dict[str, list[str | None]] = {}
     computed: dict[str, str] = {}
     for list_name, group in groups.items():
         try:
             takes[list_name] = _arguments(group, calls)
-            _check_latents(group[0], others, takes[list_name])
+            _check_latents(moved[group[0].name], takes[list_name])
         except _Unclear as reason:
             computed[list_name] = str(reason)
             takes.pop(list_name, None)
     if LEAST_SHARE * _size(model, computed) >= _size(model, takes):
         raise _refused(model, "; ".join(f"{name}: {reason}" for name, reason in computed.items()) or "it has none")
     shown = [call for call in calls if call.list_name in takes]
-    moved = {call.name: _moved(call, other) for call, other in zip(calls, others, strict=True)}
-    roles, joints = _roles(shown, takes, moved)
+    roles, changed = _roles(shown, takes, moved)
+    joints = {name for name, flag in zip(changed, anywhere(list(changed.values())), strict=True) if flag}
     blocks = {name: _block(groups[name][0], takes[name], roles[name]) for name in takes}
     order = tuple(call.name for call in shown)
     return ModelSpec(type(model).__name__, blocks, order=order, joints=frozenset(joints), computed=computed)
@@ -166,16 +170,39 @@ def _fits(value: Any, output: Any) -> bool:
     return tensors and value.shape == output.shape and value.is_floating_point()
 
 
-def _check_latents(first: BlockCall, others: Sequence[BlockCall], takes: Sequence[str | None]) -> None:
-    other = next((call for call in others if call.name == first.name), None)
-    moved = _moved(first, other) if other else set()
+def _check_latents(moved: set[str], takes: Sequence[str | None]) -> None:
     if not moved.intersection(takes):
         raise _Unclear("its streams do not depend on the latents")
 
 
-def _moved(call: BlockCall, other: BlockCall) -> set[str]:
-    """Return the tensor arguments that are not the same in another forward."""
-    return {name for name, value in call.arguments.items() if _differ(value, other.arguments.get(name))}
+def _moved(calls: Sequence[BlockCall], others: Sequence[BlockCall], anywhere: Anywhere) -> dict[str, set[str]]:
+    """Return, by block, the tensor arguments that are not the same in another forward, on any rank.
+
+    A rank may hold tokens of the text alone, which the latents do not move before the first block mixes them.
+    """
+    compared = [
+        (call.name, name, _differ(value, other.arguments.get(name)))
+        for call, other in zip(calls, others, strict=True)
+        for name, value in call.arguments.items()
+    ]
+    moved: dict[str, set[str]] = {call.name: set() for call in calls}
+    flags = anywhere([differs for *_, differs in compared])
+    for block, name in (each[:2] for each, flag in zip(compared, flags, strict=True) if flag):
+        moved[block].add(name)
+    return moved
+
+
+def _anywhere(
+    add_up: Callable[[torch.Tensor], torch.Tensor], device: torch.device | None, flags: list[bool]
+) -> list[bool]:
+    """Return which flags are set on any rank."""
+    return [ranks > 0 for ranks in add_up(torch.tensor(flags, dtype=torch.float64, device=device)).tolist()]
+
+
+def _device(calls: Sequence[BlockCall]) -> torch.device | None:
+    """Return where the blocks compute, and so where messages are sent from."""
+    outputs = (part for call in calls for part in outputs_of(call.output))
+    return next((part.device for part in outputs if isinstance(part, torch.Tensor)), None)
 
 
 def _differ(value: Any, other: Any) -> bool:
@@ -184,19 +211,24 @@ def _differ(value: Any, other: Any) -> bool:
 
 def _roles(
     calls: Sequence[BlockCall], takes: dict[str, list[str | None]], moved: dict[str, set[str]]
-) -> tuple[dict[str, dict[str, str]], list[str]]:
-    """Return the role of each list's stream arguments, and the blocks that begin joints."""
+) -> tuple[dict[str, dict[str, str]], dict[str, bool]]:
+    """Return the role of each list's stream arguments, and which blocks take other streams than were returned."""
     roles: dict[str, dict[str, str]] = {}
-    joints: list[str] = []
+    changed: dict[str, bool] = {}
     left: dict[str, Any] = {}  # what the block before returned, by role
     for call in calls:
         arguments = [name for name in takes[call.list_name] if name]
         mine = roles.setdefault(call.list_name, _first_roles(call, arguments, left, moved[call.name]))
-        if left and any(call.arguments.get(name) is not left.get(role) for name, role in mine.items()):
-            joints.append(call.name)
+        if left:
+            changed[call.name] = any(not _same(call.arguments.get(name), left.get(role)) for name, role in mine.items())
         returned = zip(takes[call.list_name], outputs_of(call.output), strict=False)
         left = {mine[name]: value for name, value in returned if name and value is not None}
-    return roles, joints
+    return roles, changed
+
+
+def _same(value: Any, other: Any) -> bool:
+    """Return whether a block takes what was returned, or a copy of it."""
+    return value is other or (_fits(value, other) and value.dtype == other.dtype and torch.equal(value, other))
 
 
 def _first_roles(call: BlockCall, arguments: Sequence[str], left: dict[str, Any], moved: set[str]) -> dict[str, str]:

@@ -125,3 +125,26 @@ def test_attention_returns_the_logarithm_of_its_denominator():
     scores = query @ key.transpose(-1, -2) / 8**0.5
     torch.testing.assert_close(lse, scores.logsumexp(-1))
     torch.testing.assert_close(output, scores.softmax(-1) @ value)
+
+
+def test_attention_leaves_out_masked_keys():
+    query, key, value = torch.randn(3, 1, 2, 5, 8, generator=torch.Generator().manual_seed(0))
+    kept = torch.tensor([True, False, True, True, False])
+    masked = cpu._attend(query, key, value, 0.0, False, {"attn_mask": kept[None, None, None]})
+    cut = cpu._attend(query, key[:, :, kept], value[:, :, kept], 0.0, False)
+    torch.testing.assert_close(masked[:2], cut[:2])
+
+
+def test_attention_without_keys_is_nothing():
+    query, none = torch.ones(1, 2, 5, 8), torch.ones(1, 2, 0, 8)
+    output, lse = cpu._attend(query, none, none, 0.0, False)
+    assert torch.equal(output, torch.zeros_like(query))
+    assert torch.equal(lse, torch.full((1, 2, 5), -torch.inf))
+
+
+def test_a_head_of_keys_serves_several_heads_of_queries():
+    query, key, value = torch.randn(3, 1, 4, 5, 8, generator=torch.Generator().manual_seed(0))
+    few = key[:, ::2], value[:, ::2]
+    grouped = cpu._with_grouped_heads(cpu._attend)(query, *few, 0.0, False)
+    repeated = cpu._attend(query, *(part.repeat_interleave(2, dim=1) for part in few), 0.0, False)
+    assert all(torch.equal(*pair) for pair in zip(grouped[:2], repeated[:2], strict=True))

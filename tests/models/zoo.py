@@ -721,8 +721,10 @@ LEFT_OUT: dict[str, str] = {
 }
 
 
-def build(name: str) -> nn.Module:
+def build(name: str, changes: dict[str, Any] | None = None) -> nn.Module:
     """The tiny model, in eval mode: seeded, and with no gate or projection left at zero.
+
+    `changes` are of its config.
 
     What a class does not initialise at all is NaN here, by torch's own switch for that, and drawn with the zeros.
     """
@@ -731,7 +733,7 @@ def build(name: str) -> nn.Module:
         torch.manual_seed(0)
         torch.use_deterministic_algorithms(True)
         try:
-            model = getattr(diffusers, name)(**ZOO[name].config)
+            model = getattr(diffusers, name)(**{**ZOO[name].config, **(changes or {})})
         finally:
             torch.use_deterministic_algorithms(deterministic)
         with torch.no_grad():

@@ -80,7 +80,7 @@ def layout(family: str, **settings: Any) -> Iterator[Any]:
         yield xdit(family, **settings)
     except Exception:
         traceback.print_exc()
-        _forget()  # without waiting: ranks that wait for this one notice that their connection closed
+        forget()  # without waiting: ranks that wait for this one notice that their connection closed
         raise
     take_down()
 
@@ -148,10 +148,10 @@ def _start_groups(parallel: Any) -> None:
 def take_down() -> None:
     """Wait for all ranks, as no message may be under way when the groups go, then make room for the next layout."""
     dist.barrier()
-    _forget()
+    forget()
 
 
-def _forget() -> None:
+def forget() -> None:
     """Forget xDiT's groups, runtime state and stored keys and values."""
     from xfuser.core.cache_manager import cache_manager
     from xfuser.core.distributed import parallel_state, runtime_state

@@ -120,7 +120,7 @@ def _spans(transformer: nn.Module) -> dict[str, Span]:
     from xfuser.core.distributed import get_pipeline_parallel_rank, get_pipeline_parallel_world_size, get_runtime_state
 
     lists = vars(transformer).get("blocks_idx")  # by list, its first and last block number in the whole model
-    if lists is None:
+    if not lists:
         return {}
     total, num_stages = max(stop for _, stop in lists.values()), get_pipeline_parallel_world_size()
     layers = (

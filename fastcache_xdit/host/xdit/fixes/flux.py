@@ -83,7 +83,7 @@ def _attention(original: Callable, lengths: Lengths) -> Callable:
         degree = distributed.get_sequence_parallel_world_size()
         if degree == 1 or kwargs.get("joint_strategy") is not None:  # with PipeFusion, xDiT passes the text separately
             return original(query, key, value, **kwargs)
-        if not distributed.get_runtime_state().split_text_embed_in_sp:
+        if not getattr(distributed.get_runtime_state(), "split_text_embed_in_sp", True):  # FLUX.2's runner says nothing
             query, key, value, text = _split_text(query, key, value, lengths.text)
             kwargs.update(text, joint_strategy="front")
         if lengths.padding:  # at the end of the last rank, so at the end of all keys once Ulysses has joined them

@@ -1,0 +1,63 @@
+"""What a watched call tells of the blocks: of copies handed on, and of a rank that holds no token that moves."""
+
+from __future__ import annotations
+
+import functools
+
+import pytest
+import torch
+from torch import nn
+
+from fastcache_xdit.errors import UsageError
+from fastcache_xdit.models.derive import derive
+
+WIDTH = 8
+LATENTS = torch.randn(1, 4, WIDTH, generator=torch.Generator().manual_seed(0))
+
+
+class Block(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = nn.Sequential(nn.Linear(WIDTH, WIDTH), nn.SiLU(), nn.Linear(WIDTH, WIDTH))
+
+    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        return hidden_states + self.layers(hidden_states)
+
+
+class Model(nn.Module):
+    """Three blocks, and what happens to the states in front of each."""
+
+    def __init__(self, between) -> None:
+        super().__init__()
+        self.blocks = nn.ModuleList(Block() for _ in range(3))
+        self.between = between
+
+    def forward(self, latents: torch.Tensor) -> torch.Tensor:
+        for block in self.blocks:
+            latents = block(self.between(latents))
+        return latents
+
+
+def derived(between, add_up=lambda flags: flags):
+    model = Model(between)
+    return derive(model, functools.partial(model.forward, LATENTS), add_up)
+
+
+def test_a_copy_handed_on_is_no_joint():
+    assert derived(torch.clone).joints == derived(lambda states: states).joints == frozenset()
+
+
+def test_a_change_between_blocks_is_a_joint():
+    assert derived(lambda states: states + 1).joints == {"blocks.1", "blocks.2"}
+
+
+def test_tokens_that_do_not_depend_on_the_latents_are_refused():
+    with pytest.raises(UsageError, match="do not depend on the latents"):
+        derived(torch.zeros_like)
+
+
+def test_ranks_take_together_what_one_of_them_sees():
+    """This rank holds a part that does not move; another one sees that everything does."""
+    spec = derived(torch.zeros_like, torch.ones_like)
+    assert list(spec.blocks) == ["blocks"]
+    assert spec.joints == {"blocks.1", "blocks.2"}
