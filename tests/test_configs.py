@@ -10,7 +10,7 @@ from fastcache_xdit.cli.arguments import cache_config, read_options
 from fastcache_xdit.cli.pipeline import pipeline_options
 from fastcache_xdit.config import FastCacheConfig
 from fastcache_xdit.host.xdit import layout
-from fastcache_xdit.models.catalogue import known_models
+from fastcache_xdit.models.tried import all_tried
 from fastcache_xdit.plugin import register
 from fastcache_xdit.reading import read_yaml
 
@@ -26,18 +26,18 @@ class Model:
     transformer: str
     heads: int
     commands: tuple[str, ...]
-    transformers: int = 1
+    cached: bool = True
 
 
 MODELS = {
     "flux1-dev": Model("FluxTransformer2DModel", 24, ("run", "generate")),
-    "flux2-dev": Model("Flux2Transformer2DModel", 48, ("run",)),
+    "flux2-dev": Model("Flux2Transformer2DModel", 48, ("run",), cached=False),
     "hunyuandit": Model("HunyuanDiT2DModel", 16, ("generate",)),
     "hunyuanvideo": Model("HunyuanVideoTransformer3DModel", 24, ("run",)),
     "pixart-sigma": Model("PixArtTransformer2DModel", 16, ("generate",)),
     "sd3.5-large": Model("SD3Transformer2DModel", 38, ("run", "generate")),
     "wan2.1-t2v": Model("WanTransformer3DModel", 40, ("run",)),
-    "wan2.2-t2v": Model("WanTransformer3DModel", 40, ("run",), transformers=2),
+    "wan2.2-t2v": Model("WanTransformer3DModel", 40, ("run",)),
 }
 RANKS = (1, 2, 4, 8)
 CASES = [(name, command, ranks) for name, model in MODELS.items() for command in model.commands for ranks in RANKS]
@@ -80,8 +80,8 @@ def test_xdit_takes_every_layout(name, command, ranks, monkeypatch, tmp_path):
     options = ready_to_run(path_of(name)) if command == "run" else ready_to_generate(path_of(name), tmp_path)
     degrees, model = options.layout.degrees, MODELS[name]
     assert not model.heads % (degrees["ulysses_degree"] * degrees["tensor_parallel_degree"])
-    cached = model.transformer in known_models() and model.transformers == 1
-    assert (options.cache_method == "fastcache") == cached
+    assert (options.cache_method == "fastcache") == model.cached
+    assert not all_tried()[model.transformer].why_not
 
 
 @pytest.mark.parametrize("name", MODELS)

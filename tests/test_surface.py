@@ -18,6 +18,7 @@ from fastcache_xdit.cli import (
     doctor,
     generate,
     main,
+    models,
     report,
     run,
     tune,
@@ -119,6 +120,7 @@ FLAGS = {
     ],
     run: ["--budget", "--config", "--psnr", "--speedup"],
     doctor: ["--calibration", "--json", "--model"],
+    models: ["--json"],
     calibrate: [
         "--batch_size",
         "--config",
