@@ -17,7 +17,7 @@ from fastcache_xdit.errors import UsageError
 from fastcache_xdit.host.xdit.world import is_first_rank
 from fastcache_xdit.models.tried import Tried, all_tried, versions
 
-WIDTH = 110  # columns that the table needs, also where there is no terminal
+WIDTH = 125  # columns that the table needs, also where there is no terminal
 
 
 @dataclass(frozen=True)
