@@ -111,6 +111,7 @@ FLAGS = {
         "--compare",
         "--config",
         "--dtype",
+        "--fps",
         "--output",
         "--overwrite",
         "--prompts",
@@ -188,7 +189,7 @@ FLAGS = {
 BATCH = {
     "submit": (
         batch_arguments.add_submit,
-        ["--batch_size", "--budget", "--config", "--dtype", "--prompts", "--psnr", "--speedup"],
+        ["--batch_size", "--budget", "--config", "--dtype", "--fps", "--prompts", "--psnr", "--speedup"],
     ),
     "run": (batch_arguments.add_run, ["--max_attempts", "--ray", "--replicas"]),
     "status": (batch_arguments.add_status, ["--json"]),

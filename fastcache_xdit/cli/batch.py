@@ -61,7 +61,7 @@ def submit(argv: list[str]) -> int:
         raise UsageError("batch takes prompts from a file: give --prompts FILE instead of --prompt")
     if not options.prompts:
         raise UsageError("no prompts: give --prompts FILE (.txt, .jsonl, .csv or .parquet)")
-    recipe = recipe_of(options)
+    recipe = recipe_of(options, options.fps)
     lines, folder = read_prompts(options.prompts), Path(recipe.model)
     pixels = checkpoint.pixels_per_token(folder) if folder.is_dir() else 1
     store = Store.create(options.job, recipe, items_of(lines, recipe, pixels))

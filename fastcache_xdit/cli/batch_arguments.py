@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from fastcache_xdit.cli.arguments import check_least
+from fastcache_xdit.cli.clips import add_clips, check_clips
 from fastcache_xdit.cli.goals import add_goals
 from fastcache_xdit.cli.pipeline import (
     MAKES_THE_IMAGE,
@@ -30,6 +31,7 @@ class SubmitOptions(PipelineOptions):
     """Options of `batch submit`."""
 
     job: str
+    fps: int | None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,6 +74,7 @@ def add_submit(group: Any) -> None:
     group.add_argument("job", metavar="JOB", help="folder of the new job, on a local disk")
     add_pipeline_arguments(group, batch_size=1)
     add_goals(group)
+    add_clips(group)
 
 
 def add_run(group: Any) -> None:
@@ -106,10 +109,11 @@ def add_job(group: Any) -> None:
     group.add_argument("job", type=Path, metavar="JOB", help="folder that the job was submitted to")
 
 
-def recipe_of(options: PipelineOptions) -> Recipe:
+def recipe_of(options: PipelineOptions, fps: int | None = None) -> Recipe:
     """Turn a command line into what a job keeps of it. Raises UsageError for what cannot work."""
     model, config = model_folder(options.model), chosen_cache("batch", options)
     _check_model(model, config, options.layout)
+    check_clips(fps)
     return Recipe(
         model=str(Path(model).resolve()) if Path(model).is_dir() else model,
         dtype=options.dtype,
@@ -117,6 +121,7 @@ def recipe_of(options: PipelineOptions) -> Recipe:
         batch_size=options.batch_size,
         call=call_arguments(options),
         cache=_portable(config) if config else None,
+        fps=fps,
         engine=dict(options.engine),
     )
 

@@ -59,10 +59,11 @@ class Figures(NamedTuple):
 
 @dataclass(frozen=True)
 class ItemOutcome:
-    """What became of one item: a PNG file, or the reason why there is none."""
+    """What became of one item: a file, PNG or, of a clip, mp4; or the reason why there is none."""
 
     id: int
     image: bytes | None = None
+    suffix: str = ".png"
     error: str | None = None
 
     @property

@@ -50,6 +50,7 @@ class Recipe(Options):
         batch_size: images that are generated together; which ones is settled at submit.
         call: arguments of every pipeline call, defaults of what lines leave out among them.
         cache: options of FastCache, None for none.
+        fps: of clips; None for what the model is meant for.
         engine: xDiT's options as submitted, such as the layout; flags of `run` win over them.
     """
 
@@ -59,6 +60,7 @@ class Recipe(Options):
     batch_size: int = Field(1, ge=1)
     call: dict[str, Any]
     cache: dict[str, Any] | None = None
+    fps: int | None = None
     engine: dict[str, Any] = {}
 
     @property

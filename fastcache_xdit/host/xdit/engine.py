@@ -30,12 +30,16 @@ Batch = tuple[Request, ...]  # generated together
 
 
 class Engine:
-    """An xDiT pipeline on all ranks of the job; arguments and errors are those of `load_pipeline`."""
+    """An xDiT pipeline on all ranks of the job; arguments and errors are those of `load_pipeline`.
 
-    def __init__(self, model: str, options: XditOptions, dtype: str) -> None:
+    `fps` is for the clips of a video pipeline; None for what they are meant for.
+    """
+
+    def __init__(self, model: str, options: XditOptions, dtype: str, fps: int | None = None) -> None:
         self.pipe = load_pipeline(model, options, dtype)
         _tell_mistakes(getattr(self.pipe, "module", self.pipe))
         self.is_video = video.is_video(self.pipe)
+        self.fps = (fps or video.usual_fps(self.pipe)) if self.is_video else 0
         self.replicas = options.data_parallel_degree
         self.accepts = set(inspect.signature(type(self.pipe).__call__).parameters)
 
@@ -52,14 +56,14 @@ class Engine:
         return {**arguments, "prompt": prompts, "generator": seeds}
 
     def generate(self, batch: Batch, **call: Any) -> dict[int, Any]:
-        """Run one batch; return {index: PIL image} on the rank of each replica that holds images, else {}.
+        """Run one batch; return {index: PIL image, or `Clip`} on the rank of each replica that holds them, else {}.
 
-        Every rank must call it with the same batch. A video comes as one image, see `video.strip`.
+        Every rank must call it with the same batch. With an `output_type` of tensors, these instead.
         """
         indices = [request.index for request in self._own(batch)]
         output = self.pipe(**self.arguments(batch, **call))
         if self.is_video:
-            own = video.pictures(output.frames) if video.first_of_replica() else []
+            own = video.clips(output.frames, self.fps) if video.first_of_replica() else []
             return dict(zip(indices, own, strict=False))
         return dict(zip(indices, output.images, strict=False)) if output is not None else {}
 

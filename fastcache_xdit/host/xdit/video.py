@@ -8,7 +8,9 @@ from typing import Any
 import torch
 from PIL import Image
 
-PIPELINES = ("WanPipeline",)
+from fastcache_xdit.clips import Clip
+
+PIPELINES = {"WanPipeline": 16}  # frames in a second that their models have learnt
 
 
 def load(model: str, engine_config: Any, dtype: torch.dtype) -> Any:
@@ -33,6 +35,16 @@ def first_of_replica() -> bool:
     from xfuser.core.distributed import get_sequence_parallel_rank
 
     return get_sequence_parallel_rank() == 0
+
+
+def usual_fps(pipe: Any) -> int:
+    """Return how many frames in a second the pipeline's videos are meant for."""
+    return PIPELINES[type(pipe).__name__]
+
+
+def clips(videos: Any, fps: int) -> list[Any]:
+    """Make a clip of each video of PIL frames; leave tensors as they are."""
+    return list(videos) if isinstance(videos, torch.Tensor) else [Clip(tuple(frames), fps) for frames in videos]
 
 
 def pictures(videos: Any) -> list[Any]:
