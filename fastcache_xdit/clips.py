@@ -5,9 +5,12 @@ from __future__ import annotations
 import io
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from PIL import Image
+
+from fastcache_xdit.errors import UsageError
 
 # One thread and no tags: the same frames give the same bytes. Some 37 dB, nearly all of it for halved colour planes.
 ENCODER = {"crf": "18", "threads": "1"}
@@ -40,6 +43,20 @@ class Clip:
                 container.mux(stream.encode(_halved_colours(av.VideoFrame.from_image(frame.convert("RGB")))))
             container.mux(stream.encode())
         return file.getvalue()
+
+
+def read_frames(file: str | Path) -> tuple[Image.Image, ...]:
+    """Read the frames of a clip in any format that FFmpeg knows. Raises UsageError where it is none."""
+    import av
+
+    try:
+        with av.open(str(file)) as container:
+            frames: tuple[Image.Image, ...] = tuple(frame.to_image() for frame in container.decode(video=0))
+    except (av.FFmpegError, OSError, IndexError, ValueError):
+        frames = ()
+    if not frames:
+        raise UsageError("not a clip that can be read")
+    return frames
 
 
 def frames_of(picture: Any) -> Sequence[Image.Image]:

@@ -189,7 +189,7 @@ FLAGS = {
 BATCH = {
     "submit": (
         batch_arguments.add_submit,
-        ["--batch_size", "--budget", "--config", "--dtype", "--fps", "--prompts", "--psnr", "--speedup"],
+        ["--batch_size", "--budget", "--config", "--dtype", "--fps", "--pipeline", "--prompts", "--psnr", "--speedup"],
     ),
     "run": (batch_arguments.add_run, ["--max_attempts", "--ray", "--replicas"]),
     "status": (batch_arguments.add_status, ["--json"]),
@@ -202,7 +202,10 @@ CALIBRATIONS = {
     "remove": (calibrations.add_remove, ["--all"]),
     "export": (calibrations.add_export, ["--output"]),
 }
-LINE = ["guidance", "height", "negative_prompt", "prompt", "seed", "steps", "width"]
+LINE = [
+    *("control_image", "guidance", "height", "image", "mask", "negative_prompt", "num_frames", "prompt", "seed"),
+    *("steps", "strength", "video", "width"),
+]
 MODELS = [
     "DiTTransformer2DModel",
     "FluxTransformer2DModel",

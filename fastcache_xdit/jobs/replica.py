@@ -6,6 +6,7 @@ import contextlib
 import time
 import traceback
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 from fastcache_xdit.approx.calibration import Calibration
@@ -18,6 +19,7 @@ from fastcache_xdit.host.xdit import engine, world
 from fastcache_xdit.host.xdit.loading import XditOptions, with_values
 from fastcache_xdit.host.xdit.positions import Positions
 from fastcache_xdit.host.xdit.replica import meet
+from fastcache_xdit.jobs.inputs import call_files
 from fastcache_xdit.jobs.item import Figures, Item, ItemOutcome
 from fastcache_xdit.jobs.limits import too_long
 from fastcache_xdit.jobs.outcomes import outcomes
@@ -35,12 +37,15 @@ class Replica:
     Args:
         recipe: of the job.
         xdit: xDiT's options, with the layout inside this replica; replicas are not counted.
+        folder: of the job, where items have files.
     Raises:
         UsageError: a model that xDiT or the cache does not know, or a config that does not fit it.
     """
 
-    def __init__(self, recipe: Recipe, xdit: XditOptions) -> None:
-        self._engine = engine.Engine(recipe.model, with_values(xdit, data_parallel_degree=1), recipe.dtype, recipe.fps)
+    def __init__(self, recipe: Recipe, xdit: XditOptions, folder: Path | None = None) -> None:
+        alone = with_values(xdit, data_parallel_degree=1)
+        self._engine = engine.Engine(recipe.model, alone, recipe.dtype, recipe.fps, recipe.pipeline)
+        self._folder = folder or Path()
         self._engine.pipe.set_progress_bar_config(disable=True)
         self._config, self.learns = recipe.config, recipe.learns
         self._calibration: Calibration | None = None
@@ -99,7 +104,7 @@ class Replica:
             return self._failed(items, error, self._stages == 1 and self._all_met()), None
 
     def _images(self, items: Sequence[Item]) -> tuple[list[ItemOutcome], Counters | None]:
-        batch = tuple(engine.Request(item.id, item.prompt, item.seed or 0) for item in items)
+        batch = tuple(self._request(item) for item in items)
         call = self._call | _arguments(items[0]) | {"output_type": "pt"}
         self._positions.restore()  # each batch is generated as if it were the first one
         if self._config is None:
@@ -109,6 +114,9 @@ class Replica:
             counters = handle.report().counters
         assert counters.requests == 1, f"the cache saw {counters.requests} requests in one batch"
         return outcomes(pixels, self._engine.fps), counters
+
+    def _request(self, item: Item) -> engine.Request:
+        return engine.Request(item.id, item.prompt, item.seed or 0, call_files(item, self._folder))
 
     def _cache(self, items: Sequence[Item]) -> contextlib.AbstractContextManager[Handle]:
         """Turn the cache on anew for each batch, so that nothing is left of the last; in full for recorded items."""
@@ -148,6 +156,7 @@ def _arguments(item: Item) -> dict[str, Any]:
         "num_inference_steps": item.steps,
         "guidance_scale": item.guidance,
         "negative_prompt": item.negative_prompt,
+        **{name: given for name in ("strength", "num_frames") if (given := getattr(item, name)) is not None},
     }
 
 
