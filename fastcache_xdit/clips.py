@@ -12,7 +12,8 @@ from PIL import Image
 
 from fastcache_xdit.errors import UsageError
 
-# One thread and no tags: the same frames give the same bytes. Some 37 dB, nearly all of it for halved colour planes.
+# One thread and no tags: the same frames give the same bytes. 39 dB on drawn clips, as many as without quantization:
+# what is lost is lost by halving the colour planes.
 ENCODER = {"crf": "18", "threads": "1"}
 BT709 = 1  # as FFmpeg counts colour spaces, primaries and transfers
 LIMITED_RANGE = 1
