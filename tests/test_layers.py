@@ -12,6 +12,7 @@ ROOT = Path(__file__).parents[1] / "fastcache_xdit"
 LAYER = {
     "errors": 0,
     "files": 1,
+    "clips": 1,
     "undo": 1,
     "shipped": 1,
     "options": 1,

@@ -112,6 +112,7 @@ FLAGS = {
         "--compare",
         "--config",
         "--dtype",
+        "--fps",
         "--output",
         "--overwrite",
         "--prompts",
@@ -190,7 +191,7 @@ FLAGS = {
 BATCH = {
     "submit": (
         batch_arguments.add_submit,
-        ["--batch_size", "--budget", "--config", "--dtype", "--prompts", "--psnr", "--speedup"],
+        ["--batch_size", "--budget", "--config", "--dtype", "--fps", "--pipeline", "--prompts", "--psnr", "--speedup"],
     ),
     "run": (batch_arguments.add_run, ["--max_attempts", "--ray", "--replicas"]),
     "status": (batch_arguments.add_status, ["--json"]),
@@ -203,7 +204,10 @@ CALIBRATIONS = {
     "remove": (calibrations.add_remove, ["--all"]),
     "export": (calibrations.add_export, ["--output"]),
 }
-LINE = ["guidance", "height", "negative_prompt", "prompt", "seed", "steps", "width"]
+LINE = [
+    *("control_image", "guidance", "height", "image", "mask", "negative_prompt", "num_frames", "prompt", "seed"),
+    *("steps", "strength", "video", "width"),
+]
 MODELS = [
     "DiTTransformer2DModel",
     "FluxTransformer2DModel",

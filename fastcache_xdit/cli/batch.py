@@ -30,14 +30,15 @@ from fastcache_xdit.cli.commands import Command, Group, no_action
 from fastcache_xdit.cli.pipeline import engine_parser, pipeline_options
 from fastcache_xdit.errors import UsageError
 from fastcache_xdit.files import writable_file
-from fastcache_xdit.host.xdit import checkpoint, layout, world
+from fastcache_xdit.host.xdit import checkpoint, kinds, layout, world
 from fastcache_xdit.host.xdit.loading import xdit_options
 from fastcache_xdit.host.xdit.replica import check_machines
 from fastcache_xdit.jobs.export import damaged, export
+from fastcache_xdit.jobs.inputs import FOLDER, fitting
 from fastcache_xdit.jobs.progress import describe, describe_learnt
 from fastcache_xdit.jobs.prompts import read_prompts
 from fastcache_xdit.jobs.ray_run import run_on_ray
-from fastcache_xdit.jobs.recipe import Recipe
+from fastcache_xdit.jobs.recipe import BadLine, PromptLine, Recipe
 from fastcache_xdit.jobs.run import SOME_FAILED, exit_code
 from fastcache_xdit.jobs.run import run as run_job
 from fastcache_xdit.jobs.store import Store
@@ -61,14 +62,22 @@ def submit(argv: list[str]) -> int:
         raise UsageError("batch takes prompts from a file: give --prompts FILE instead of --prompt")
     if not options.prompts:
         raise UsageError("no prompts: give --prompts FILE (.txt, .jsonl, .csv or .parquet)")
-    recipe = recipe_of(options)
-    lines, folder = read_prompts(options.prompts), Path(recipe.model)
+    recipe = recipe_of(options, options.fps, options.pipeline)
+    lines, folder = _lines(options.prompts, recipe), Path(recipe.model)
     pixels = checkpoint.pixels_per_token(folder) if folder.is_dir() else 1
     store = Store.create(options.job, recipe, items_of(lines, recipe, pixels))
     failed = store.counts()["failed"]
     told = f", {failed} of them failed already: fastcache-xdit batch status {options.job}" if failed else ""
     print(f"fastcache: {len(lines)} items{told}; next: fastcache-xdit batch run {options.job}")
     return 0
+
+
+def _lines(prompts: str, recipe: Recipe) -> list[PromptLine | BadLine]:
+    """Read the lines, those as bad ones that the pipeline cannot make anything of."""
+    folder = Path(recipe.model)
+    kind = recipe.pipeline or (checkpoint.pipeline_class(folder) if folder.is_dir() else None)
+    takes = kinds.call_parameters(kind) if kind else {"num_frames"}
+    return [fitting(line, kind, takes) for line in read_prompts(prompts)]
 
 
 def run(argv: list[str]) -> int:
@@ -80,11 +89,19 @@ def run(argv: list[str]) -> int:
     check_layout(recipe, options.layout)
     if options.ray is not None:
         layout.check_degrees(options.layout, options.layout.ranks)
+        _refuse_files(options.job)
         replicas = options.replicas or 1
         return run_on_ray(options.job, options.xdit, options.max_attempts, options.ray or None, replicas)
     layout.check_degrees(options.layout, world.size())
     check_machines(options.layout.data_parallel_degree, os.environ)
     return run_job(options.job, options.xdit, options.max_attempts)
+
+
+def _refuse_files(job: Path) -> None:
+    if (job / FOLDER).is_dir():
+        raise UsageError(
+            "items of this job have files, which other machines do not see", "leave --ray out, set data_parallel_degree"
+        )
 
 
 def _run_options(argv: list[str]) -> tuple[BatchRunOptions, Recipe]:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from fastcache_xdit.cli.arguments import check_least
+from fastcache_xdit.cli.clips import add_clips, check_clips
 from fastcache_xdit.cli.goals import add_goals
 from fastcache_xdit.cli.pipeline import (
     MAKES_THE_IMAGE,
@@ -18,7 +19,7 @@ from fastcache_xdit.cli.pipeline import (
 )
 from fastcache_xdit.config import FastCacheConfig
 from fastcache_xdit.errors import UsageError
-from fastcache_xdit.host.xdit import checkpoint
+from fastcache_xdit.host.xdit import checkpoint, kinds
 from fastcache_xdit.host.xdit.layout import Layout, check_cache
 from fastcache_xdit.host.xdit.loading import XditOptions
 from fastcache_xdit.jobs.desk import MAX_ATTEMPTS
@@ -30,6 +31,8 @@ class SubmitOptions(PipelineOptions):
     """Options of `batch submit`."""
 
     job: str
+    fps: int | None
+    pipeline: str | None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,6 +75,10 @@ def add_submit(group: Any) -> None:
     group.add_argument("job", metavar="JOB", help="folder of the new job, on a local disk")
     add_pipeline_arguments(group, batch_size=1)
     add_goals(group)
+    add_clips(group)
+    group.add_argument(
+        "--pipeline", metavar="CLASS", help="load the model as this class of diffusers, such as FluxImg2ImgPipeline"
+    )
 
 
 def add_run(group: Any) -> None:
@@ -106,10 +113,13 @@ def add_job(group: Any) -> None:
     group.add_argument("job", type=Path, metavar="JOB", help="folder that the job was submitted to")
 
 
-def recipe_of(options: PipelineOptions) -> Recipe:
+def recipe_of(options: PipelineOptions, fps: int | None = None, pipeline: str | None = None) -> Recipe:
     """Turn a command line into what a job keeps of it. Raises UsageError for what cannot work."""
     model, config = model_folder(options.model), chosen_cache("batch", options)
     _check_model(model, options.layout)
+    check_clips(fps)
+    if pipeline:
+        kinds.check_kind(pipeline, model, options.layout)
     return Recipe(
         model=str(Path(model).resolve()) if Path(model).is_dir() else model,
         dtype=options.dtype,
@@ -117,6 +127,8 @@ def recipe_of(options: PipelineOptions) -> Recipe:
         batch_size=options.batch_size,
         call=call_arguments(options),
         cache=_portable(config) if config else None,
+        fps=fps,
+        pipeline=pipeline,
         engine=dict(options.engine),
     )
 
@@ -148,6 +160,8 @@ def check_layout(recipe: Recipe, layout: Layout) -> None:
     """Raise UsageError for a layout in which the job cannot run; the number of ranks is not checked."""
     if recipe.config:
         check_cache(layout, recipe.config)
+    if recipe.pipeline:
+        kinds.check_kind(recipe.pipeline, recipe.model, layout)
     _check_model(recipe.model, layout)
 
 

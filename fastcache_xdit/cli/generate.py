@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from fastcache_xdit.cli.clips import add_clips, check_clips
 from fastcache_xdit.cli.goals import add_goals
 from fastcache_xdit.cli.pipeline import (
     PipelineOptions,
@@ -35,6 +36,7 @@ class GenerateOptions(PipelineOptions):
     """Options of `generate`."""
 
     compare: bool
+    fps: int | None
     output: str
     overwrite: bool
 
@@ -43,6 +45,7 @@ def add_arguments(group: Any) -> None:
     """Add the command's own options, beside xDiT's engine flags."""
     add_pipeline_arguments(group, batch_size=1)
     add_goals(group)
+    add_clips(group)
     group.add_argument("--compare", action="store_true", help="also run uncached with the same seeds, and measure")
     group.add_argument("--output", default="results/generate", metavar="FOLDER", help="default: %(default)s")
     group.add_argument("--overwrite", action="store_true", help="replace the results of an earlier job in FOLDER")
@@ -53,7 +56,7 @@ def main(argv: list[str]) -> int:
     register()
     options = pipeline_options(GenerateOptions, "generate", argv, add_arguments)
     job = _Job(options)
-    job.run(engine.Engine(job.model, options.xdit, options.dtype))
+    job.run(engine.Engine(job.model, options.xdit, options.dtype, options.fps))
     world.finish()
     return 0
 
@@ -71,6 +74,7 @@ class _Job:
         if Path(self.model).is_dir():
             checkpoint.check_model(Path(self.model), options.layout)
         self.call = call_arguments(options)
+        check_clips(options.fps)
         self.output = OutputFolder(options.output, options.overwrite)
         together = options.batch_size * options.layout.data_parallel_degree
         self.batches = engine.batches(self.prompts, together, options.seed)
@@ -91,7 +95,7 @@ class _Job:
         return compare.run_cached(running, self.batches, self.config, self.call, self.output.keep, compares)
 
     def _write(self, views: Sequence[summary.View]) -> None:
-        figures = {**self._settings(), "seconds": summary.seconds_of(views, "cached")}
+        figures = {**self._settings(), **summary.clip_figures(views), "seconds": summary.seconds_of(views, "cached")}
         if self.config:
             figures |= summary.cache_figures(views, self.call["num_inference_steps"])
         if self.options.compare:

@@ -31,7 +31,7 @@ CALL = (
 MAKES_THE_IMAGE = (
     "model", "dtype", "seed", "batch_size", "prompt", "prompts", "negative_prompt", "num_inference_steps",
     "guidance_scale", "height", "width", "max_sequence_length", "cache", "cache_method", "cache_config", "config",
-    *GOALS,
+    "num_frames", "fps", "pipeline", *GOALS,
 )  # fmt: skip
 
 
@@ -152,7 +152,7 @@ def call_arguments(options: PipelineOptions) -> dict[str, Any]:
     Raises:
         UsageError: a number below 1, or a seed that no generator takes.
     """
-    sizes = ("num_inference_steps", "height", "width")
+    sizes = ("num_inference_steps", "height", "width", "num_frames")
     check_least(1, **{name: options.call.get(name) for name in sizes}, batch_size=options.batch_size)
     if not 0 <= options.seed < 2**63:
         raise UsageError(f"seed={options.seed} is not possible", "set a number from 0 to 2**63 - 1")

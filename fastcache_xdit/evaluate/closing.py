@@ -11,13 +11,18 @@ def pace(speedup: float) -> str:
     return f"{speedup:.2f}x faster" if speedup >= 1 else f"{1 / speedup:.2f}x slower"
 
 
+def noun(figures: dict[str, Any], count: int) -> str:
+    """Name what a job makes, so many of them."""
+    return ("clip" if "clips" in figures else "image") + "s" * (count != 1)
+
+
 def line(figures: dict[str, Any], report: Any) -> str:
     """Sum up a job in one line."""
     return f"fastcache: {', '.join(_parts(figures))} -> {report}"
 
 
 def _parts(figures: dict[str, Any]) -> Iterator[str]:
-    yield f"{figures['num_images']} image{'s' * (figures['num_images'] > 1)}"
+    yield f"{figures['num_images']} {noun(figures, figures['num_images'])}"
     learning, after = figures.get("learning"), figures.get("after_switch")
     if learning and after:
         yield f"learnt from the first {learning['requests']} requests in {learning['seconds']:.1f} s"
@@ -52,6 +57,8 @@ def _times(figures: dict[str, Any]) -> Iterator[str]:
 def _quality(figures: dict[str, Any], promised: str = "") -> Iterator[str]:
     if psnr := figures.get("psnr_db"):
         yield f"PSNR {psnr['mean']:.1f} dB{promised}, worst {psnr['min']:.1f}"
+    if frames := figures.get("frames"):
+        yield f"worst frame {frames['psnr_db']['min']:.1f}"
 
 
 def _compute(figures: dict[str, Any]) -> Iterator[str]:

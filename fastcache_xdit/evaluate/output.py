@@ -6,12 +6,13 @@ import json
 from pathlib import Path
 from typing import Any
 
+from fastcache_xdit.clips import Clip
 from fastcache_xdit.errors import UsageError
 from fastcache_xdit.files import writable_folder
 
 
 class OutputFolder:
-    """Where a job writes `images/00012.png` and, if it compares, `images/00012_uncached.png`.
+    """Where a job writes `images/00012.png` and, if it compares, `images/00012_uncached.png`; clips as `.mp4`.
 
     Raises:
         UsageError: the folder cannot be written to, or holds an earlier job's summary and `overwrite` is not set.
@@ -24,11 +25,15 @@ class OutputFolder:
             raise UsageError(f"{self.path} holds the results of an earlier job", "pass --overwrite or another --output")
 
     def keep(self, kind: str, index: int, image: Any) -> None:
-        """Save one image at once, so that an interrupted job loses none."""
+        """Save one image or clip at once, so that an interrupted job loses none."""
         suffix = "" if kind == "cached" else f"_{kind}"
         folder = self.path / "images"
         folder.mkdir(parents=True, exist_ok=True)
-        image.save(folder / f"{index:05d}{suffix}.png")
+        name = f"{index:05d}{suffix}"
+        if isinstance(image, Clip):
+            (folder / f"{name}.mp4").write_bytes(image.mp4())
+        else:
+            image.save(folder / f"{name}.png")
 
     def write_summary(self, figures: dict[str, Any]) -> None:
         """Write `summary.json`."""

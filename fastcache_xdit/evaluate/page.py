@@ -18,5 +18,5 @@ def write_page(path: Path, template: str, package: str = "fastcache_xdit.evaluat
 
 
 def data_url(content: bytes, kind: str) -> str:
-    """Turn the bytes of a picture into a URL that holds it; `kind` is png or webp."""
-    return f"data:image/{kind};base64,{base64.b64encode(content).decode()}"
+    """Turn the bytes of a picture or clip into a URL that holds it; `kind` is such as image/png."""
+    return f"data:{kind};base64,{base64.b64encode(content).decode()}"

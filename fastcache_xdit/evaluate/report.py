@@ -7,13 +7,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from fastcache_xdit.evaluate.closing import pace
+from fastcache_xdit.clips import Clip, frames_of
+from fastcache_xdit.evaluate.closing import noun, pace
 from fastcache_xdit.evaluate.decisions import first_request, requests
 from fastcache_xdit.evaluate.page import data_url, write_page
 from fastcache_xdit.evaluate.summary import View, images_in_full, images_of
 from fastcache_xdit.evaluate.token_maps import assembled, heat, over
 
-MOST_IMAGES = 24  # more would make the page too heavy to open
+MOST_IMAGES, MOST_CLIPS = 24, 8  # more would make the page too heavy to open
 DEGREE_NAMES = {
     "ulysses_degree": "Ulysses",
     "ring_degree": "ring",
@@ -30,10 +31,11 @@ def write_report(path: Path, figures: dict[str, Any], prompts: Sequence[str], vi
         path,
         "report.html",
         figures=figures,
+        noun=noun,
         pace=pace,
         layout=_layout(figures["parallel"]),
-        pairs=_pairs(figures, prompts, views),
-        left_out=max(0, len(prompts) - MOST_IMAGES),
+        pairs=(pairs := _pairs(figures, prompts, views)),
+        left_out=len(prompts) - len(pairs),
         requests=requests(views, figures),
         grids=first_request(views),
         token_maps=_token_maps(views),
@@ -46,31 +48,36 @@ def _layout(parallel: dict[str, int]) -> str:
 
 
 def _pairs(figures: dict[str, Any], prompts: Sequence[str], views: Sequence[View]) -> list[dict[str, Any]]:
-    """The page's images with their prompts; `uncached` is None where nothing was compared."""
+    """The page's images or clips with their prompts; `uncached` is None where nothing was compared."""
     cached, uncached, in_full = images_of(views, "cached"), images_of(views, "uncached"), images_in_full(views)
     psnr = figures.get("psnr_db_each", [None] * len(cached))
-    shown = list(zip(prompts, cached, psnr, strict=True))[:MOST_IMAGES]
+    frames = figures.get("frames", {}).get("each", [None] * len(cached))
+    most = MOST_CLIPS if "clips" in figures else MOST_IMAGES
+    shown = list(zip(prompts, cached, psnr, frames, strict=True))[:most]
     return [
         {
             "prompt": prompt,
             "cached": _data_url(image),
             "uncached": _data_url(uncached[index]) if uncached else None,
             "psnr": value,
+            "worst_frame": each["psnr_db"]["min"] if each else None,
             "in_full": index in in_full,
         }
-        for index, (prompt, image, value) in enumerate(shown)
+        for index, (prompt, image, value, each) in enumerate(shown)
     ]
 
 
 def _data_url(image: Any) -> str:
+    if isinstance(image, Clip):
+        return data_url(image.mp4(), "video/mp4")
     buffer = io.BytesIO()
     image.save(buffer, format="PNG")
-    return data_url(buffer.getvalue(), "png")
+    return data_url(buffer.getvalue(), "image/png")
 
 
 def _token_maps(views: Sequence[View]) -> list[dict[str, Any]]:
     """Partial steps of the first image: the picture with what they computed of it, and a heat map of the scores."""
-    picture = images_of(views, "cached")[0]
+    picture = frames_of(images_of(views, "cached")[0])[0]
     shards = [views[rank].comparison.cached.tokens for rank in views[0].shards]
     maps = assembled(shards, picture.height, picture.width)
     return [

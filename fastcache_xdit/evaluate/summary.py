@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
+from fastcache_xdit.clips import Clip
 from fastcache_xdit.counters import Counters
 from fastcache_xdit.evaluate import quality
 from fastcache_xdit.evaluate.compare import Comparison, Served
@@ -89,22 +90,38 @@ def quality_figures(views: Sequence[View], prompts: Sequence[str], accuracy: Acc
     Images that were computed in full are exact. PSNR and SSIM are of the others, unless there are no others.
     """
     cached, uncached = images_of(views, "cached"), images_of(views, "uncached")
-    pixels = quality.to_tensor(cached), quality.to_tensor(uncached)
+    alike = [quality.likeness(*pair) for pair in zip(cached, uncached, strict=True)]
     baseline_seconds, cached_seconds = seconds_of(views, "uncached"), seconds_of(views, "cached")
-    psnr, in_full = quality.psnr_db(*pixels), images_in_full(views)
-    judged = [index for index in range(len(cached)) if index not in in_full] or list(range(len(cached)))
+    in_full = images_in_full(views)
+    judged = [each for index, each in enumerate(alike) if index not in in_full] or alike
     figures = {
         "baseline_seconds": baseline_seconds,
         "cached_seconds": cached_seconds,
         "speedup": baseline_seconds / cached_seconds,
         "num_images_in_full": len(in_full),
-        "psnr_db": quality.mean_and_min([psnr[index] for index in judged]),
-        "psnr_db_each": psnr,
-        "ssim": quality.mean_and_min(quality.ssim(pixels[0][judged], pixels[1][judged])),
+        "psnr_db": quality.mean_and_min([each.psnr_db for each in judged]),
+        "psnr_db_each": [each.psnr_db for each in alike],
+        "ssim": quality.mean_and_min([each.ssim for each in judged]),
     }
+    if any(isinstance(picture, Clip) for picture in cached):
+        figures["frames"] = _frame_figures(judged) | {"each": [_frame_figures([each]) for each in alike]}
     if accuracy and (score := accuracy(cached, prompts)) is not None:
         figures["prompt_accuracy"] = {"cached": score, "uncached": accuracy(uncached, prompts)}
     return figures
+
+
+def _frame_figures(clips: Sequence[quality.Likeness]) -> dict[str, Any]:
+    """Return mean and worst over all frames of some clips."""
+    return {
+        "psnr_db": quality.mean_and_min([value for each in clips for value in each.frames_psnr_db]),
+        "ssim": quality.mean_and_min([value for each in clips for value in each.frames_ssim]),
+    }
+
+
+def clip_figures(views: Sequence[View]) -> dict[str, Any]:
+    """Say what the job's clips are; nothing of images."""
+    first = images_of(views, "cached")[0]
+    return {"clips": {"num_frames": len(first.frames), "fps": first.fps}} if isinstance(first, Clip) else {}
 
 
 def seconds_of(views: Sequence[View], kind: str, since: int = 0) -> float:

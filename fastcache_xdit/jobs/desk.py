@@ -134,11 +134,11 @@ class StoreDesk:
     def _write(self, outcome: ItemOutcome) -> str | None:
         if outcome.image is None:
             return None
-        name = _image(outcome.id)
+        name = _image(outcome.id) + outcome.suffix
         write_whole(self._store.folder / name, outcome.image)
         return name
 
 
 def _image(id: int) -> str:
-    """Return where an item's image lies in the job's folder."""
-    return f"images/{id:06d}.png"
+    """Return where an item's image lies in the job's folder, without its ending."""
+    return f"images/{id:06d}"

@@ -13,9 +13,9 @@ class Item(Options):
     """A row of the store; `id` is its place in the prompts file, from 0.
 
     Items of one `batch` are generated together, always the same ones, so that an image does not depend on which run
-    makes it; a line that was bad at submit has none. `output` is relative to the job's folder. `seconds`, `computed`
-    and `approximated` (block calls, over the replica's ranks) and `compute_ratio` (share of block work that was
-    executed) are those of its batch; `started` and `finished` are seconds since 1970. `recorded` says that it was
+    makes it; a line that was bad at submit has none. `output` and files are relative to the job's folder. `seconds`,
+    `computed` and `approximated` (block calls, over the replica's ranks) and `compute_ratio` (share of block work that
+    was executed) are those of its batch; `started` and `finished` are seconds since 1970. `recorded` says that it was
     computed in full, to learn from.
     """
 
@@ -28,6 +28,12 @@ class Item(Options):
     height: int | None = None
     steps: int | None = None
     guidance: float | None = None
+    image: str | None = None
+    mask: str | None = None
+    video: str | None = None
+    control_image: str | None = None
+    strength: float | None = None
+    num_frames: int | None = None
     state: str = "pending"
     attempts: int = 0
     owner: str | None = None
@@ -45,7 +51,10 @@ class Item(Options):
     @property
     def shape(self) -> tuple[object, ...]:
         """Return what items of one batch share, because a pipeline call takes one of each."""
-        return (self.width, self.height, self.steps, self.guidance, self.negative_prompt)
+        call = (self.width, self.height, self.steps, self.guidance, self.negative_prompt)
+        files = (bool(self.image), bool(self.mask), bool(self.control_image))
+        alone = self.id if self.video else None  # clips differ in length
+        return (*call, self.strength, self.num_frames, *files, alone)
 
 
 class Figures(NamedTuple):
@@ -59,10 +68,11 @@ class Figures(NamedTuple):
 
 @dataclass(frozen=True)
 class ItemOutcome:
-    """What became of one item: a PNG file, or the reason why there is none."""
+    """What became of one item: a file, PNG or, of a clip, mp4; or the reason why there is none."""
 
     id: int
     image: bytes | None = None
+    suffix: str = ".png"
     error: str | None = None
 
     @property

@@ -10,10 +10,12 @@ from pathlib import Path
 from typing import Any
 
 from fastcache_xdit.errors import UsageError
+from fastcache_xdit.jobs.inputs import with_files
 from fastcache_xdit.jobs.recipe import BadLine, PromptLine, bad_line, checked
 from fastcache_xdit.options import unknown_option
 
 Raw = dict[str, Any] | BadLine
+Numbered = tuple[int, Raw]  # the line of the file, from 1, and what it holds
 
 
 def read_prompts(path: str | Path) -> list[PromptLine | BadLine]:
@@ -32,10 +34,15 @@ def read_prompts(path: str | Path) -> list[PromptLine | BadLine]:
         raise UsageError(
             f"{path}: prompts come in {', '.join(READERS)}, not in {path.suffix or 'a file without ending'}"
         )
-    lines = [raw if isinstance(raw, BadLine) else checked(raw) for raw in READERS[path.suffix.lower()](path)]
+    lines = [_line(path, number, raw) for number, raw in READERS[path.suffix.lower()](path)]
     if not lines:
         raise UsageError(f"{path} holds no prompt", "give one a line")
     return lines
+
+
+def _line(path: Path, number: int, raw: Raw) -> PromptLine | BadLine:
+    line = raw if isinstance(raw, BadLine) else checked(raw)
+    return line if isinstance(line, BadLine) else with_files(line, path, number)
 
 
 def _text(path: Path) -> str:
@@ -43,16 +50,16 @@ def _text(path: Path) -> str:
     return path.read_bytes().decode("utf-8-sig", "surrogateescape")
 
 
-def _txt(path: Path) -> Iterator[Raw]:
-    for line in _text(path).split("\n"):
+def _txt(path: Path) -> Iterator[Numbered]:
+    for number, line in enumerate(_text(path).split("\n"), 1):
         if line.strip() and not line.lstrip().startswith("#"):
-            yield {"prompt": line.strip()}
+            yield number, {"prompt": line.strip()}
 
 
-def _jsonl(path: Path) -> Iterator[Raw]:
-    for line in _text(path).split("\n"):
+def _jsonl(path: Path) -> Iterator[Numbered]:
+    for number, line in enumerate(_text(path).split("\n"), 1):
         if line.strip():
-            yield _object(line)
+            yield number, _object(line)
 
 
 def _object(line: str) -> Raw:
@@ -65,27 +72,28 @@ def _object(line: str) -> Raw:
     return values
 
 
-def _csv(path: Path) -> Iterator[Raw]:
+def _csv(path: Path) -> Iterator[Numbered]:
     rows = csv.reader(io.StringIO(_text(path), newline=""))
     columns = next(rows, [])
     _check_columns(path, columns)
     while (cells := _next_row(rows)) is not None:
         if isinstance(cells, BadLine):
-            yield cells
+            yield rows.line_num, cells
         elif len(cells) > len(columns):
-            yield bad_line(",".join(cells), f"{len(cells)} cells in {len(columns)} columns; quote texts with commas")
+            told = f"{len(cells)} cells in {len(columns)} columns; quote texts with commas"
+            yield rows.line_num, bad_line(",".join(cells), told)
         elif cells:
-            yield dict(zip(columns, cells, strict=False))
+            yield rows.line_num, dict(zip(columns, cells, strict=False))
 
 
-def _next_row(rows: Iterator[list[str]]) -> list[str] | BadLine | None:
+def _next_row(rows: Any) -> list[str] | BadLine | None:
     try:
         return next(rows, None)
     except csv.Error as error:
         return bad_line("", f"not CSV: {error}")
 
 
-def _parquet(path: Path) -> Iterator[Raw]:
+def _parquet(path: Path) -> Iterator[Numbered]:
     try:
         import pyarrow
         from pyarrow import parquet
@@ -97,8 +105,8 @@ def _parquet(path: Path) -> Iterator[Raw]:
         raise UsageError(f"{path} is not a parquet file: {error}") from None
     _check_columns(path, table.column_names)
     columns = [_cells(column, pyarrow) for column in table.columns]
-    for values in zip(*columns, strict=True):
-        yield dict(zip(table.column_names, values, strict=True))
+    for number, values in enumerate(zip(*columns, strict=True), 1):
+        yield number, dict(zip(table.column_names, values, strict=True))
 
 
 def _cells(column: Any, pyarrow: Any) -> list[Any]:
@@ -119,7 +127,7 @@ def _check_columns(path: Path, columns: list[str]) -> None:
         )
 
 
-READERS: dict[str, Callable[[Path], Iterator[Raw]]] = {
+READERS: dict[str, Callable[[Path], Iterator[Numbered]]] = {
     ".txt": _txt,
     ".jsonl": _jsonl,
     ".csv": _csv,

@@ -15,6 +15,7 @@ from fastcache_xdit.options import Options, usage_error
 RECIPE = "recipe.json"
 LONGEST_PROMPT = 10_000  # characters; far more than any text encoder reads
 LARGEST_SIDE = 16_384  # pixels
+MOST_FRAMES = 10_000
 REASON_LENGTH = 300  # characters kept of a reason, which may quote what was given
 
 
@@ -29,6 +30,12 @@ class PromptLine(Options):
         height: in pixels.
         steps: denoising steps.
         guidance: scale of classifier-free, or embedded, guidance.
+        image: file of the image to begin from.
+        mask: file of an image, white where the other one is painted anew.
+        video: file of the clip to begin from.
+        control_image: file of the image that a ControlNet follows.
+        strength: how far from image or video, up to 1 for all of the steps.
+        num_frames: of the clip that is made; with `video`, how many of its frames are taken, all without.
     """
 
     prompt: str = Field(min_length=1, max_length=LONGEST_PROMPT)
@@ -38,6 +45,12 @@ class PromptLine(Options):
     height: int | None = Field(None, ge=8, le=LARGEST_SIDE, multiple_of=8)
     steps: int | None = Field(None, ge=1, le=1000)
     guidance: float | None = Field(None, ge=0, allow_inf_nan=False)
+    image: str | None = None
+    mask: str | None = None
+    video: str | None = None
+    control_image: str | None = None
+    strength: float | None = Field(None, gt=0, le=1)
+    num_frames: int | None = Field(None, ge=1, le=MOST_FRAMES)
 
 
 class Recipe(Options):
@@ -50,6 +63,8 @@ class Recipe(Options):
         batch_size: images that are generated together; which ones is settled at submit.
         call: arguments of every pipeline call, defaults of what lines leave out among them.
         cache: options of FastCache, None for none.
+        fps: of clips; None for what the model is meant for.
+        pipeline: the diffusers class to load the model as; None for the one that it was saved as.
         engine: xDiT's options as submitted, such as the layout; flags of `run` win over them.
     """
 
@@ -59,6 +74,8 @@ class Recipe(Options):
     batch_size: int = Field(1, ge=1)
     call: dict[str, Any]
     cache: dict[str, Any] | None = None
+    fps: int | None = None
+    pipeline: str | None = None
     engine: dict[str, Any] = {}
 
     @property

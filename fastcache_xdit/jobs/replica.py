@@ -1,16 +1,13 @@
-"""One loaded model on one or more ranks, which turns batches of items into PNG files."""
+"""One loaded model on one or more ranks, which turns batches of items into PNG and mp4 files."""
 
 from __future__ import annotations
 
 import contextlib
-import io
 import time
 import traceback
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Any
-
-import torch
-from PIL import Image
 
 from fastcache_xdit.approx.calibration import Calibration
 from fastcache_xdit.counters import Counters
@@ -22,15 +19,16 @@ from fastcache_xdit.host.xdit import engine, world
 from fastcache_xdit.host.xdit.loading import XditOptions, with_values
 from fastcache_xdit.host.xdit.positions import Positions
 from fastcache_xdit.host.xdit.replica import meet
+from fastcache_xdit.jobs.inputs import call_files
 from fastcache_xdit.jobs.item import Figures, Item, ItemOutcome
 from fastcache_xdit.jobs.limits import too_long
+from fastcache_xdit.jobs.outcomes import outcomes
 from fastcache_xdit.jobs.recipe import Recipe, printable
 from fastcache_xdit.jobs.recording import Nowhere, Recording, in_full, pooled_as, unlimited
 from fastcache_xdit.learning.circumstances import difference
 from fastcache_xdit.plugin import enable, fastcache
 
 PATIENCE = 60.0  # seconds in which all ranks must have met an error, for it to be the item's and not a rank's
-NOT_FINITE = "the image is not finite (NaN or infinite latents); lower guidance, or use another dtype"
 
 
 class Replica:
@@ -39,12 +37,15 @@ class Replica:
     Args:
         recipe: of the job.
         xdit: xDiT's options, with the layout inside this replica; replicas are not counted.
+        folder: of the job, where items have files.
     Raises:
         UsageError: a model that xDiT or the cache does not know, or a config that does not fit it.
     """
 
-    def __init__(self, recipe: Recipe, xdit: XditOptions) -> None:
-        self._engine = engine.Engine(recipe.model, with_values(xdit, data_parallel_degree=1), recipe.dtype)
+    def __init__(self, recipe: Recipe, xdit: XditOptions, folder: Path | None = None) -> None:
+        alone = with_values(xdit, data_parallel_degree=1)
+        self._engine = engine.Engine(recipe.model, alone, recipe.dtype, recipe.fps, recipe.pipeline)
+        self._folder = folder or Path()
         self._engine.pipe.set_progress_bar_config(disable=True)
         self._config, self.learns = recipe.config, recipe.learns
         self._calibration: Calibration | None = None
@@ -103,16 +104,19 @@ class Replica:
             return self._failed(items, error, self._stages == 1 and self._all_met()), None
 
     def _images(self, items: Sequence[Item]) -> tuple[list[ItemOutcome], Counters | None]:
-        batch = tuple(engine.Request(item.id, item.prompt, item.seed or 0) for item in items)
+        batch = tuple(self._request(item) for item in items)
         call = self._call | _arguments(items[0]) | {"output_type": "pt"}
         self._positions.restore()  # each batch is generated as if it were the first one
         if self._config is None:
-            return _outcomes(self._engine.generate(batch, **call)), None
+            return outcomes(self._engine.generate(batch, **call), self._engine.fps), None
         with self._cache(items) as handle:
             pixels = self._engine.generate(batch, **call)
             counters = handle.report().counters
         assert counters.requests == 1, f"the cache saw {counters.requests} requests in one batch"
-        return _outcomes(pixels), counters
+        return outcomes(pixels, self._engine.fps), counters
+
+    def _request(self, item: Item) -> engine.Request:
+        return engine.Request(item.id, item.prompt, item.seed or 0, call_files(item, self._folder))
 
     def _cache(self, items: Sequence[Item]) -> contextlib.AbstractContextManager[Handle]:
         """Turn the cache on anew for each batch, so that nothing is left of the last; in full for recorded items."""
@@ -152,25 +156,8 @@ def _arguments(item: Item) -> dict[str, Any]:
         "num_inference_steps": item.steps,
         "guidance_scale": item.guidance,
         "negative_prompt": item.negative_prompt,
+        **{name: given for name in ("strength", "num_frames") if (given := getattr(item, name)) is not None},
     }
-
-
-def _outcomes(pixels: dict[int, torch.Tensor]) -> list[ItemOutcome]:
-    return [_outcome(id, image) for id, image in pixels.items()]
-
-
-def _outcome(id: int, image: torch.Tensor) -> ItemOutcome:
-    if not image.isfinite().all():
-        return ItemOutcome(id, error=NOT_FINITE)
-    return ItemOutcome(id, image=png(image))
-
-
-def png(image: torch.Tensor) -> bytes:
-    """Encode an image, [3, H, W] in 0..1, as a PNG file, rounded as diffusers rounds."""
-    pixels = (image.float().permute(1, 2, 0).cpu().numpy() * 255).round().astype("uint8")
-    file = io.BytesIO()
-    Image.fromarray(pixels).save(file, format="PNG")
-    return file.getvalue()
 
 
 def _figures(seconds: float, ranks: Sequence[Counters]) -> Figures:

@@ -57,7 +57,7 @@ def closing_line(store: Store, folder: Path, finished: bool) -> str:
 
 
 def _work(folder: Path, store: Store | None, xdit: XditOptions, max_attempts: int, stop: Stop, is_shown: bool) -> bool:
-    replica = Replica(Recipe.load(folder), xdit)
+    replica = Replica(Recipe.load(folder), xdit, folder)
     desk = StoreDesk(store, max_attempts) if store else None
     bar = Bar(store, is_shown)
     try:

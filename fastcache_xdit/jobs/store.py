@@ -12,6 +12,7 @@ from typing import Any
 
 from fastcache_xdit.errors import UsageError
 from fastcache_xdit.files import writable_folder
+from fastcache_xdit.jobs.inputs import kept
 from fastcache_xdit.jobs.item import Figures, Item, ItemOutcome
 from fastcache_xdit.jobs.owner import is_alive
 from fastcache_xdit.jobs.recipe import Recipe
@@ -22,7 +23,7 @@ PATIENCE = 60.0  # seconds that a process waits for another one's transaction, w
 
 
 class Store:
-    """A job in a folder: `recipe.json`, `job.sqlite`, `images/`, and the locks of those who work on it.
+    """A job in a folder: `recipe.json`, `job.sqlite`, `images/`, `inputs/`, and the locks of those who work on it.
 
     SQLite's write-ahead log needs all processes that open it on one machine, and the folder on a disk of it.
 
@@ -54,7 +55,7 @@ class Store:
             for statement in SCHEMA:
                 database.execute(statement)
             columns = ", ".join(f":{name}" for name in Item.model_fields)
-            rows = (item.model_dump() for item in items)
+            rows = (item.model_dump() for item in kept(items, Path(folder)))
             database.executemany(f"INSERT INTO items ({', '.join(Item.model_fields)}) VALUES ({columns})", rows)
         return cls(folder)
 

@@ -1,8 +1,6 @@
 """`report`: one page that a browser opens without complaint, and Markdown."""
 
 import json
-import shutil
-import subprocess
 
 import pytest
 from PIL import Image
@@ -10,11 +8,8 @@ from PIL import Image
 from fastcache_xdit.bench.peers.results import slug
 from fastcache_xdit.cli.main import main
 from tests.bench.peers.rows import CONDITIONS, row
+from tests.browser import needs_chromium, picture_of
 
-CHROMIUM = next(
-    (path for name in ("chromium", "chromium-browser", "google-chrome") if (path := shutil.which(name))), ""
-)
-FLAGS = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--enable-logging=stderr"]
 ROWS = [
     row("FastCache, tuned", "third", 0.33, 41.0),
     row("FastCache, tuned", "half", 0.5, 50.0),
@@ -72,15 +67,8 @@ def test_a_folder_without_results_is_one_line(tmp_path, capsys):
     assert "no results" in capsys.readouterr().err
 
 
-@pytest.mark.skipif(not CHROMIUM, reason="needs chromium, to open the page")
+@needs_chromium
 def test_a_browser_opens_the_page(folder, tmp_path):
     main(["report", str(folder)])
-    picture = tmp_path / "page.png"
-    own = [f"--user-data-dir={tmp_path / 'profile'}", "--window-size=1100,1700", f"--screenshot={picture}"]
-    done = subprocess.run(
-        [CHROMIUM, *FLAGS, *own, f"file://{folder / 'report.html'}"], capture_output=True, text=True, timeout=300
-    )
-    assert "Uncaught" not in done.stderr
-    image = Image.open(picture).convert("RGB")
-    assert image.size == (1100, 1700)
+    image = picture_of(folder / "report.html", tmp_path, 1100, 1700)
     assert len(image.getcolors(1 << 20)) > 50, "something is drawn"

@@ -8,6 +8,7 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 
+from fastcache_xdit.clips import frames_of
 from fastcache_xdit.host.xdit import world
 from fastcache_xdit.host.xdit.engine import Batch, Engine
 from fastcache_xdit.host.xdit.loading import DTYPES, silence_loading
@@ -71,7 +72,8 @@ class XditBackend:
         outputs = [by_index[request.index] for request in batch]
         if isinstance(outputs[0], torch.Tensor):
             return torch.stack(outputs).cpu()
-        return _pictures(np.stack([np.asarray(image.convert("RGB")) / 255 for image in outputs]))
+        frames = [frame for each in outputs for frame in frames_of(each)]
+        return _pictures(np.stack([np.asarray(frame.convert("RGB")) / 255 for frame in frames]))
 
 
 def _pictures(values: np.ndarray) -> torch.Tensor:

@@ -80,7 +80,7 @@ def _apart(row: ResultRow, budget: float) -> float:
 
 def _pictures(study: Study, peer: str, setting: str) -> list[str]:
     paths = [study.folder / "images" / f"{slug(peer, setting)}-{number}.webp" for number in range(PICTURES)]
-    return [data_url(path.read_bytes(), "webp") for path in paths if path.exists()]
+    return [data_url(path.read_bytes(), "image/webp") for path in paths if path.exists()]
 
 
 def speedup_kept(found: Sequence[Study]) -> list[dict[str, Any]]:

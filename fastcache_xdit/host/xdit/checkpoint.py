@@ -58,6 +58,12 @@ def pipeline_class(folder: Path) -> str:
     return _config(folder / "model_index.json").get("_class_name", "")
 
 
+def parts(folder: Path) -> set[str]:
+    """Name the parts of the pipeline saved in `folder`. Raises UsageError where it holds none."""
+    entries = _config(folder / "model_index.json").items()
+    return {name for name, entry in entries if isinstance(entry, list) and entry[0]}
+
+
 def transformer_class(folder: Path) -> str:
     """Read the class name of the transformer saved in `folder`. Raises UsageError where the pipeline has none."""
     entry = _config(folder / "model_index.json").get("transformer")

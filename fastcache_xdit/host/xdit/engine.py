@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import functools
 import inspect
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -19,23 +19,37 @@ BINNED_SAMPLE_SIZES = (32, 64, 128)  # the only ones for which diffusers' PixArt
 
 @dataclass(frozen=True)
 class Request:
-    """One image to generate; `index` numbers it over the whole job, `seed` is that of its start noise."""
+    """One image to generate.
+
+    Attributes:
+        index: numbers it over the whole job.
+        prompt: the text.
+        seed: of its start noise.
+        files: what the call gets beside its text, such as an image to edit, by argument.
+    """
 
     index: int
     prompt: str
     seed: int
+    files: Mapping[str, Any] = field(default_factory=dict)
 
 
 Batch = tuple[Request, ...]  # generated together
 
 
 class Engine:
-    """An xDiT pipeline on all ranks of the job; arguments and errors are those of `load_pipeline`."""
+    """An xDiT pipeline on all ranks of the job; arguments and errors are those of `load_pipeline`.
 
-    def __init__(self, model: str, options: XditOptions, dtype: str) -> None:
-        self.pipe = load_pipeline(model, options, dtype)
+    `fps` is for the clips of a video pipeline; None for what they are meant for.
+    """
+
+    def __init__(
+        self, model: str, options: XditOptions, dtype: str, fps: int | None = None, kind: str | None = None
+    ) -> None:
+        self.pipe = load_pipeline(model, options, dtype, kind)
         _tell_mistakes(getattr(self.pipe, "module", self.pipe))
         self.is_video = video.is_video(self.pipe)
+        self.fps = (fps or video.usual_fps(self.pipe)) if self.is_video else 0
         self.replicas = options.data_parallel_degree
         self.accepts = set(inspect.signature(type(self.pipe).__call__).parameters)
 
@@ -49,17 +63,18 @@ class Engine:
         arguments = {name: value for name, value in arguments.items() if name in self.accepts and value is not None}
         prompts = [request.prompt for request in (own if self.is_video else self._padded(batch))]
         seeds = [torch.Generator("cpu").manual_seed(request.seed) for request in own]
-        return {**arguments, "prompt": prompts, "generator": seeds}
+        files = {name: [request.files[name] for request in own] for name in own[0].files}
+        return {**arguments, **files, "prompt": prompts, "generator": seeds}
 
     def generate(self, batch: Batch, **call: Any) -> dict[int, Any]:
-        """Run one batch; return {index: PIL image} on the rank of each replica that holds images, else {}.
+        """Run one batch; return {index: PIL image, or `Clip`} on the rank of each replica that holds them, else {}.
 
-        Every rank must call it with the same batch. A video comes as one image, see `video.strip`.
+        Every rank must call it with the same batch. With an `output_type` of tensors, these instead.
         """
         indices = [request.index for request in self._own(batch)]
         output = self.pipe(**self.arguments(batch, **call))
         if self.is_video:
-            own = video.pictures(output.frames) if video.first_of_replica() else []
+            own = video.clips(output.frames, self.fps) if video.first_of_replica() else []
             return dict(zip(indices, own, strict=False))
         return dict(zip(indices, output.images, strict=False)) if output is not None else {}
 

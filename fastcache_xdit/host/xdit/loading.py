@@ -13,14 +13,13 @@ import torch
 
 from fastcache_xdit.errors import UsageError
 from fastcache_xdit.host import cpu
-from fastcache_xdit.host.xdit import video, world
+from fastcache_xdit.host.xdit import kinds, video, world
 
 if TYPE_CHECKING:
     from xfuser import xFuserArgs
 
 XditOptions: TypeAlias = "xFuserArgs"  # xDiT is imported where it is used, once `prepare` has run
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
-NOT_SUPPORTED = ("CogVideoXPipeline", "ConsisIDPipeline", "LattePipeline", "FluxControlPipeline")
 
 
 def default_dtype() -> str:
@@ -59,7 +58,7 @@ def with_values(options: XditOptions, **values: Any) -> XditOptions:
     return changed
 
 
-def load_pipeline(model: str, options: XditOptions, dtype: str) -> Any:
+def load_pipeline(model: str, options: XditOptions, dtype: str, kind: str | None = None) -> Any:
     """Load the checkpoint `model` (a folder or a hub id) into xDiT's classes and return the pipeline, in place.
 
     Every rank calls it; xDiT starts the process groups on the way.
@@ -68,6 +67,7 @@ def load_pipeline(model: str, options: XditOptions, dtype: str) -> Any:
         model: folder or hub id of a diffusers pipeline that xDiT has a wrapper for.
         options: degrees and runtime options, made by `xdit_options`; their own model and cache method do not count.
         dtype: a key of `DTYPES`; also the type that PipeFusion sends.
+        kind: the diffusers class to load it as, which `kinds.check_kind` takes; None for the one that it was saved as.
     Raises:
         UsageError: xDiT has no wrapper for the pipeline, or it is not one from text.
     """
@@ -75,15 +75,22 @@ def load_pipeline(model: str, options: XditOptions, dtype: str) -> Any:
     engine_config = _engine_config(model, options)
     engine_config.runtime_config.dtype = DTYPES[dtype]
     silence_loading()
-    kind = _pipeline_name(model)
-    if kind in video.PIPELINES:
-        pipe = video.load(model, engine_config, DTYPES[dtype])
-    else:
-        pipe = _wrapper_of(kind).from_pretrained(model, engine_config=engine_config, torch_dtype=DTYPES[dtype])
+    pipe = _loaded(model, kind, engine_config, DTYPES[dtype])
     if cpu.has_accelerator():
         pipe = pipe.to(f"cuda:{os.environ['LOCAL_RANK']}")
     _apply_vae_options(pipe, options)
     return pipe
+
+
+def _loaded(model: str, kind: str | None, engine_config: Any, dtype: torch.dtype) -> Any:
+    import diffusers
+
+    name = kind or _pipeline_name(model)
+    if name in video.PIPELINES:
+        return video.load(model, name, engine_config, dtype)
+    if kind and not kinds.has_wrapper(kind):  # in this process alone
+        return getattr(diffusers, kind).from_pretrained(model, torch_dtype=dtype)
+    return kinds.wrapper_of(name).from_pretrained(model, engine_config=engine_config, torch_dtype=dtype)
 
 
 def _engine_config(model: str, options: XditOptions) -> Any:
@@ -105,21 +112,6 @@ def _pipeline_name(model: str) -> str:
         return diffusers.DiffusionPipeline.load_config(model)["_class_name"]
     except OSError as error:
         raise UsageError(f"cannot read the model {model}: {' '.join(str(error).split())}") from None
-
-
-def _wrapper_of(name: str) -> Any:
-    """Find xDiT's pipeline class for a diffusers pipeline class."""
-    import diffusers
-    from xfuser.model_executor.pipelines.register import xFuserPipelineWrapperRegister
-
-    if name in NOT_SUPPORTED:
-        raise UsageError(f"generate does not take {name}: it needs an image, or xDiT has no runner for its videos")
-    try:
-        return xFuserPipelineWrapperRegister.get_class(getattr(diffusers, name))
-    except (AttributeError, ValueError):
-        known = sorted(kind.__name__ for kind in xFuserPipelineWrapperRegister._XFUSER_PIPE_MAPPING)
-        known += video.PIPELINES
-        raise UsageError(f"xDiT has no pipeline for {name}", f"it has {', '.join(known)}") from None
 
 
 def _apply_vae_options(pipe: Any, options: XditOptions) -> None:

@@ -8,17 +8,22 @@ from typing import Any
 import torch
 from PIL import Image
 
-PIPELINES = ("WanPipeline",)
+from fastcache_xdit.clips import Clip
+
+PIPELINES = {"WanPipeline": 16, "WanVideoToVideoPipeline": 16}  # frames in a second that their models have learnt
 
 
-def load(model: str, engine_config: Any, dtype: torch.dtype) -> Any:
-    """Load the pipeline saved at `model` with xDiT's transformer, and set up xDiT's runtime state."""
-    from diffusers import WanPipeline
+def load(model: str, kind: str, engine_config: Any, dtype: torch.dtype) -> Any:
+    """Load the pipeline saved at `model` as one of `PIPELINES` with xDiT's transformer; set up xDiT's runtime state."""
+    import diffusers
     from xfuser.core.distributed import initialize_runtime_state
     from xfuser.model_executor.models.transformers.transformer_wan import xFuserWanTransformer3DWrapper
 
     transformer = xFuserWanTransformer3DWrapper.from_pretrained(model, subfolder="transformer", torch_dtype=dtype)
-    pipe = WanPipeline.from_pretrained(model, transformer=transformer, torch_dtype=dtype)
+    pipe = getattr(diffusers, kind).from_pretrained(model, transformer=transformer, torch_dtype=dtype)
+    # video to video counts halvings instead, which is wrong for autoencoders that begin with patches
+    pipe.vae_scale_factor_spatial = pipe.vae.config.scale_factor_spatial
+    pipe.vae_scale_factor_temporal = pipe.vae.config.scale_factor_temporal
     initialize_runtime_state(pipe, engine_config)
     return pipe
 
@@ -33,6 +38,16 @@ def first_of_replica() -> bool:
     from xfuser.core.distributed import get_sequence_parallel_rank
 
     return get_sequence_parallel_rank() == 0
+
+
+def usual_fps(pipe: Any) -> int:
+    """Return how many frames in a second the pipeline's videos are meant for."""
+    return PIPELINES[type(pipe).__name__]
+
+
+def clips(videos: Any, fps: int) -> list[Any]:
+    """Make a clip of each video of PIL frames; leave tensors as they are."""
+    return list(videos) if isinstance(videos, torch.Tensor) else [Clip(tuple(frames), fps) for frames in videos]
 
 
 def pictures(videos: Any) -> list[Any]:

@@ -1,0 +1,76 @@
+"""The diffusers class that a checkpoint is loaded as: what its calls take, and where it can run."""
+
+from __future__ import annotations
+
+import inspect
+from pathlib import Path
+from typing import Any
+
+from fastcache_xdit.errors import UsageError
+from fastcache_xdit.host.xdit import checkpoint, video
+from fastcache_xdit.host.xdit.layout import Layout
+
+NOT_SUPPORTED = ("CogVideoXPipeline", "ConsisIDPipeline", "LattePipeline", "FluxControlPipeline")
+
+
+def call_parameters(kind: str) -> set[str]:
+    """Name what a call of this class takes; nothing for a class that diffusers does not have."""
+    found = _class(kind)
+    return set(inspect.signature(found.__call__).parameters) if found else set()
+
+
+def wrapper_of(kind: str) -> Any:
+    """Find xDiT's pipeline class for a diffusers pipeline class. Raises UsageError where it has none."""
+    from xfuser.model_executor.pipelines.register import xFuserPipelineWrapperRegister
+
+    _refuse_not_supported(kind)
+    try:
+        return xFuserPipelineWrapperRegister.get_class(_class(kind))
+    except ValueError:
+        known = sorted(each.__name__ for each in xFuserPipelineWrapperRegister._XFUSER_PIPE_MAPPING)
+        known += video.PIPELINES
+        raise UsageError(f"xDiT has no pipeline for {kind}", f"it has {', '.join(known)}") from None
+
+
+def has_wrapper(kind: str) -> bool:
+    """Tell whether xDiT divides the work of this class."""
+    try:
+        return kind in video.PIPELINES or bool(wrapper_of(kind))
+    except UsageError:
+        return False
+
+
+def check_kind(kind: str, model: str, layout: Layout) -> None:
+    """Raise UsageError where `model` cannot be loaded as a class that was asked for, or not run in this layout."""
+    _refuse_not_supported(kind)
+    if not _class(kind):
+        raise UsageError(f"diffusers has no pipeline {kind}", "give a class such as FluxImg2ImgPipeline")
+    if kind not in video.PIPELINES and call_parameters(kind) & {"video", "num_frames"}:
+        raise UsageError(f"{kind} makes videos", f"of these, {', '.join(video.PIPELINES)} are known here")
+    missing = _needed(kind) - checkpoint.parts(Path(model)) if Path(model).is_dir() else set()
+    if missing:
+        raise UsageError(f"{kind} needs {', '.join(sorted(missing))}, which {model} does not have")
+    used = [name for name, degree in layout.degrees.items() if degree > 1 and name != "data_parallel_degree"]
+    if used and not has_wrapper(kind):
+        raise UsageError(
+            f"xDiT has no {kind}, so one process runs it alone: {used[0]} is not possible",
+            "divide the items instead, with data_parallel_degree",
+        )
+
+
+def _refuse_not_supported(kind: str) -> None:
+    if kind in NOT_SUPPORTED:
+        raise UsageError(f"{kind} is not taken: it needs an image, or xDiT has no runner for its videos")
+
+
+def _class(kind: str) -> Any:
+    import diffusers
+
+    found = getattr(diffusers, kind, None)
+    return found if isinstance(found, type) and issubclass(found, diffusers.DiffusionPipeline) else None
+
+
+def _needed(kind: str) -> set[str]:
+    """Name the parts that a pipeline of this class cannot do without."""
+    parts, _ = _class(kind)._get_signature_keys(_class(kind))
+    return set(parts) - set(_class(kind)._optional_components)
