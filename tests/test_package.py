@@ -70,6 +70,7 @@ def test_the_wheel_is_the_plugin_alone(wheel):
         ".html",
         ".safetensors",
         ".md",
+        ".json",
     }
     assert wheel.stat().st_size < 2 * MB
 
