@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
-import torch
 from torch import nn
 
 from fastcache_xdit.approx.calibration import Calibration
@@ -23,24 +20,19 @@ from fastcache_xdit.host.group import GroupConsensus, StageRelay
 from fastcache_xdit.host.identity import identity
 from fastcache_xdit.host.listening import listen, sigmas_of
 from fastcache_xdit.host.xdit import layout
-from fastcache_xdit.models.catalogue import keep_derived
-from fastcache_xdit.models.derive import derive, refined
 from fastcache_xdit.parallel.consensus import Consensus, Solo
 from fastcache_xdit.parallel.ledger import Ledger
 from fastcache_xdit.partial.allowed import check_tokens
 from fastcache_xdit.partial.steps import PartialSteps
 from fastcache_xdit.runtime.driver import Driver
-from fastcache_xdit.runtime.first_call import FirstCall
 from fastcache_xdit.runtime.followers import FollowingJudge, LeaderJudge
 from fastcache_xdit.runtime.judge import AgreeingJudge, Judge, ScheduledJudge
 from fastcache_xdit.runtime.observer import Observer, Watched
-from fastcache_xdit.runtime.output import OutputDriver
 from fastcache_xdit.runtime.record import Record
 from fastcache_xdit.runtime.rules import Rules
 from fastcache_xdit.runtime.session import Session
 from fastcache_xdit.runtime.stand_ins import StandIns
 from fastcache_xdit.segments.attention import attentions
-from fastcache_xdit.segments.replay import TOLERANCE, missed
 from fastcache_xdit.segments.segment import Block, Segment, partition
 from fastcache_xdit.undo import Undo
 
@@ -92,66 +84,13 @@ def attach(plan: ExecutionPlan, observer: Observer | None, undo: Undo) -> Sessio
     """Replace the forwards of the transformer and its blocks, for as long as the undo log is open."""
     host, config, counters = plan.host, plan.config, Counters()
     record = Record(config, consensus_of(host, config, counters), _ledger(plan), counters)
-    driver = _driver(plan, record, Clock(), observer, undo)
+    driver = driver_of(plan, record, Clock(), observer, undo)
     added = host.spec.added if config.tokens else ()
-    return connect(host, Session(host.spec.bypass + added, driver, sigmas_of(host), *_calls_of(host)), undo)
+    return connect(host, Session(host.spec.bypass + added, driver, sigmas_of(host), *calls_of(host)), undo)
 
 
-def attach_later(
-    host: Host,
-    config: FastCacheConfig,
-    build: Callable[[Session, functools.partial[Any]], Driver | OutputDriver],
-    undo: Undo,
-) -> Session:
-    """Replace the forward of a transformer whose blocks are not known; `build` makes the driver from the first call."""
-    counters = Counters()
-    record = Record(config, consensus_of(host, config, counters), Ledger(repr(config)), counters)
-    first = FirstCall(record, Clock(), lambda forward: build(session, forward))
-    session = Session((), first, sigmas_of(host), *_calls_of(host))
-    return connect(host, session, undo)
-
-
-def driver_from(
-    host: Host,
-    config: FastCacheConfig,
-    calibration: Calibration | None,
-    observer: Observer | None,
-    session: Session,
-    forward: functools.partial[Any],
-    undo: Undo,
-) -> Driver:
-    """Derive the blocks of a model from one call, check that skipping them works, and replace their forwards.
-
-    Raises:
-        UsageError: it cannot be told how the blocks are called; or skipping them would change more than they do; or as
-            `plan_for`.
-    """
-    for spec in refined(derive(host.model, forward, functools.partial(_add_up, session.record))):
-        host.describe(spec)
-        plan = plan_for(host, config, calibration)
-        if _repeats(plan, session.record, forward):
-            break
-    else:
-        raise UsageError(
-            f"the blocks of {spec.name} cannot be skipped: something reads them from elsewhere",
-            "set granularity: output, or leave test and granularity out",
-        )
-    keep_derived(host.model, spec)
-    return _driver(plan, session.record, session.clock, observer, undo)
-
-
-def _repeats(plan: ExecutionPlan, record: Record, forward: functools.partial[Any]) -> bool:
-    """Return whether the model stays the same where estimates of its segments are exact; all ranks judge alike."""
-    ways = (_add_up(record, sums).tolist() for sums in missed(plan.stand_ins.segments, forward))
-    return all(error <= TOLERANCE**2 * norm for error, norm in ways)
-
-
-def _add_up(record: Record, numbers: torch.Tensor) -> torch.Tensor:
-    """Add up [K] float64 over the agreeing ranks and their branches, during the first call."""
-    return record.consensus.agree(numbers[None], record.ledger.stamp, "the first call").sum(dim=0)
-
-
-def _driver(plan: ExecutionPlan, record: Record, clock: Clock, observer: Observer | None, undo: Undo) -> Driver:
+def driver_of(plan: ExecutionPlan, record: Record, clock: Clock, observer: Observer | None, undo: Undo) -> Driver:
+    """Replace the forwards of a plan's blocks, for as long as the undo log is open; return what they come to."""
     config, stand_ins = plan.config, plan.stand_ins
     partial = _partial_steps(config, stand_ins, record, observer)
     driver = Driver(config, stand_ins, _judge(plan, record), record, clock, partial, observer)
@@ -161,7 +100,7 @@ def _driver(plan: ExecutionPlan, record: Record, clock: Clock, observer: Observe
     return driver
 
 
-def _calls_of(host: Host) -> tuple[Callable[[], Patch | None], bool]:
+def calls_of(host: Host) -> tuple[Callable[[], Patch | None], bool]:
     """Return how a session tells the calls of the transformer apart."""
     return host.current_patch, host.scheduler is not None
 

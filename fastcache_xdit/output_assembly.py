@@ -54,7 +54,7 @@ def attach_output(
     return connect(host, session, undo), pilot, effects
 
 
-def limit_memory(session: Session, host: Host, config: FastCacheConfig) -> None:
+def limit_memory(session: Session, blocks: Driver, host: Host, config: FastCacheConfig) -> None:
     """Let a session that skips blocks stand in for the output where their states are larger than `memory_budget`.
 
     Raises:
@@ -63,10 +63,9 @@ def limit_memory(session: Session, host: Host, config: FastCacheConfig) -> None:
     if config.memory_budget is None:
         return
     check_memory(config, host.topology.pipefusion_parallel_degree)
-    assert isinstance(session.driver, Driver)
     driver = output_driver(host, config, session.record, Clock())  # with its own clock, blocks are let alone
     limit = int(config.memory_budget if config.memory_budget > 1 else config.memory_budget * cpu.memory())
-    session.memory = MemoryChoice(session.driver, driver, limit, Ranks(host.topology).largest)
+    session.memory = MemoryChoice(blocks, driver, limit, Ranks(host.topology).largest)
 
 
 def output_driver(host: Host, config: FastCacheConfig, record: Record, clock: Clock) -> OutputDriver:

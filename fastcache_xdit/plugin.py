@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import contextlib
-import functools
 import inspect
 import logging
 from collections.abc import Iterator, Sequence
 from typing import Any
 
 from fastcache_xdit.approx.calibration import Calibration
-from fastcache_xdit.assembly import attach, attach_later, driver_from, plan_for, scheduled_skips
+from fastcache_xdit.assembly import attach, plan_for, scheduled_skips
 from fastcache_xdit.config import FastCacheConfig
+from fastcache_xdit.derived_assembly import attach_derived
 from fastcache_xdit.errors import UsageError
 from fastcache_xdit.handle import Handle
 from fastcache_xdit.home import Home
@@ -19,17 +19,13 @@ from fastcache_xdit.host import cpu
 from fastcache_xdit.host.base import Host
 from fastcache_xdit.host.find import host_of
 from fastcache_xdit.host.group import confirm_options
-from fastcache_xdit.host.listening import sigmas_of
 from fastcache_xdit.host.xdit import registration
 from fastcache_xdit.learning.learner import Learner
 from fastcache_xdit.models.spec import timestep_of
-from fastcache_xdit.models.watch import block_lists
-from fastcache_xdit.output_assembly import attach_output, limit_memory, output_calibration, output_driver
+from fastcache_xdit.output_assembly import attach_output, limit_memory, output_calibration
 from fastcache_xdit.parallel.ledger import Ledger
 from fastcache_xdit.runtime.driver import Driver
 from fastcache_xdit.runtime.observer import Observer
-from fastcache_xdit.runtime.output import OutputDriver
-from fastcache_xdit.runtime.session import Session
 from fastcache_xdit.undo import Undo
 
 logger = logging.getLogger(__name__)
@@ -101,39 +97,17 @@ def _blocks(
             "set granularity: output, or leave test and granularity out",
         )
     if not host.is_known:  # also where it was derived before: another granularity has to be checked anew
-        return _blocks_later(host, config, calibration, observer, undo)
+        fixes = host.fix(undo)
+        return Handle(attach_derived(host, config, calibration, observer, undo), undo, fixes, lambda: 0)
     plan = plan_for(host, config, calibration)
     fixes = host.fix(undo)
     session = attach(plan, observer, undo)
-    limit_memory(session, host, config)
+    assert isinstance(session.driver, Driver)
+    limit_memory(session, session.driver, host, config)
     if plan.stand_ins.runs_ahead:
         host.run_ahead(undo, session, scheduled_skips(config), host.blocks[0])
     keys_values_bytes = host.extend_keys_values(undo, session.clock, plan.layers, plan.stand_ins.forecast)
     return Handle(session, undo, fixes, keys_values_bytes)
-
-
-def _blocks_later(
-    host: Host, config: FastCacheConfig, calibration: Calibration | None, observer: Observer | None, undo: Undo
-) -> Handle:
-    """Skip blocks that the first call shows; where it cannot be told how, and a schedule decides, whole calls."""
-    has_none = config.test != "none" and not block_lists(host.model)
-    if has_none or host.topology.pipefusion_parallel_degree > 1:
-        _ = host.spec  # raises; stages hold parts of lists, of which one call does not show the order
-
-    def build(session: Session, forward: functools.partial[Any]) -> Driver | OutputDriver:
-        try:
-            session.driver = driver = driver_from(host, config, calibration, observer, session, forward, undo)
-        except UsageError as error:
-            if not sigmas_of(host) or config.test != "none" or config.tokens or config.calibration or calibration:
-                raise
-            logger.warning("%s; FastCache stands in for the output instead", error.problem)
-            session.driver = output = output_driver(host, config, session.record, session.clock)
-            return output
-        limit_memory(session, host, config)
-        return driver
-
-    fixes = host.fix(undo)
-    return Handle(attach_later(host, config, build, undo), undo, fixes, lambda: 0)
 
 
 def _output(

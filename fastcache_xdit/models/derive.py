@@ -8,7 +8,6 @@ watched twice, the second time with other latents: a list whose streams stay as 
 from __future__ import annotations
 
 import inspect
-from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
@@ -19,15 +18,11 @@ from torch import nn
 
 from fastcache_xdit.errors import UsageError
 from fastcache_xdit.models.spec import ENCODER, HIDDEN, BlockSpec, ModelSpec
+from fastcache_xdit.models.streams import Unclear, fits, outputs_of, stream_arguments
 from fastcache_xdit.models.watch import BlockCall, watched
 
-ROLES = (HIDDEN, ENCODER)
 Anywhere = Callable[[list[bool]], list[bool]]
 LEAST_SHARE = 1 / 3  # of the parameters in blocks that can be skipped to those in other blocks
-
-
-class _Unclear(Exception):
-    """Why the blocks of a list cannot be skipped."""
 
 
 def derive(model: nn.Module, forward: partial[Any], add_up: Callable[[torch.Tensor], torch.Tensor]) -> ModelSpec:
@@ -48,9 +43,9 @@ def derive(model: nn.Module, forward: partial[Any], add_up: Callable[[torch.Tens
     computed: dict[str, str] = {}
     for list_name, group in groups.items():
         try:
-            takes[list_name] = _arguments(group, calls)
+            takes[list_name] = stream_arguments(group, calls)
             _check_latents(moved[group[0].name], takes[list_name])
-        except _Unclear as reason:
+        except Unclear as reason:
             computed[list_name] = str(reason)
             takes.pop(list_name, None)
     if LEAST_SHARE * _size(model, computed) >= _size(model, takes):
@@ -107,72 +102,9 @@ def _refused(model: nn.Module, why: str) -> UsageError:
     )
 
 
-def _arguments(group: Sequence[BlockCall], calls: Sequence[BlockCall]) -> list[str | None]:
-    """Return, for each output of a list's blocks, the argument by which the next block takes it; None where it is None.
-
-    Raises:
-        _Unclear: an output is no stream, or a block runs more than once.
-    """
-    if len({call.name for call in group}) < len(group):
-        raise _Unclear("its blocks run more than once")
-    flows = _flows(group[0].list_name, calls)
-    found: list[str | None] = []
-    for index in range(max(len(outputs_of(call.output)) for call in group)):
-        values = [outputs_of(call.output)[index] for call in group if index < len(outputs_of(call.output))]
-        if all(value is None for value in values):
-            found.append(None)
-            continue
-        names = Counter({name: votes for (number, name), votes in flows.items() if number == index})
-        candidates = [name for name, _ in names.most_common()] or _alike(group, index)
-        free = [name for name in candidates if name not in found]
-        if not free:
-            raise _Unclear(f"output {index + 1} of its blocks is none of what they take")
-        found.append(free[0])
-    if any(_resized(call, found) for call in group):
-        raise _Unclear("its blocks change the size of what runs through them")
-    streams = [name for name in found if name]
-    if not 0 < len(streams) <= len(ROLES):
-        raise _Unclear(f"{len(streams)} streams run through it")
-    return found
-
-
-def _resized(call: BlockCall, takes: Sequence[str | None]) -> bool:
-    pairs = [
-        (call.arguments.get(name), part) for name, part in zip(takes, outputs_of(call.output), strict=False) if name
-    ]
-    return any(part is not None and not _fits(value, part) for value, part in pairs)
-
-
-def _flows(list_name: str, calls: Sequence[BlockCall]) -> Counter[tuple[int, str]]:
-    """Count how often an output of a block of this list is an argument of the next one, by number and name."""
-    flows: Counter[tuple[int, str]] = Counter()
-    for call, following in zip(calls, calls[1:], strict=False):
-        if call.list_name == following.list_name == list_name:
-            for index, output in enumerate(outputs_of(call.output)):
-                names = [name for name, value in following.arguments.items() if value is output is not None]
-                flows.update((index, name) for name in names)
-    return flows
-
-
-def _alike(group: Sequence[BlockCall], index: int) -> list[str]:
-    """Return arguments of the shape of an output that are not handed to all blocks alike."""
-    output, arguments = outputs_of(group[0].output)[index], group[0].arguments
-    handed = {
-        name
-        for name, value in arguments.items()
-        if len(group) > 1 and all(call.arguments.get(name) is value for call in group)
-    }
-    return [name for name, value in arguments.items() if name not in handed and _fits(value, output)]
-
-
-def _fits(value: Any, output: Any) -> bool:
-    tensors = isinstance(value, torch.Tensor) and isinstance(output, torch.Tensor)
-    return tensors and value.shape == output.shape and value.is_floating_point()
-
-
 def _check_latents(moved: set[str], takes: Sequence[str | None]) -> None:
     if not moved.intersection(takes):
-        raise _Unclear("its streams do not depend on the latents")
+        raise Unclear("its streams do not depend on the latents")
 
 
 def _moved(calls: Sequence[BlockCall], others: Sequence[BlockCall], anywhere: Anywhere) -> dict[str, set[str]]:
@@ -228,7 +160,7 @@ def _roles(
 
 def _same(value: Any, other: Any) -> bool:
     """Return whether a block takes what was returned, or a copy of it."""
-    return value is other or (_fits(value, other) and value.dtype == other.dtype and torch.equal(value, other))
+    return value is other or (fits(value, other) and value.dtype == other.dtype and torch.equal(value, other))
 
 
 def _first_roles(call: BlockCall, arguments: Sequence[str], left: dict[str, Any], moved: set[str]) -> dict[str, str]:
@@ -245,8 +177,3 @@ def _block(call: BlockCall, takes: Sequence[str | None], roles: dict[str, str]) 
     return BlockSpec(
         returns, {role: name for name, role in roles.items()}, boxed=not isinstance(call.output, torch.Tensor)
     )
-
-
-def outputs_of(output: Any) -> Sequence[Any]:
-    """Return what a block returned as a sequence."""
-    return output if isinstance(output, tuple | list) else (output,)

@@ -6,21 +6,19 @@ import functools
 from collections.abc import Callable, Sequence
 from typing import Any
 
-import torch
-
-from fastcache_xdit.clock import Clock, Tick
+from fastcache_xdit.clock import Clock
 from fastcache_xdit.runtime.driver import Driver
 from fastcache_xdit.runtime.output import OutputDriver
 from fastcache_xdit.runtime.record import Record
 
 
 class FirstCall:
-    """Builds the driver from the first call, which that driver then runs.
+    """Builds the driver from the first call, of which nothing has run yet.
 
     Args:
         record: where decisions will be recorded.
         clock: position of the current call, for the driver as well.
-        build: returns the driver, which has taken this one's place, for the forward with the arguments of the call.
+        build: returns the driver for the forward with the arguments of the call.
     """
 
     partial = None
@@ -41,15 +39,11 @@ class FirstCall:
         """Note the noise levels of the running request."""
         self._sigmas = list(sigmas)
 
-    def call(self, tick: Tick, compute: functools.partial[Any]) -> Any:
-        """Build the driver and let it run the call."""
-        driver = self._build(compute)
+    def driver(self, forward: functools.partial[Any]) -> Driver | OutputDriver:
+        """Return the driver that takes the place of this, and begins with the first call."""
+        driver = self._build(forward)
         driver.begin(self._sigmas)
-        return driver.call(tick, compute)
-
-    def handed_over(self, output: torch.Tensor, tick: Tick) -> torch.Tensor:
-        """Return what the scheduler shall get: the output as it is."""
-        return output
+        return driver
 
     def reset(self) -> None:
         """Forget nothing, as nothing is kept."""

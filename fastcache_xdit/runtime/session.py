@@ -111,9 +111,14 @@ class Session:
                 if self.driver.partial:
                     self.driver.partial.compare_halves(arguments["hidden_states"])
                 with self._step(timestep) as tick:
-                    return self.driver.call(tick, functools.partial(original, *args, **kwargs))
+                    return self._drive(tick, functools.partial(original, *args, **kwargs))
 
         return forward
+
+    def _drive(self, tick: Tick, compute: functools.partial[Any]) -> Any:
+        if isinstance(self.driver, FirstCall):
+            self.driver = self.driver.driver(compute)
+        return self.driver.call(tick, compute)
 
     def hand_over(self, output: torch.Tensor, advance: Callable[[torch.Tensor], Any]) -> Any:
         """Let the scheduler advance by `advance`, with the output of the last call or what stands in for it."""
@@ -121,6 +126,7 @@ class Session:
         tick = self._latest
         if tick is None or self.is_bypassed:
             return advance(output)
+        assert not isinstance(self.driver, FirstCall)
         output = self.driver.handed_over(output, tick)
         result = advance(output)
         if self.watch:
