@@ -3,25 +3,36 @@
 from __future__ import annotations
 
 import contextlib
-import functools
 import inspect
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
+import torch
 from torch import nn
 
 from fastcache_xdit.models.spec import named
 
 LEAST_MODULES = 4  # of a block; a list of smaller things is one of layers
+DEEPEST = 4  # containers in containers that are looked into
 
 
 class BlockCall(NamedTuple):
-    """One call of a block: its name, that of its list, its arguments by name, and what it returned."""
+    """One call of a block.
+
+    Attributes:
+        name: of the block.
+        list_name: of its list.
+        arguments: by name.
+        output: what it returned.
+        filled: the arguments, such as caches of keys and values, in which it left something.
+    """
 
     name: str
     list_name: str
     arguments: dict[str, Any]
     output: Any
+    filled: set[str]
 
 
 def block_lists(model: nn.Module) -> dict[str, nn.ModuleList]:
@@ -48,8 +59,9 @@ def watched(model: nn.Module, forward: Callable[[], Any]) -> list[BlockCall]:
     with contextlib.ExitStack() as hooks:
         for list_name, blocks in block_lists(model).items():
             for number, block in enumerate(blocks):
-                note = functools.partial(_note, calls, f"{list_name}.{number}", list_name, signature_of(block))
-                hooks.callback(block.register_forward_hook(note, with_kwargs=True).remove)
+                noter = _Noter(calls, f"{list_name}.{number}", list_name, signature_of(block))
+                hooks.callback(block.register_forward_pre_hook(noter.before, with_kwargs=True).remove)
+                hooks.callback(block.register_forward_hook(noter.after, with_kwargs=True).remove)
         forward()
     return calls
 
@@ -59,14 +71,37 @@ def signature_of(block: nn.Module) -> inspect.Signature:
     return inspect.signature(getattr(block, "_orig_mod", block).forward)
 
 
-def _note(
-    calls: list[BlockCall],
-    name: str,
-    list_name: str,
-    signature: inspect.Signature,
-    _: nn.Module,
-    args: tuple[Any, ...],
-    kwargs: dict[str, Any],
-    output: Any,
-) -> None:
-    calls.append(BlockCall(name, list_name, named(signature, args, kwargs), output))
+@dataclass
+class _Noter:
+    """Notes the calls of one block."""
+
+    calls: list[BlockCall]
+    name: str
+    list_name: str
+    signature: inspect.Signature
+    _before: dict[str, Any] = field(default_factory=dict)
+
+    def before(self, _: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        self._before = _contents(named(self.signature, args, kwargs))
+
+    def after(self, _: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
+        arguments = named(self.signature, args, kwargs)
+        filled = {name for name, held in _contents(arguments).items() if held != self._before.get(name)}
+        self.calls.append(BlockCall(self.name, self.list_name, arguments, output, filled))
+
+
+def _contents(arguments: dict[str, Any]) -> dict[str, Any]:
+    """Return what the arguments that are no tensors hold, as identities."""
+    return {name: _held(value, DEEPEST) for name, value in arguments.items() if not isinstance(value, torch.Tensor)}
+
+
+def _held(value: Any, depth: int) -> Any:
+    if isinstance(value, dict):
+        parts = value
+    elif isinstance(value, list | tuple):
+        parts = dict(enumerate(value))
+    else:
+        parts = {} if isinstance(value, torch.Tensor | nn.Module | type) else getattr(value, "__dict__", {})
+    if not parts or not depth:
+        return id(value)
+    return {key: _held(part, depth - 1) for key, part in parts.items()}

@@ -61,3 +61,30 @@ def test_ranks_take_together_what_one_of_them_sees():
     spec = derived(torch.zeros_like, torch.ones_like)
     assert list(spec.blocks) == ["blocks"]
     assert spec.joints == {"blocks.1", "blocks.2"}
+
+
+class Causal(Block):
+    def forward(self, hidden_states: torch.Tensor, memory: list[dict]) -> torch.Tensor:
+        hidden_states = super().forward(hidden_states)
+        memory[0]["keys"] = hidden_states
+        return hidden_states
+
+
+class CausalModel(Model):
+    """Its blocks keep keys for the next call, as those of causal video models do."""
+
+    def __init__(self) -> None:
+        super().__init__(lambda states: states)
+        self.blocks = nn.ModuleList(Causal() for _ in range(3))
+        self.memory: list[dict] = [{}]
+
+    def forward(self, latents: torch.Tensor) -> torch.Tensor:
+        for block in self.blocks:
+            latents = block(latents, self.memory)
+        return latents
+
+
+def test_blocks_that_keep_keys_for_later_calls_are_refused():
+    model = CausalModel()
+    with pytest.raises(UsageError, match="its blocks keep something for later in memory"):
+        derive(model, functools.partial(model.forward, LATENTS), lambda flags: flags)
