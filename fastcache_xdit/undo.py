@@ -48,7 +48,7 @@ def _put_back(target: Any, name: str, value: Any, old: Any) -> None:
             f"undo that patch first, then disable the cache"
         )
     if old is _ABSENT:
-        delattr(target, name)
+        (delattr if isinstance(target, type) else object.__delattr__)(target, name)
     else:
         _assign(target, name, old)
 

@@ -51,3 +51,21 @@ def test_a_foreign_patch_on_top_is_not_thrown_away():
     with pytest.raises(RuntimeError, match="undo that patch first"):
         undo.close()
     assert owner.method() == "foreign"
+
+
+def test_a_wrapper_that_hands_its_attributes_on_is_restored_itself():
+    """As what `torch.compile` makes of a module."""
+
+    class Wrapper(nn.Module):
+        def __init__(self, inner):
+            super().__init__()
+            object.__setattr__(self, "inner", inner)
+
+        def __delattr__(self, name):
+            delattr(self.inner, name)
+
+    wrapper = Wrapper(nn.Linear(2, 2))
+    before = dict(vars(wrapper))
+    with Undo() as undo:
+        undo.set(wrapper, "forward", lambda x: x)
+    assert dict(vars(wrapper)) == before

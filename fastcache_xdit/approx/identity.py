@@ -32,7 +32,10 @@ def check_identity(calibrated: Mapping[str, Any], running: Mapping[str, Any], al
 
 
 def fits(calibrated: Mapping[str, Any], running: Mapping[str, Any]) -> bool:
-    """Tell whether a calibration was made for the running model, as `check_identity` compares them."""
+    """Tell whether a calibration was made for the running model, as `check_identity` says, and for its pipeline."""
+    pipelines = {calibrated.get("pipeline"), running.get("pipeline")} - {None}
+    if len(pipelines) > 1:  # image to image takes other paths than text to image
+        return False
     try:
         check_identity(calibrated, running)
     except UsageError:

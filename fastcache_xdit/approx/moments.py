@@ -89,6 +89,7 @@ def _interpolation(sigmas: Sequence[float], targets: Sequence[float]) -> torch.T
     """Return W [targets, sigmas] with f(targets) = W f(sigmas); the outer cubics extrapolate beyond the ends."""
     from scipy.interpolate import CubicSpline
 
-    rising = torch.tensor(sigmas, dtype=torch.float64).flip(0)
-    spline = CubicSpline(rising.numpy(), torch.eye(len(sigmas), dtype=torch.float64).numpy())
-    return torch.from_numpy(spline(list(targets))).flip(1)
+    # some schedulers take a noise level twice: what the first time showed stands for both
+    levels, first = np.unique(np.asarray(sigmas, dtype=np.float64), return_index=True)
+    spline = CubicSpline(levels, np.eye(len(sigmas))[first])
+    return torch.from_numpy(spline(list(targets)))

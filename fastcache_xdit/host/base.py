@@ -31,6 +31,7 @@ class Host:
         scheduler: announces requests through `set_timesteps`; None in a user's own loop.
         topology: the parallel layout and this rank.
         spans: by name of a block list, the part that this rank holds; complete lists may be left out.
+        begin: index of the first timestep of the running request, where its pipeline does not tell its scheduler.
         sigmas: noise level of each step, for a user's own loop without a scheduler; None where they are unknown.
         rules_out_partial: name of a feature in use that does not work with partial steps; empty if there is none.
         can_run_ahead: whether `run_ahead` is possible.
@@ -45,6 +46,7 @@ class Host:
         self.boundary: float | None = None
         self.model = model
         self.scheduler = scheduler
+        self.begin = 0
         self.sigmas: tuple[float, ...] | None = None
         self.topology = Topology()
         self.spans: dict[str, Span] = {}

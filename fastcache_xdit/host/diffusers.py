@@ -34,7 +34,8 @@ def transformer_of(pipe: Any) -> nn.Module:
     Raises:
         UsageError: there is none.
     """
-    denoiser = getattr(pipe, "transformer", None) or getattr(pipe, "unet", None)
+    # a compiled one has no truth value where its class has no length
+    denoiser = next((part for name in ("transformer", "unet") if (part := getattr(pipe, name, None)) is not None), None)
     if not isinstance(denoiser, nn.Module):
         raise UsageError(
             f"{type(pipe).__name__} has no transformer or U-Net",

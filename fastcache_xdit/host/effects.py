@@ -77,7 +77,7 @@ def _same(effects: Sequence[float], others: Sequence[float]) -> bool:
 @torch.no_grad()
 def _run(scheduler: Any, steps: int, size: float) -> Effects:
     """Run a scheduler on `steps` values, each with an output of `size` at one step; return the effects per unit."""
-    timesteps = scheduler.timesteps[getattr(scheduler, "begin_index", None) or 0 :]
+    timesteps = scheduler.timesteps[-steps:]  # requests that begin late leave out the first ones
     sample, following = torch.zeros(1, 1, 1, steps, dtype=torch.float32), []
     for step, timestep in enumerate(timesteps[:steps]):
         output = torch.zeros_like(sample)

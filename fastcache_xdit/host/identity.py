@@ -23,7 +23,7 @@ def identity(host: Host) -> dict[str, Any]:
     kind = type(getattr(host.scheduler, "module", host.scheduler)).__name__  # xDiT wraps it as `module`
     scheduler = ("", {}) if host.scheduler is None else (kind, host.scheduler.config)
     return {
-        **_configs(_class_of(host), [model.config for model in (host.model, *host.others)], *scheduler),
+        **_configs(_class_of(host), [model.config for model in (host.model, *host.others)], host.boundary, *scheduler),
         "weights": {} if sharded else _fingerprint(host),
         "adapters": adapters(host),
     }
@@ -42,7 +42,9 @@ def saved_identity(folder: Path) -> dict[str, Any]:
     with torch.device("meta"):
         models = [_from_config(folder / name, parts[name][1]) for name in ("transformer", *second)]
     configs = [model.config for model in models]
-    return _configs(type(models[0]).__name__, configs, type(scheduler).__name__, scheduler.config)
+    return _configs(
+        type(models[0]).__name__, configs, parts.get("boundary_ratio"), type(scheduler).__name__, scheduler.config
+    )
 
 
 def _from_config(folder: Path, name: str) -> Any:
@@ -52,10 +54,12 @@ def _from_config(folder: Path, name: str) -> Any:
     return kind.from_config(kind.load_config(folder))
 
 
-def _configs(model: str, model_configs: Sequence[Any], scheduler: str, scheduler_config: Any) -> dict[str, Any]:
+def _configs(
+    model: str, model_configs: Sequence[Any], boundary: float | None, scheduler: str, scheduler_config: Any
+) -> dict[str, Any]:
     return {
         "model": model,
-        "model_config": "+".join(map(_digest, model_configs)),
+        "model_config": "+".join(map(_digest, model_configs)) + (f" at {boundary:g}" if boundary else ""),
         "scheduler": scheduler,
         "scheduler_config": _digest(scheduler_config),
     }

@@ -8,6 +8,8 @@ import inspect
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import torch
+
 from fastcache_xdit.host.base import Host
 from fastcache_xdit.runtime.session import Session
 from fastcache_xdit.undo import Undo
@@ -24,7 +26,7 @@ def sigmas_of(host: Host) -> Callable[[], list[float]] | None:
     train_steps = float(getattr(scheduler.config, "num_train_timesteps", 1000))
 
     def sigmas() -> list[float]:
-        timesteps = scheduler.timesteps[getattr(scheduler, "begin_index", None) or 0 :]
+        timesteps = scheduler.timesteps[getattr(scheduler, "begin_index", None) or host.begin :]
         return [float(timestep) / train_steps for timestep in timesteps.tolist()]
 
     return sigmas
@@ -42,10 +44,11 @@ def listen(host: Host, session: Session, undo: Undo) -> None:
         @functools.wraps(set_timesteps)
         def announced(*args: Any, **kwargs: Any) -> Any:
             session.announce()
+            host.begin = 0
             return set_timesteps(*args, **kwargs)
 
         undo.set(host.scheduler, "set_timesteps", announced)
-        undo.set(host.scheduler, "step", _handing_over(host.scheduler.step, host.scheduler, session))
+        undo.set(host.scheduler, "step", _handing_over(host.scheduler.step, host, session))
     for transformer in host.transformers:
         if cache_context := getattr(transformer, "cache_context", None):
             undo.set(transformer, "cache_context", _naming(cache_context, session))
@@ -62,14 +65,14 @@ def _naming(cache_context: Callable[..., Any], session: Session) -> Callable[...
     return naming
 
 
-def _handing_over(step: Callable[..., Any], scheduler: Any, session: Session) -> Callable[..., Any]:
+def _handing_over(step: Callable[..., Any], host: Host, session: Session) -> Callable[..., Any]:
     """Return a `scheduler.step` that is given its output, the first argument, through the session."""
     signature = inspect.signature(step)
 
     @functools.wraps(step)
     def handing_over(*args: Any, **kwargs: Any) -> Any:
         call = signature.bind(*args, **kwargs).arguments
-        if not session.is_bypassed and _begins_late(getattr(scheduler, "module", scheduler), call.get("timestep")):
+        if session.is_in_first_step and _begins_late(host, call.get("timestep")):
             session.begin_late()
         if args:
             return session.hand_over(args[0], lambda output: step(output, *args[1:], **kwargs))
@@ -78,15 +81,14 @@ def _handing_over(step: Callable[..., Any], scheduler: Any, session: Session) ->
     return handing_over
 
 
-def _begins_late(scheduler: Any, timestep: Any) -> bool:
-    """Tell a scheduler that its request begins behind its first timestep, as some pipelines do not; whether it does.
+def _begins_late(host: Host, timestep: Any) -> bool:
+    """Note where a request begins in its scheduler's timesteps, if not at the first one and nobody told the scheduler.
 
-    Image to image and video to video leave timesteps out, by which a scheduler looks up where it is. It is told what it
-    would find.
+    Image to image and video to video leave timesteps out.
     """
-    if getattr(scheduler, "begin_index", 0) is not None or scheduler.step_index is not None:
-        return False
-    first = int((scheduler.timesteps == timestep).int().argmax())
-    if first:
-        scheduler.set_begin_index(first)
-    return first > 0
+    if getattr(host.scheduler, "begin_index", None) is None and timestep is not None:
+        timesteps = host.scheduler.timesteps
+        places = (timesteps == torch.as_tensor(timestep, device=timesteps.device)).nonzero().flatten().tolist()
+        # of two places the second one, as diffusers' own schedulers take it, but for the very first timestep
+        host.begin = 0 if not places or places[0] == 0 else places[:2][-1]
+    return host.begin > 0

@@ -7,7 +7,7 @@ from typing import Any
 
 from fastcache_xdit.approx.calibration import Calibration
 
-NEAR = 2.0  # factor in guidance scale, or in the number of steps, within which what was learnt still applies
+NEAR = 2.0  # factor in guidance scale within which what was learnt still applies
 
 
 def difference(learnt: Calibration, kwargs: Mapping[str, Any], adapters: Sequence[str]) -> str:
@@ -20,8 +20,7 @@ def difference(learnt: Calibration, kwargs: Mapping[str, Any], adapters: Sequenc
     """
     if list(adapters) != list(learnt.identity.get("adapters", adapters)):
         return f"it was learnt with the adapters {learnt.identity['adapters']}, not with {list(adapters)}"
-    for name, fact in (("guidance_scale", "guidance_scale"), ("num_inference_steps", "steps")):
-        given, recorded = kwargs.get(name), learnt.facts.get(fact)
-        if isinstance(given, float | int) and recorded and not 1 / NEAR <= given / recorded <= NEAR:
-            return f"it was learnt with {name} {recorded:g}, and {given:g} is far from that"
+    given, recorded = kwargs.get("guidance_scale"), learnt.facts.get("guidance_scale")
+    if isinstance(given, float | int) and recorded and not 1 / NEAR <= given / recorded <= NEAR:
+        return f"it was learnt with guidance_scale {recorded:g}, and {given:g} is far from that"
     return ""

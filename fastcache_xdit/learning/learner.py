@@ -33,6 +33,8 @@ from fastcache_xdit.undo import Undo
 
 logger = logging.getLogger(__name__)
 
+MOST_TRIES = 5  # times `learn` requests that are recorded before it is given up
+MOST_KINDS = 3  # of noise levels, of which requests are recorded side by side
 DRIFT = 3.0  # dB below the worst request that was learnt from at which a model is learnt again
 
 
@@ -65,8 +67,8 @@ class Learner:
     home: Home | None
     learnt: Calibration | None = None
     seconds: float = 0.0
-    _recorded: list[Recorded] = field(default_factory=list)
-    _sigmas: tuple[float, ...] = ()
+    _kinds: dict[tuple[float, ...], list[Recorded]] = field(default_factory=dict)  # recorded, by noise levels
+    _tries: int = 0
     _served: int = 0
     _call: Call | None = None
     _told: set[str] = field(default_factory=set)
@@ -76,7 +78,8 @@ class Learner:
         self.ranks = Ranks(self.host.topology)
         self.guard, self.pictures = Guard(self.ranks), Pictures(self.pipe, undo)
         self.replays = Replays(self.session, self.pilot, self.pictures)
-        self.identity = self.ranks.first(identity(self.host))
+        pipeline = type(getattr(self.pipe, "module", self.pipe)).__name__
+        self.identity = self.ranks.first({**identity(self.host), "pipeline": pipeline})
         kept = self.ranks.first(self.home.find(self.identity) if self.home and self.ranks.is_first else None)
         if kept and SEGMENT in kept.moments:
             self._use(kept)
@@ -91,8 +94,8 @@ class Learner:
 
     @property
     def count(self) -> int:
-        """How many requests are recorded, to be learnt from."""
-        return len(self._recorded)
+        """How many requests of one kind are recorded, to be learnt from."""
+        return max(map(len, self._kinds.values()), default=0)
 
     def around(self, call: Call, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Make one call of the pipeline: recorded, looked at, or as it is."""
@@ -113,35 +116,50 @@ class Learner:
         scale = arguments(call, kwargs).get("guidance_scale")
         self._keep(Recorded(recorded, trajectory, self.pictures.taken(), time.perf_counter() - start, scale))
         self._call = call
+        self._tries += 1
         if self.count >= self.config.learn:
-            self.learn()
+            self._learn_if_possible()
+        elif self._tries >= MOST_TRIES * self.config.learn:
+            self._tell("requests are too unlike each other to learn from; they are planned from other models")
+            self.pilot.forced = None
         return result
 
+    def _learn_if_possible(self) -> None:
+        """Learn; in one process, what goes wrong there does not take the request that has just been made."""
+        try:
+            self.learn()
+        except Exception as error:
+            if not self.ranks.is_alone:  # the others may wait for this rank
+                raise
+            self._tell(f"nothing was learnt: {error!r}; requests are planned from other models")
+
     def _keep(self, recorded: Recorded) -> None:
-        """Keep a request, unless it went wrong, or its noise levels are not those of the first one."""
-        sigmas = tuple(self.session.sigmas()) if self.session.sigmas else ()
-        if sigmas and self.ranks.total(torch.tensor(not recorded.is_finite)):
+        """Keep a request with those of its noise levels, unless it went wrong or was interrupted."""
+        sigmas, seen = tuple(self.session.sigmas()) if self.session.sigmas else (), recorded.trajectory.steps
+        if not sigmas or self.ranks.total(torch.tensor(not recorded.is_finite or seen not in (0, len(sigmas)))):
             return
-        self._sigmas = self._sigmas or sigmas
-        if sigmas and sigmas == self._sigmas:
-            self._recorded.append(recorded)
+        self._kinds.setdefault(sigmas, []).append(recorded)
+        if len(self._kinds) > MOST_KINDS:
+            rarest = min(self._kinds, key=lambda kind: (len(self._kinds[kind]), kind == sigmas))
+            del self._kinds[rarest]
 
     def learn(self) -> None:
         """Plan, fit and verify on the recorded requests, of which there must be one; then plan the next ones by it."""
         call = self._call
-        assert call and self._recorded, "nothing is recorded"
-        start, effects = time.perf_counter(), self.effects.at(self._sigmas)
+        assert call and self._kinds, "nothing is recorded"
+        sigmas = max(self._kinds, key=lambda kind: len(self._kinds[kind]))
+        requests, start, effects = self._kinds[sigmas], time.perf_counter(), self.effects.at(sigmas)
         before, again = pooled() if self.learnt else self.pilot.calibration, functools.partial(self.replays.again, call)
-        teaching = Teaching(self._recorded, again, self.pictures, self.ranks)
-        references = [recorded.trajectory for recorded in self._recorded]
-        lesson = Lesson(self._sigmas, effects, references, teaching.replay, before, self.ranks)
-        self._tell(f"learning from {len(self._recorded)} requests, which takes a while, once")
+        teaching = Teaching(requests, again, self.pictures, self.ranks)
+        references = [recorded.trajectory for recorded in requests]
+        lesson = Lesson(sigmas, effects, references, teaching.replay, before, self.ranks)
+        self._tell(f"learning from {len(requests)} requests, which takes a while, once")
         try:
             with quiet(self.pipe), self.session.record.aside():
                 calibration = teaching.taught(lesson, self.pilot.goal, self.identity)
         finally:
-            self.pilot.forced = None
-            self._recorded.clear()
+            self.pilot.forced, self._tries = None, 0
+            self._kinds.clear()
         self.seconds += time.perf_counter() - start
         self._use(calibration)
         if self.home and self.ranks.is_first:

@@ -14,20 +14,20 @@ class Ranks:
     """The ranks of one layout; one process alone exchanges nothing."""
 
     def __init__(self, topology: Topology) -> None:
-        self._alone = topology.world_size == 1
+        self.is_alone = topology.world_size == 1
         self.is_first = topology.rank == 0
 
     def total(self, values: torch.Tensor | None) -> torch.Tensor:
         """Add a tensor over all ranks in rank order, to the same bits everywhere; None adds nothing."""
-        everyone = [values] if self._alone else world.all_gather_objects(values)
+        everyone = [values] if self.is_alone else world.all_gather_objects(values)
         there = [part for part in everyone if part is not None]
         assert there, "no rank has seen the scheduler"
         return torch.stack(there).sum(dim=0)
 
     def largest(self, value: int) -> int:
         """Return the largest of all ranks' values on every rank."""
-        return value if self._alone else max(world.all_gather_objects(value))
+        return value if self.is_alone else max(world.all_gather_objects(value))
 
     def first(self, value: Any) -> Any:
         """Return the first rank's value on every rank."""
-        return value if self._alone else world.all_gather_objects(value if self.is_first else None)[0]
+        return value if self.is_alone else world.all_gather_objects(value if self.is_first else None)[0]

@@ -26,7 +26,7 @@ def stream_arguments(group: Sequence[BlockCall], calls: Sequence[BlockCall]) -> 
     if len({call.name for call in group}) < len(group):
         raise Unclear("its blocks run more than once")
     if filled := sorted({name for call in group for name in call.filled}):
-        raise Unclear(f"its blocks keep something for later in {filled[0]}")
+        raise Unclear(f"its blocks write into {filled[0]}")
     flows = _flows(group[0].list_name, calls)
     found: list[str | None] = []
     for index in range(max(len(outputs_of(call.output)) for call in group)):

@@ -25,7 +25,7 @@ class BlockCall(NamedTuple):
         list_name: of its list.
         arguments: by name.
         output: what it returned.
-        filled: the arguments, such as caches of keys and values, in which it left something.
+        filled: the arguments, such as caches of keys and values, into which it wrote something.
     """
 
     name: str
@@ -91,17 +91,19 @@ class _Noter:
 
 
 def _contents(arguments: dict[str, Any]) -> dict[str, Any]:
-    """Return what the arguments that are no tensors hold, as identities."""
-    return {name: _held(value, DEEPEST) for name, value in arguments.items() if not isinstance(value, torch.Tensor)}
+    """Return what the arguments hold: tensors by their version, which writing into one raises, others by identity."""
+    return {name: _held(value, DEEPEST) for name, value in arguments.items()}
 
 
 def _held(value: Any, depth: int) -> Any:
+    if isinstance(value, torch.Tensor):
+        return id(value), 0 if value.is_inference() else value._version
     if isinstance(value, dict):
         parts = value
     elif isinstance(value, list | tuple):
         parts = dict(enumerate(value))
     else:
-        parts = {} if isinstance(value, torch.Tensor | nn.Module | type) else getattr(value, "__dict__", {})
+        parts = {} if isinstance(value, nn.Module | type) else getattr(value, "__dict__", {})
     if not parts or not depth:
         return id(value)
     return {key: _held(part, depth - 1) for key, part in parts.items()}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -10,8 +11,13 @@ from typing import Any
 from fastcache_xdit.approx.calibration import Calibration
 from fastcache_xdit.approx.output import SEGMENT, STREAM, OutputForecast, Weights
 from fastcache_xdit.approx.output_masks import OutputMasks
+from fastcache_xdit.approx.pooled import pooled
 from fastcache_xdit.goal import Goal, Known
 
+logger = logging.getLogger(__name__)
+
+NEAR = 2.0  # factor in the number of steps within which what was learnt still applies
+NEAR_NOISE = 0.1  # of the first noise level likewise
 MOST_PLANNED = 16  # calibrations and noise levels whose solutions are kept: a plan, the pooled one, and replays
 FinalEffects = Callable[[], Sequence[float]]
 PlanMask = Callable[[Sequence[float]], str]
@@ -42,10 +48,13 @@ class Pilot:
     mask: str = ""
     forecast: OutputForecast | None = None
     _switch: int | None = None
+    _used: Calibration | None = None
+    _told: set[tuple[int, float]] = field(default_factory=set, repr=False)
     _planned: dict[Any, tuple[Calibration, OutputForecast, OutputMasks]] = field(default_factory=dict, repr=False)
 
     def begin(self, sigmas: Sequence[float]) -> None:
         """Begin a request whose steps have these noise levels."""
+        self._used = self.calibration if self._applies(sigmas) else pooled()
         self.forecast, masks = self._at(tuple(sigmas))
         if self.forced:
             self.mask = self.forced(len(sigmas))
@@ -106,10 +115,29 @@ class Pilot:
         """Plan the next requests from another calibration."""
         self.calibration = calibration
 
+    def _applies(self, sigmas: Sequence[float]) -> bool:
+        """Return whether what was learnt says something of a request: of about as many steps, from about as much noise.
+
+        Image to image from half of the noise is another path than text to image, and moments say nothing beyond theirs.
+        """
+        learnt = self.calibration.sigmas
+        if "requests" not in self.calibration.facts or not sigmas:
+            return True
+        is_near = abs(sigmas[0] - learnt[0]) <= NEAR_NOISE and 1 / NEAR <= len(sigmas) / len(learnt) <= NEAR
+        kind = len(sigmas), sigmas[0]
+        if not is_near and not self.forced and kind not in self._told:
+            self._told.add(kind)
+            logger.warning(
+                "fastcache: it was learnt with %d steps from noise %.2f, and %d steps from %.2f is far from that; "
+                "such requests are planned from other models",
+                *(len(learnt), learnt[0], *kind),
+            )
+        return is_near
+
     @property
     def _is_pooled(self) -> bool:
-        """Whether what is known is of other models alone."""
-        return "pooled" in self.calibration.facts
+        """Whether what is known of the running request is of other models alone."""
+        return "pooled" in (self._used or self.calibration).facts
 
     def _known(self, sigmas: tuple[float, ...]) -> tuple[float, ...]:
         """Return the noise levels at which to look up what is known; what is pooled knows requests from noise alone.
@@ -117,21 +145,21 @@ class Pilot:
         Image to image begins at less noise, but as new a trajectory: its first outputs change as much. Taking its first
         noise level for 1 is worth 2 to 11 dB on the small models at strength 0.8.
         """
-        is_late = self._is_pooled and sigmas[0] < self.calibration.sigmas[1]
+        is_late = self._is_pooled and sigmas[0] < (self._used or self.calibration).sigmas[1]
         return tuple(sigma / sigmas[0] for sigma in sigmas) if is_late else sigmas
 
     def _at(self, sigmas: tuple[float, ...]) -> tuple[OutputForecast, OutputMasks]:
-        effects = tuple(self.effects())
-        key = (id(self.calibration), sigmas, effects)
+        effects, used = tuple(self.effects()), self._used or self.calibration
+        key = (id(used), sigmas, effects)
         if key not in self._planned:
             if len(self._planned) >= MOST_PLANNED:
                 self._planned.clear()
-            halves = self.calibration.moments[SEGMENT][STREAM].at(self._known(sigmas))
+            halves = used.moments[SEGMENT][STREAM].at(self._known(sigmas))
             # what other models missed says too little of what this one misses to make it good
             carried = (0.0,) * len(sigmas) if self._is_pooled else effects
-            forecast = OutputForecast(halves, carried, self.calibration.refits)
+            forecast = OutputForecast(halves, carried, used.refits)
             # with the calibration, so that no other one gets its id
-            self._planned[key] = self.calibration, forecast, OutputMasks(halves, effects)
+            self._planned[key] = used, forecast, OutputMasks(halves, effects)
         return self._planned[key][1:]
 
 

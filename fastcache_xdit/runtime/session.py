@@ -65,6 +65,7 @@ class Session:
         self._warned = False
         self.is_bypassed = False
         self._latest: Tick | None = None  # the last call that was a step
+        self._advanced = False  # whether the scheduler has, in the running request
         self._unnamed = UnnamedCalls()
 
     @property
@@ -84,11 +85,11 @@ class Session:
     @contextmanager
     def bypassed(self) -> Iterator[None]:
         """Run the calls inside the with block as if there were no cache; they do not count as steps."""
-        self.is_bypassed = True
+        outer, self.is_bypassed = self.is_bypassed, True
         try:
             yield
         finally:
-            self.is_bypassed = False
+            self.is_bypassed = outer
 
     def wrapped(self, original: Callable[..., Any]) -> Callable[..., Any]:
         """Return a forward that replaces `original`, the transformer's own."""
@@ -127,6 +128,7 @@ class Session:
         if tick is None or self.is_bypassed:
             return advance(output)
         assert not isinstance(self.driver, FirstCall)
+        self._advanced = True
         output = self.driver.handed_over(output, tick)
         result = advance(output)
         if self.watch:
@@ -136,6 +138,11 @@ class Session:
     def begin(self) -> None:
         """Begin the announced request before its first call."""
         self._begin(None)
+
+    @property
+    def is_in_first_step(self) -> bool:
+        """Whether the scheduler has not advanced in the running request."""
+        return not self._advanced and self._latest is not None and not self.is_bypassed
 
     def begin_late(self) -> None:
         """Plan the running request anew, which has turned out in its first step to have fewer noise levels."""
@@ -170,7 +177,7 @@ class Session:
         if self._starts(timestep):
             self._announced = self._concluded = False
             self.driver = self.memory.driver() if self.memory else self.driver
-            self._latest = None
+            self._latest, self._advanced = None, False
             self._unnamed.begin()
             sigmas = self.sigmas() if self.sigmas else []
             self.driver.begin(sigmas)

@@ -192,3 +192,58 @@ def test_other_pipelines_of_the_class_are_left_alone(service):
     with fastcache(service.pipe, budget=0.5, learn=1) as handle:
         other.serve(0)
         assert handle.learnt is None and handle.recorded == 0
+
+
+def test_a_warm_up_with_other_steps_does_not_keep_it_from_learning(service):
+    with fastcache(service.pipe, budget=0.5, learn=LEARN) as handle:
+        service.serve(0, num_inference_steps=1)
+        for seed in range(LEARN):
+            assert handle.is_recording
+            service.serve(seed)
+        assert handle.learnt and len(handle.learnt.sigmas) == STEPS
+        service.serve(5)
+        assert skipped(handle) == STEPS // 2
+
+
+def test_an_interrupted_request_is_not_learnt_from(service):
+    def stop(pipe, step, timestep, values):
+        raise KeyboardInterrupt
+
+    with fastcache(service.pipe, budget=0.5, learn=LEARN) as handle:
+        with pytest.raises(KeyboardInterrupt):
+            service.serve(0, callback_on_step_end=stop)
+        assert handle.recorded == 0
+        for seed in range(LEARN):
+            service.serve(seed)
+        assert handle.learnt
+
+
+def test_what_goes_wrong_while_learning_does_not_take_the_picture(service, caplog, monkeypatch):
+    whole = service.serve(1)
+    with fastcache(service.pipe, budget=0.5, learn=2) as handle:
+        service.serve(0)
+        monkeypatch.setattr(handle._learner.replays, "again", _out_of_memory)
+        assert torch.equal(service.serve(1), whole)
+        assert "nothing was learnt: OutOfMemoryError" in caplog.text
+        service.serve(2)
+        assert skipped(handle) == STEPS // 2
+
+
+def _out_of_memory(*_, **__):
+    raise torch.OutOfMemoryError("CUDA out of memory")
+
+
+def test_another_pipeline_of_the_same_model_learns_for_itself(service, learnt, home):
+    other = type("OtherPipeline", (type(service.pipe),), {})
+    assert home.find(learnt.learnt.identity)
+    assert home.find({**learnt.learnt.identity, "pipeline": other.__name__}) is None
+
+
+def test_requests_that_are_all_unlike_are_not_recorded_for_ever(service, caplog):
+    with fastcache(service.pipe, budget=0.5, learn=2) as handle:
+        for steps in range(2, 12):
+            assert handle.is_recording
+            service.serve(0, num_inference_steps=steps)
+        assert not handle.is_recording and "too unlike each other" in caplog.text
+        service.serve(0)
+        assert skipped(handle) == STEPS // 2

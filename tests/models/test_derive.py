@@ -86,5 +86,18 @@ class CausalModel(Model):
 
 def test_blocks_that_keep_keys_for_later_calls_are_refused():
     model = CausalModel()
-    with pytest.raises(UsageError, match="its blocks keep something for later in memory"):
+    with pytest.raises(UsageError, match="its blocks write into memory"):
         derive(model, functools.partial(model.forward, LATENTS), lambda flags: flags)
+
+
+class InPlace(Block):
+    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        hidden_states += self.layers(hidden_states)
+        return hidden_states
+
+
+def test_blocks_that_overwrite_their_input_are_refused():
+    model = Model(lambda states: states)
+    model.blocks = nn.ModuleList(InPlace() for _ in range(3))
+    with torch.no_grad(), pytest.raises(UsageError, match="its blocks write into hidden_states"):
+        derive(model, functools.partial(model.forward, LATENTS.clone()), lambda flags: flags)
