@@ -31,7 +31,7 @@ SCHEDULERS = {
 
 def levels_of(scheduler):
     """What reads the noise levels of a scheduler's requests."""
-    return sigmas_of(SimpleNamespace(scheduler=scheduler, sigmas=None))
+    return sigmas_of(SimpleNamespace(scheduler=scheduler, sigmas=None, begin=0))
 
 
 def begun(name, steps=STEPS):
