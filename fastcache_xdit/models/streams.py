@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -86,3 +86,11 @@ def fits(value: Any, output: Any) -> bool:
 def outputs_of(output: Any) -> Sequence[Any]:
     """Return what a block returned as a sequence."""
     return output if isinstance(output, tuple | list) else (output,)
+
+
+def tensors_in(output: Any) -> Iterator[torch.Tensor]:
+    """Yield the tensors in what a model returned; a PipeFusion stage returns what the next one takes."""
+    if isinstance(output, torch.Tensor):
+        yield output
+    for part in output.values() if isinstance(output, dict) else output if isinstance(output, tuple | list) else ():
+        yield from tensors_in(part)

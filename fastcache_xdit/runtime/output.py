@@ -8,7 +8,7 @@ branches of guidance, whatever its formula. In a loop without a scheduler the ou
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -16,6 +16,7 @@ import torch
 from fastcache_xdit.approx.output import REFERENCES, SEGMENT, combined
 from fastcache_xdit.clock import Clock, Tick
 from fastcache_xdit.decision.evidence import Decision
+from fastcache_xdit.models.streams import tensors_in
 from fastcache_xdit.parallel.ledger import Entry
 from fastcache_xdit.partial.steps import PartialSteps
 from fastcache_xdit.runtime.pilot import Pilot
@@ -71,7 +72,7 @@ class OutputDriver:
     def bytes_held(self) -> int:
         """Return the bytes of the cached outputs."""
         held = [output for past in self._past.values() for _, output in past]
-        held += [tensor for output in self._returned.values() for tensor in _tensors(output)]
+        held += [tensor for output in self._returned.values() for tensor in tensors_in(output)]
         return sum(output.numel() * output.element_size() for output in held)
 
     def call(self, tick: Tick, compute: Callable[[], Any]) -> Any:
@@ -168,14 +169,6 @@ def with_tensor(output: Any, tensor: torch.Tensor) -> Any:
     if isinstance(output, tuple):
         return (with_tensor(output[0], tensor), *output[1:])
     return type(output)(**{**output, next(iter(output)): tensor})
-
-
-def _tensors(output: Any) -> Iterator[torch.Tensor]:
-    """Yield the tensors in an output; a PipeFusion stage before the last one returns what the next one takes."""
-    if isinstance(output, torch.Tensor):
-        yield output
-    for part in output.values() if isinstance(output, dict) else output if isinstance(output, tuple | list) else ():
-        yield from _tensors(part)
 
 
 def _part(full: torch.Tensor, like: torch.Tensor, rows: tuple[int, int]) -> torch.Tensor:

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from fastcache_xdit.models.spec import named
+from fastcache_xdit.models.streams import tensors_in
 from fastcache_xdit.models.watch import signature_of
 from fastcache_xdit.segments.segment import Block, Segment
 from fastcache_xdit.undo import Undo
@@ -64,11 +65,4 @@ def _skipping(block: Block, outputs: dict[str, Any]) -> Callable[..., Any]:
 
 def _flat(output: Any) -> torch.Tensor:
     """Return all numbers that a model returned, [N] float64."""
-    return torch.cat([part.double().flatten() for part in _tensors(output)])
-
-
-def _tensors(output: Any) -> Iterator[torch.Tensor]:
-    if isinstance(output, torch.Tensor):
-        yield output
-    for part in output.values() if isinstance(output, dict) else output if isinstance(output, tuple | list) else ():
-        yield from _tensors(part)
+    return torch.cat([part.double().flatten() for part in tensors_in(output)])
