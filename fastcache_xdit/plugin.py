@@ -69,7 +69,8 @@ def enable(
         )
     host = host_of(target, sigmas)
     if host.topology.world_size > 1:
-        confirm_options(host.topology, Ledger(repr(config)).stamp)
+        learns = config.test == "plan" and config.learn > 0 and calibration is None
+        confirm_options(host.topology, Ledger(repr(config)).stamp, learns)
     _check(host, config, calibration)
     with contextlib.ExitStack() as on_error:
         undo = on_error.enter_context(Undo())

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from tests import tiny
-from tests.parallel.launch import ROOT, _end
+from tests.parallel.launch import ROOT, end
 
 LIMIT = 240  # seconds for one launch
 ULYSSES, STAGES = ["--ulysses_degree", "2"], ["--pipefusion_parallel_degree", "2"]
@@ -41,7 +41,7 @@ def torchrun(ranks: int, words: list[str], folder: Path) -> tuple[int | None, st
         except subprocess.TimeoutExpired:
             code = None
         finally:
-            _end(process)
+            end(process)
     return code, log.read_text()
 
 

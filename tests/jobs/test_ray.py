@@ -8,7 +8,7 @@ import time
 from pathlib import Path
 
 from tests.jobs.launching import check_equal, kill, launched, submit, told, wait_for
-from tests.parallel.launch import _children
+from tests.parallel.launch import children_of
 
 ON_RAY = ("--ray", "--replicas", "2", "--max_attempts", "1000")
 
@@ -56,7 +56,7 @@ def replicas_of(driver: subprocess.Popen) -> list[int]:
 
 
 def _descendants(process: int) -> list[int]:
-    children = _children(process)
+    children = children_of(process)
     return children + [each for child in children for each in _descendants(child)]
 
 

@@ -35,7 +35,7 @@ def run_ranks(worker: str, nproc: int, timeout: float = 600.0, **arguments: Any)
         code = _run(_command(worker, nproc, folder), timeout)
         if code != 0:
             cause = f"took longer than {timeout:.0f} s" if code is None else f"ended with code {code}"
-            raise RuntimeError(f"{worker} on {nproc} ranks {cause}\n{_tails(folder)}")
+            raise RuntimeError(f"{worker} on {nproc} ranks {cause}\n{tails(folder)}")
         return [torch.load(folder / f"rank{rank}.pt", weights_only=False) for rank in range(nproc)]
 
 
@@ -52,6 +52,13 @@ def free_port() -> int:
     raise RuntimeError("no port from 29500 to 32767 is free")
 
 
+def environment() -> dict[str, str]:
+    """Return what ranks need of the environment: this checkout, one thread, nothing fetched."""
+    path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
+    offline = {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
+    return {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": path, **offline}
+
+
 def _command(worker: str, nproc: int, folder: Path) -> list[str]:
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={nproc}"]
     logs = ["--log-dir", str(folder / "logs"), "--redirects", "3"]
@@ -60,46 +67,44 @@ def _command(worker: str, nproc: int, folder: Path) -> list[str]:
 
 def _run(command: list[str], timeout: float) -> int | None:
     """Return the exit code, None where the time ran out."""
-    path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": path, "TOKENIZERS_PARALLELISM": "false"}
     quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
-    process = subprocess.Popen(command, env=environment, cwd=ROOT, start_new_session=True, **quiet)
+    process = subprocess.Popen(command, env=environment(), cwd=ROOT, start_new_session=True, **quiet)
     try:
         return process.wait(timeout)
     except subprocess.TimeoutExpired:
-        _ask_where(process)
+        ask_where(process)
         return None
     finally:
-        _end(process)
+        end(process)
 
 
-def _ask_where(process: subprocess.Popen) -> None:
+def ask_where(process: subprocess.Popen) -> None:
     """Have every rank write its stack to its log: a hang says nothing else."""
-    for rank in _children(process.pid):
+    for rank in children_of(process.pid):
         with contextlib.suppress(ProcessLookupError):
             os.kill(rank, signal.SIGUSR1)
     time.sleep(1)
 
 
-def _end(process: subprocess.Popen) -> None:
+def end(process: subprocess.Popen) -> None:
     """Kill the launcher and its ranks, each of which leads a process group of its own."""
     if process.poll() is not None:
         return
-    ranks = _children(process.pid)
+    ranks = children_of(process.pid)
     for leader in (process.pid, *ranks):
         with contextlib.suppress(ProcessLookupError, PermissionError):
             os.killpg(leader, signal.SIGKILL)
     process.wait()
 
 
-def _children(parent: int) -> list[int]:
+def children_of(parent: int) -> list[int]:
     """Return the direct children, read from /proc; where there is none, the launcher's own SIGKILL has to do."""
     with contextlib.suppress(OSError):
         return [int(pid) for pid in Path(f"/proc/{parent}/task/{parent}/children").read_text().split()]
     return []
 
 
-def _tails(folder: Path) -> str:
+def tails(folder: Path) -> str:
     time.sleep(0.2)  # let the logs of killed ranks reach the disk
     files = sorted((folder / "logs").rglob("std*.log"), key=lambda path: (path.parent.name, path.name))
     texts = [(path, path.read_text(errors="replace").strip()) for path in files]

@@ -11,6 +11,7 @@ ULYSSES = {"ulysses_degree": 2}  # two replicas: ranks 0 and 1 agree, ranks 2 an
 BRANCHES = {**ULYSSES, "use_cfg_parallel": True}  # all four ranks agree
 STAGES = {"pipefusion_parallel_degree": 2}  # ranks 0 and 1 work on one request
 VERIFY = {"verify_every": 1}
+PLANNED = {"test": "plan", "learn": 2}  # by what all four ranks learn together
 OPTIONS = {
     "budget": ({"error_budget": 0.2}, ULYSSES),
     "granularity": ({"granularity": "block"}, ULYSSES),
@@ -29,6 +30,7 @@ CASES = {
     "clean": {"degrees": ULYSSES},
     "clean branches": {"degrees": BRANCHES},
     "clean stages": {"degrees": STAGES},
+    "learning": {"degrees": ULYSSES, "config": PLANNED, "differ": {"budget": 0.4}},
     "before": {"degrees": ULYSSES, "tamper": "before"},
     "before branches": {"degrees": BRANCHES, "tamper": "before", "config": VERIFY},
     "after": {"degrees": ULYSSES, "tamper": "after", "config": VERIFY},
@@ -75,6 +77,10 @@ def test_different_options_are_told_before_the_first_step(results, name):
         assert f"diverged between ranks {others} and ranks [1]" in told[rank]
         assert "enabled with different options" in told[rank]
     assert [told[rank] for rank in range(4) if rank not in group] == [None] * (4 - len(group))
+
+
+def test_replicas_that_learn_together_are_told_as_well(results):
+    assert all("between ranks [0, 2, 3] and ranks [1]" in told for told in raised(results, "learning"))
 
 
 @pytest.mark.parametrize("name", ["before", "before branches"])

@@ -30,6 +30,7 @@ PLACES = [(family, name) for family, layouts in LAYOUTS.items() for name in layo
 RUNS = {
     "uncached": {},
     "nothing": NOTHING,
+    "nothing planned": {"config": {"test": "plan", "budget": 1, "learn": 0}},
     "stage": {"config": {**AMPLE, "pp_decision": "stage"}},
     "leader": {"config": {**AMPLE, "pp_decision": "leader"}},
 }
@@ -62,10 +63,11 @@ def quality(results: list[dict], case: str, run: str) -> float:
     return min(psnr(mine.latents, plain.latents) for mine, plain in pairs if mine.latents is not None)
 
 
+@pytest.mark.parametrize("run", ["nothing", "nothing planned"])
 @pytest.mark.parametrize("family, name", PLACES)
-def test_a_budget_of_zero_is_bit_identical_to_no_cache(results, family, name):
+def test_where_nothing_may_be_skipped_every_bit_is_that_of_no_cache(results, family, name, run):
     case = f"{family} {name}"
-    for plain, zero in zip(answers(results, case, "uncached"), answers(results, case, "nothing"), strict=True):
+    for plain, zero in zip(answers(results, case, "uncached"), answers(results, case, run), strict=True):
         assert zero.share == 0
         assert (plain.latents is None) == (zero.latents is None)
         assert plain.latents is None or torch.equal(zero.latents, plain.latents)

@@ -16,7 +16,8 @@ def names(pipe: Any) -> dict[str, Any]:
 def differing(before: dict[str, Any], pipe: Any) -> list[str]:
     """Names that came, went, or stand for another function; plain values change whenever a request runs."""
     now = names(pipe)
-    changed = [name for name in before.keys() ^ now.keys()]
+    # what pickle and copy remember of a class stays there
+    changed = [name for name in before.keys() ^ now.keys() if not name.endswith(".__slotnames__")]
     return changed + [name for name in before.keys() & now.keys() if _replaced(before[name], now[name])]
 
 

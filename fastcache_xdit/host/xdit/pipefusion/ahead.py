@@ -136,6 +136,8 @@ class Ahead:
         """Let the scheduler advance the current patch, with its own memory; it is not the one that is listened to."""
 
         def step_alone(output: torch.Tensor) -> tuple[torch.Tensor]:
+            if not any(self._skips):  # patches stay together; xDiT's own step may round otherwise than diffusers'
+                return (advance(output, latents, self._timesteps[step], *extra),)
             with self._memory.of(self.session.current_patch(), step):
                 return (advance(output, latents, self._timesteps[step], *extra),)
 
