@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import torch
 
-from fastcache_xdit.approx.linear import polynomial_weights
+from fastcache_xdit.approx.linear import line_weights
 
 
 @dataclass(frozen=True)
@@ -60,7 +60,7 @@ class Form:
         """
         prior = torch.zeros(len(self.features(len(steps))), dtype=torch.float64)
         used = steps[: min(2, self.residuals)]
-        prior[: len(used)] = torch.tensor(polynomial_weights(used, step), dtype=torch.float64)
+        prior[: len(used)] = torch.tensor(line_weights(used, step), dtype=torch.float64)
         return prior
 
 

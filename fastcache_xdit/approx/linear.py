@@ -9,6 +9,8 @@ import torch
 
 from fastcache_xdit.errors import UsageError
 
+SAME_LEVEL = 0.02  # of the distance to where a line leads, below which two noise levels are one
+
 
 class Reference(NamedTuple):
     """One stream of a segment at a computed step.
@@ -94,6 +96,16 @@ def polynomial_weights(steps: Sequence[float], step: float) -> list[float]:
                 weight *= (step - other) / (reference - other)
         weights.append(weight)
     return weights
+
+
+def line_weights(levels: Sequence[float], level: float) -> list[float]:
+    """Return the weights of the straight line through one or two references, newest first, at a noise level.
+
+    Two at the same level, as second-order solvers evaluate them, show no slope: the newest alone counts.
+    """
+    if len(levels) == 2 and abs(levels[0] - levels[1]) <= SAME_LEVEL * abs(levels[0] - level):
+        return [1.0, 0.0]
+    return polynomial_weights(levels, level)
 
 
 # The order of the polynomial that each stand-in is without a calibration.

@@ -7,7 +7,7 @@ from functools import cached_property
 
 import numpy as np
 
-from fastcache_xdit.approx.linear import polynomial_weights
+from fastcache_xdit.approx.linear import line_weights
 from fastcache_xdit.approx.moments import Halves
 
 LONGEST_GAP = 10  # steps between computed steps, or a quarter of all where that is more
@@ -86,7 +86,7 @@ class OutputMasks:
         skipped = np.arange(state[0] + 1, stop)
         missed = np.zeros((len(skipped), self.steps))  # accumulated effects, less what the straight line gives
         missed[np.arange(len(skipped)), skipped] = self._effects[skipped]
-        lines = [polynomial_weights([self.sigmas[i] for i in references], self.sigmas[step]) for step in skipped]
+        lines = [line_weights([self.sigmas[i] for i in references], self.sigmas[step]) for step in skipped]
         missed[:, references] -= self._effects[skipped, None] * np.asarray(lines).reshape(len(skipped), len(references))
         missed = missed.cumsum(axis=0)
         missed[:, references] -= np.linalg.solve(square, self._gram[references] @ missed.T).T

@@ -74,9 +74,11 @@ def _handing_over(step: Callable[..., Any], host: Host, session: Session) -> Cal
         call = signature.bind(*args, **kwargs).arguments
         if session.is_in_first_step and _begins_late(host, call.get("timestep")):
             session.begin_late()
+        sample = call.get("sample")
         if args:
-            return session.hand_over(args[0], lambda output: step(output, *args[1:], **kwargs))
-        return session.hand_over(kwargs["model_output"], lambda output: step(**{**kwargs, "model_output": output}))
+            return session.hand_over(args[0], sample, lambda output: step(output, *args[1:], **kwargs))
+        given = kwargs["model_output"]
+        return session.hand_over(given, sample, lambda output: step(**{**kwargs, "model_output": output}))
 
     return handing_over
 

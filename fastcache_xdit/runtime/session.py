@@ -7,7 +7,7 @@ import inspect
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 
@@ -26,6 +26,16 @@ logger = logging.getLogger(__name__)
 Watch = Callable[[Tick, torch.Tensor, torch.Tensor], None]
 
 
+class OutputView(Protocol):
+    """What stands for an output, such as the clean picture that it shows."""
+
+    def of(self, output: torch.Tensor, latents: torch.Tensor) -> torch.Tensor:
+        """Return what stands for an output at these latents."""
+
+    def output_for(self, clean: torch.Tensor, latents: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
+        """Return the output that it stands for."""
+
+
 class Session:
     """Connects a driver to the calls of one transformer.
 
@@ -42,6 +52,7 @@ class Session:
         is_bypassed: calls run as if there were no cache; see `bypassed`.
         memory: chooses the driver of each request, where memory is limited.
         watch: is shown what the scheduler is given and what it makes of it.
+        view: returns in what outputs are stood in for at a step: the clean picture, or None for the outputs themselves.
     """
 
     def __init__(
@@ -59,6 +70,7 @@ class Session:
         self.ledgers_agree: bool | None = None
         self.watch: Watch | None = None
         self.memory: MemoryChoice | None = None
+        self.view: Callable[[int], OutputView | None] = lambda step: None
         self._reads_timestep = not announced
         self._announced = False
         self._concluded = False
@@ -121,18 +133,22 @@ class Session:
             self.driver = self.driver.driver(compute)
         return self.driver.call(tick, compute)
 
-    def hand_over(self, output: torch.Tensor, advance: Callable[[torch.Tensor], Any]) -> Any:
-        """Let the scheduler advance by `advance`, with the output of the last call or what stands in for it."""
+    def hand_over(self, output: torch.Tensor, latents: Any, advance: Callable[[torch.Tensor], Any]) -> Any:
+        """Let the scheduler advance its latents by `advance`, with the last output or what stands in for it."""
         self._unnamed.advanced()
         tick = self._latest
         if tick is None or self.is_bypassed:
             return advance(output)
         assert not isinstance(self.driver, FirstCall)
         self._advanced = True
-        output = self.driver.handed_over(output, tick)
+        view = self.view(tick.step)
+        shown = view.of(output, latents) if view else output
+        taken = self.driver.handed_over(shown, tick)
+        if taken is not shown:
+            output = view.output_for(taken, latents, output) if view else taken
         result = advance(output)
         if self.watch:
-            self.watch(tick, output, result[0])
+            self.watch(tick, taken, result[0])
         return result
 
     def begin(self) -> None:

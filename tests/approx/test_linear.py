@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from fastcache_xdit.approx.linear import Past, Polynomial, Reference, polynomial_weights, unfitted
+from fastcache_xdit.approx.linear import Past, Polynomial, Reference, line_weights, polynomial_weights, unfitted
 
 NEWEST = Reference(4, None, torch.tensor([[[10.0, 40.0]]]))
 OLDER = Reference(2, None, torch.tensor([[[6.0, 20.0]]]))
@@ -50,3 +50,11 @@ def test_unfitted_forms_fall_back_and_affine_is_refused():
     assert unfitted("delta").references == 1 and unfitted("delta+history").references == 2
     with pytest.raises(ValueError, match="'affine' needs a calibration file"):
         unfitted("affine")
+
+
+@pytest.mark.parametrize("level", [0.6, 0.7, 0.8])
+def test_two_references_at_one_noise_level_show_no_slope(level):
+    """Heun's solver evaluates a level twice, and others nearly so."""
+    assert line_weights([0.8, 0.8], level) == [1.0, 0.0]
+    assert line_weights([0.8, 0.800001], level) == ([1.0, 0.0] if level < 0.8 else pytest.approx([1.0, 0.0]))
+    assert line_weights([0.8, 0.9], level) == polynomial_weights([0.8, 0.9], level)

@@ -76,19 +76,51 @@ def test_flow_matching_euler_takes_differences_of_noise_levels():
     assert effects.final == pytest.approx(euler(sigmas).final, abs=1e-6) == effects.next
 
 
-@pytest.mark.parametrize(
-    "scheduler",
-    [
-        diffusers.EulerAncestralDiscreteScheduler(),
-        diffusers.DDPMScheduler(),
-        diffusers.DDIMScheduler(clip_sample=True, clip_sample_range=1e-4),
-    ],
-    ids=["draws noise", "draws noise, too", "clips everything"],
-)
-def test_one_that_cannot_say_is_taken_for_eulers(scheduler):
+def test_one_that_cannot_say_is_taken_for_eulers():
+    scheduler = diffusers.DDIMScheduler(clip_sample=True, clip_sample_range=1e-4)
     scheduler.set_timesteps(STEPS)
     sigmas = levels_of(scheduler)
     assert SchedulerEffects(scheduler, sigmas)() == euler(sigmas())
+
+
+NOISY = {
+    "LCM": diffusers.LCMScheduler,
+    "Euler ancestral": diffusers.EulerAncestralDiscreteScheduler,
+    "Euler ancestral, v": lambda: diffusers.EulerAncestralDiscreteScheduler(prediction_type="v_prediction"),
+    "DDPM": lambda: diffusers.DDPMScheduler(clip_sample=False),
+    "SDE-DPM++ 2M": lambda: diffusers.DPMSolverMultistepScheduler(algorithm_type="sde-dpmsolver++"),
+    "flow match, stochastic": lambda: diffusers.FlowMatchEulerDiscreteScheduler(shift=3.0, stochastic_sampling=True),
+}
+
+
+@pytest.mark.parametrize("name", NOISY)
+def test_one_that_draws_noise_is_given_the_same_output_for_the_same_clean_picture(name):
+    """Whatever noise it has drawn: the final latents of a clean picture told at every step are that picture."""
+    scheduler = NOISY[name]()
+    scheduler.set_timesteps(STEPS)
+    if hasattr(scheduler, "scale_model_input"):
+        scheduler.scale_model_input(torch.zeros(1), scheduler.timesteps[0])  # as pipelines do before the first call
+    effects = SchedulerEffects(scheduler, levels_of(scheduler))
+    measured = effects()
+    draw, clean = torch.Generator().manual_seed(1), torch.full((1, 2, 4, 4), 0.5)
+    timesteps, latents = (
+        scheduler.timesteps,
+        torch.randn(1, 2, 4, 4, generator=draw) * getattr(scheduler, "init_noise_sigma", 1),
+    )
+    assert len(effects.views) == STEPS
+    for view, timestep in zip(effects.views, timesteps, strict=True):
+        output = view.output_for(clean, latents, latents)
+        assert torch.allclose(view.of(output, latents), clean, atol=1e-3) or not view.output
+        latents = scheduler.step(output, timestep, latents, generator=draw, return_dict=False)[0]
+    assert measured.final[-1] == max(measured.final) > 0.9, "the last one is the picture"
+    assert latents.mean().item() == pytest.approx(0.5, abs=0.05)
+
+
+def test_one_without_noise_is_stood_in_for_as_it_is():
+    scheduler = begun("DPM++ 2M")
+    effects = SchedulerEffects(scheduler, levels_of(scheduler))
+    effects()
+    assert effects.view(0) is None
 
 
 def test_without_a_scheduler_it_is_eulers():

@@ -141,7 +141,7 @@ class Ahead:
             with self._memory.of(self.session.current_patch(), step):
                 return (advance(output, latents, self._timesteps[step], *extra),)
 
-        return self.session.hand_over(noise, step_alone)[0]
+        return self.session.hand_over(noise, latents, step_alone)[0]
 
     def _begin(self) -> None:
         self._timesteps, self._begun = list(self.pipe.scheduler.timesteps), 0
