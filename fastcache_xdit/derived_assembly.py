@@ -16,7 +16,7 @@ from fastcache_xdit.counters import Counters
 from fastcache_xdit.errors import UsageError
 from fastcache_xdit.host.base import Host
 from fastcache_xdit.host.listening import sigmas_of
-from fastcache_xdit.models.catalogue import keep_derived
+from fastcache_xdit.models.catalogue import keep_derived, known_models
 from fastcache_xdit.models.derive import derive, refined
 from fastcache_xdit.models.watch import block_lists
 from fastcache_xdit.output_assembly import limit_memory, output_driver
@@ -45,8 +45,14 @@ def attach_derived(
         UsageError: there are no blocks, or there are stages of PipeFusion, of which one call does not show the order.
             The first call may raise it too.
     """
-    has_none = config.test != "none" and not block_lists(host.model)
-    if has_none or host.topology.pipefusion_parallel_degree > 1:
+    if host.topology.pipefusion_parallel_degree > 1:
+        name = type(host.model).__name__
+        raise UsageError(
+            f"granularity={config.granularity} is not supported under PipeFusion for {name}: a stage has a part of the "
+            "blocks, and does not see their order",
+            f"it is for {', '.join(known_models())}; set granularity: output, or leave test and granularity out",
+        )
+    if config.test != "none" and not block_lists(host.model):
         _ = host.spec  # raises
     counters, clock = Counters(), Clock()
     record = Record(config, consensus_of(host, config, counters), Ledger(repr(config)), counters)

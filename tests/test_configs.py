@@ -30,6 +30,17 @@ class Model:
 
 
 MODELS = {
+    "cosmos3": Model("Cosmos3OmniTransformer", 32, ("run",)),
+    "hunyuanvideo1.5": Model("HunyuanVideo15Transformer3DModel", 16, ("run",)),
+    "ideogram4": Model("Ideogram4Transformer2DModel", 16, ("run",)),
+    "krea2": Model("Krea2Transformer2DModel", 48, ("run",)),
+    "ltx-2": Model("LTX2VideoTransformer3DModel", 32, ("run",)),
+    "lumina2": Model("Lumina2Transformer2DModel", 24, ("run",)),
+    "minimax-h3": Model("MiniMaxH3Transformer3DModel", 32, ("run",)),
+    "qwen-image": Model("QwenImageTransformer2DModel", 24, ("run",)),
+    "sana": Model("SanaTransformer2DModel", 70, ("generate",)),
+    "wan2.1-vace": Model("WanVACETransformer3DModel", 40, ("run",)),
+    "z-image": Model("ZImageTransformer2DModel", 30, ("run",)),
     "flux1-dev": Model("FluxTransformer2DModel", 24, ("run", "generate")),
     "flux2-dev": Model("Flux2Transformer2DModel", 48, ("run",), cached=False),
     "hunyuandit": Model("HunyuanDiT2DModel", 16, ("generate",)),
@@ -81,7 +92,14 @@ def test_xdit_takes_every_layout(name, command, ranks, monkeypatch, tmp_path):
     degrees, model = options.layout.degrees, MODELS[name]
     assert not model.heads % (degrees["ulysses_degree"] * degrees["tensor_parallel_degree"])
     assert (options.cache_method == "fastcache") == model.cached
-    assert not all_tried()[model.transformer].why_not
+    tried = all_tried()[model.transformer]
+    assert not tried.why_not
+    assert not [tried.refusal("", degree) for degree, value in degrees.items() if value > 1 and tried.refusal("", degree)]
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_a_file_says_whether_the_model_is_cached(name):
+    assert f"# With the cache: {'yes' if MODELS[name].cached else 'no'}" in path_of(name).read_text()
 
 
 @pytest.mark.parametrize("name", MODELS)

@@ -163,6 +163,8 @@ def check_layout(recipe: Recipe, layout: Layout) -> None:
     if recipe.pipeline:
         kinds.check_kind(recipe.pipeline, recipe.model, layout)
     _check_model(recipe.model, layout)
+    if Path(recipe.model).is_dir():
+        checkpoint.check_call(Path(recipe.model), layout, recipe.call)
 
 
 def _check_model(model: str, layout: Layout) -> None:

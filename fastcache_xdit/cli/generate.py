@@ -71,9 +71,10 @@ class _Job:
         self.shipped = options.model in SHIPPED
         self.model = model_folder(options.model)
         layout.check_degrees(options.layout, world.size())
+        self.call = call_arguments(options)
         if Path(self.model).is_dir():
             checkpoint.check_model(Path(self.model), options.layout)
-        self.call = call_arguments(options)
+            checkpoint.check_call(Path(self.model), options.layout, self.call)
         check_clips(options.fps)
         self.output = OutputFolder(options.output, options.overwrite)
         together = options.batch_size * options.layout.data_parallel_degree

@@ -85,6 +85,7 @@ def _described(name: str, row: Tried) -> Iterator[str]:
     yield from _lines("pipelines", [", ".join(row.pipelines)])
     yield from _lines("skips by", [", ".join(row.granularities)])
     yield from _lines("layouts", [", ".join(row.layouts)])
+    yield from _lines("not", [f"{layout}: {reason}" for layout, reason in row.refused.items()])
     yield from _lines("in part", ["yes"] if row.partial else [])
     yield from _lines("blocks", [f"{name}: {streams}" for name, streams in row.streams.items()])
     yield from _lines("always computed", [f"{name}: {reason}" for name, reason in row.computed.items()])

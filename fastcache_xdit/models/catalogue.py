@@ -21,10 +21,7 @@ SPECS = (
         {"transformer_blocks": _ROTARY, "single_transformer_blocks": _ROTARY},
         added=_CONTROLNET,
         patches_in_part=False,  # xDiT splits text from keys by the number of queries
-        tensor_parallel=True,
-        second_branch=False,
         packed=2,
-        label="FLUX.1",
     ),
     ModelSpec(
         "SD3Transformer2DModel",
@@ -36,7 +33,6 @@ SPECS = (
     ModelSpec(
         "WanTransformer3DModel",
         {"blocks": BlockSpec()},  # it turns queries where no partial step can reach
-        degrees=("ulysses_degree", "ring_degree", "data_parallel_degree"),
     ),
 )
 UNCACHED = (ModelSpec("Flux2Transformer2DModel", packed=2),)  # facts of classes that xDiT runs without FastCache

@@ -78,11 +78,7 @@ class ModelSpec:
         patches_follow_first: under PipeFusion all patches of a step take the first patch's decision, because the model
             hands the first patch's text states to the others block by block.
         patches_in_part: PipeFusion patches may be computed in part: attention takes keys of more tokens than queries.
-        degrees: the only parallel degrees that xDiT has for the class; empty where it has all of them.
-        tensor_parallel: whether xDiT has tensor parallelism for the class.
-        second_branch: whether guidance runs a second, unconditional branch, which CFG parallelism gives to other ranks.
         packed: its pipeline makes one token of so many x so many latents; 0 where the transformer's `patch_size` does.
-        label: what sentences call the model; its class name where empty.
         order: names of all blocks in running order; empty where one list runs after the other.
         joints: names of the blocks before which the model changes, joins or rearranges the streams.
         computed: for each other list of blocks, why it is always computed.
@@ -94,11 +90,7 @@ class ModelSpec:
     added: tuple[str, ...] = ()
     patches_follow_first: bool = False
     patches_in_part: bool = True
-    degrees: tuple[str, ...] = ()
-    tensor_parallel: bool = False
-    second_branch: bool = True
     packed: int = 0
-    label: str = ""
     order: tuple[str, ...] = ()
     joints: frozenset[str] = frozenset()
     computed: Mapping[str, str] = field(default_factory=dict)

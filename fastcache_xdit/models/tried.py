@@ -9,6 +9,15 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+KINDS = {
+    "ulysses_degree": "ulysses",
+    "ring_degree": "ring",
+    "cfg_degree": "cfg",
+    "pipefusion_parallel_degree": "pipefusion",
+    "tensor_parallel_degree": "tensor",
+    "data_parallel_degree": "data",
+}
+UNTRIED = "not tried"
 FILE = Path(__file__).with_name("tried.json")
 
 
@@ -19,6 +28,8 @@ class Tried:
     Attributes:
         granularities: those that work: threshold 0 is exact, planned steps are skipped, disabling restores.
         layouts: kinds of xDiT's parallelism in which it equals one process.
+        refused: why not in other layouts, by layout; what one pipeline alone lacks, by "its class, layout". Where it
+            says "not tried", xDiT has the layout, and nothing stands in its way.
         partial: whether steps can be computed in part (`tokens`).
         pipelines: diffusers' pipelines that have it.
         streams: what runs through its blocks, by list.
@@ -28,11 +39,18 @@ class Tried:
 
     granularities: tuple[str, ...] = ()
     layouts: tuple[str, ...] = ()
+    refused: Mapping[str, str] = field(default_factory=dict)
     partial: bool = False
     pipelines: tuple[str, ...] = ()
     streams: Mapping[str, str] = field(default_factory=dict)
     computed: Mapping[str, str] = field(default_factory=dict)
     why_not: str = ""
+
+    def refusal(self, pipeline: str, degree: str) -> str:
+        """Return why there is no `degree` with this class in a pipeline; empty where there is, or may be."""
+        layout = KINDS[degree]
+        reason = self.refused.get(f"{pipeline}, {layout}") or self.refused.get(layout, "")
+        return "" if reason.startswith(UNTRIED) else reason
 
 
 @cache

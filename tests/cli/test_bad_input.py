@@ -101,6 +101,13 @@ def test_impossible_layouts_are_told(capsys, monkeypatch, folder, name, world, f
     assert all(word in told for word in words), told
 
 
+def test_ranks_that_share_a_picture_need_guidance(capsys, monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    argv = [*GENERATE, "--guidance_scale", 1.0]
+    code, told = run(capsys, *argv, "--ulysses_degree", 2)
+    assert code == 2 and "guidance_scale=1 is not supported where ranks share one picture" in told
+
+
 def test_videos_are_told_which_layouts_they_have(capsys, monkeypatch, tmp_path):
     (tmp_path / "model_index.json").write_text(
         '{"_class_name": "WanPipeline", "transformer": ["diffusers", "WanTransformer3DModel"]}'
@@ -110,7 +117,7 @@ def test_videos_are_told_which_layouts_they_have(capsys, monkeypatch, tmp_path):
     monkeypatch.setenv("WORLD_SIZE", "2")
     for flags in (["--pipefusion_parallel_degree", 2], ["--use_cfg_parallel"]):
         code, told = run(capsys, "generate", "--model", tmp_path, "--prompt", "x", "--cache", "fastcache", *flags)
-        assert code == 2 and "for WanTransformer3DModel; it has ulysses_degree, ring_degree" in told
+        assert code == 2 and "for Wan2.1-T2V; it has ulysses, ring, data" in told
 
 
 def test_only_the_first_rank_speaks(capsys, monkeypatch):

@@ -16,20 +16,12 @@ from torch import nn
 from fastcache_xdit.models.catalogue import SPECS, spec_for
 from fastcache_xdit.models.spec import ENCODER, BlockSpec
 from fastcache_xdit.models.tried import FILE, Tried
-from tests import tiny
 from tests.models.loop import MASK, STEPS, Loop
 from tests.models.zoo import LEFT_OUT, ZOO, build
-from tests.parallel import test_equivalence, test_pipefusion
-from tests.parallel.runner_zoo import REFUSED, passed
+from tests.parallel.layouts_tried import passed, refused
+from tests.parallel.runner_zoo import REFUSED
 
 GRANULARITIES = ("step", "group", "block")
-KINDS = {
-    "ulysses_degree": "ulysses",
-    "ring_degree": "ring",
-    "use_cfg_parallel": "cfg",
-    "pipefusion_parallel_degree": "pipefusion",
-    "tensor_parallel_degree": "tensor",
-}
 
 
 def row(name: str) -> Tried:
@@ -81,10 +73,10 @@ def _asked_for(pipeline: Any) -> set[str]:
 
 
 def table() -> dict[str, Tried]:
-    """Return what was tried of each class; layouts are those of `tests.parallel.runner_zoo`."""
+    """Return what was tried of each class; layouts are those of `tests.parallel.layouts_tried`."""
     known = {spec.name for spec in SPECS}
-    layouts = _layouts()
-    rows = {name: replace(row(name), layouts=layouts.get(name, ())) for name in ZOO}
+    layouts = passed()
+    rows = {name: replace(row(name), layouts=layouts.get(name, ()), refused=refused(name)) for name in ZOO}
     assert known <= rows.keys()
     return dict(sorted({**rows, **{name: Tried(why_not=reason) for name, reason in left_out().items()}}.items()))
 
@@ -92,15 +84,6 @@ def table() -> dict[str, Tried]:
 def left_out() -> dict[str, str]:
     """Return the classes of diffusers and of xDiT's runner that are not cached, with the reason."""
     return {**LEFT_OUT, **{name: reason for name, reason in REFUSED.items() if ", " not in name}}
-
-
-def _layouts() -> dict[str, tuple[str, ...]]:
-    """Return xDiT's layouts by class: those that its runner's models pass now, and those of tests of its pipelines."""
-    kinds = {name: set(layouts) for name, layouts in passed().items()}
-    for family, layouts in [*test_equivalence.LAYOUTS.items(), *test_pipefusion.LAYOUTS.items()]:
-        degrees = {degree for layout in layouts.values() for degree in layout}
-        kinds.setdefault(type(tiny.transformer(family)).__name__, set()).update(KINDS[degree] for degree in degrees)
-    return {name: tuple(kind for kind in KINDS.values() if kind in found) for name, found in kinds.items()}
 
 
 def plain(tried: Tried) -> dict[str, Any]:

@@ -12,18 +12,23 @@ from fastcache_xdit.host import cpu
 from fastcache_xdit.plugin import repaired
 from tests.models.loop import MASK, STEPS, Loop
 from tests.models.zoo import ZOO
+from tests.parallel.answers import Answer, Run
 from tests.parallel.cached import relative
+from tests.parallel.pipeline_cases import pipeline_answers
 from tests.parallel.ranks import engine, forget, report, take_down
-from tests.parallel.runner_zoo import LAYOUTS, RUNNERS, Answer, Run, forward_of, plain, wrapped
+from tests.parallel.runner_zoo import LAYOUTS, PLACES, RUNNERS, forward_of, plain, wrapped
 
 DEGREES = {layout: next(iter(degrees)) for layout, degrees in LAYOUTS.items()}
 
 
 def main() -> dict[str, Any]:
-    """Return by model and layout an answer or the text of an exception; what each model has; and all wrappers."""
+    """Return by model and layout an answer or the text of an exception; what there is."""
     cpu.prepare()
-    answers = {name: {layout: _answer_or_text(name, layout) for layout in LAYOUTS} for name in RUNNERS}
-    return {"answers": answers, "offered": _offered(), "modules": _modules()}
+    answers: dict[str, dict[str, Any]] = {name: {} for name in RUNNERS}
+    for name, layout in PLACES:
+        answers[name][layout] = _answer_or_text(name, layout)
+    seen = {"offered": _offered(), "modules": _modules(), "classes": _classes()}
+    return {"answers": answers, "pipelines": pipeline_answers(), **seen}
 
 
 def _answer_or_text(name: str, layout: str) -> Answer | str:
@@ -67,6 +72,13 @@ def _offered() -> dict[str, dict[str, bool]]:
         name: {layout: getattr(model.capabilities, degree) for layout, degree in DEGREES.items()}
         for name, model in MODEL_REGISTRY.items()
     }
+
+
+def _classes() -> list[str]:
+    """Return the pipeline classes of diffusers that xDiT has a class for."""
+    from xfuser.model_executor.pipelines.register import xFuserPipelineWrapperRegister
+
+    return [kind.__name__ for kind in xFuserPipelineWrapperRegister._XFUSER_PIPE_MAPPING]
 
 
 def _modules() -> list[str]:

@@ -15,10 +15,16 @@ from torch import nn
 
 from tests.models import zoo
 from tests.models.loop import STEPS
+from tests.parallel.answers import faults_of
 from tests.parallel.launch import run_ranks
 
-LAYOUTS = {"ulysses": {"ulysses_degree": 2}, "ring": {"ring_degree": 2}}
-CLOSE = 1e-5  # relative
+LAYOUTS = {
+    "ulysses": {"ulysses_degree": 2},
+    "ring": {"ring_degree": 2},
+    "cfg": {"use_cfg_parallel": True},
+    "data": {"data_parallel_degree": 2},
+}
+WORDS = {"ulysses": "Ulysses", "ring": "ring attention", "cfg": "CFG parallelism", "data": "data parallelism"}
 
 _TRANSFORMERS = "xfuser.model_executor.models.transformers"
 _SCALE = 8  # pixels of a latent
@@ -34,6 +40,8 @@ class Runner:
         config: changes of the tiny model: heads that divide, and what xDiT takes for granted.
         told: the runner or its pipeline tells xDiT of each request beforehand.
         cut: its pipeline hands each rank a part of the image and of the text.
+        lacks: layouts that the runner does not have for it.
+        untried: layouts in which its pipeline divides the work, and not its transformer.
     """
 
     name: str
@@ -41,43 +49,15 @@ class Runner:
     config: dict[str, Any] = field(default_factory=dict)
     told: bool = False
     cut: bool = False
-
-
-@dataclass
-class Run:
-    """What one rank saw of a loop."""
-
-    latents: torch.Tensor
-    choices: list[tuple]
-    counts: dict[str, Any]
-
-
-@dataclass
-class Answer:
-    """What one rank saw of a model in a layout, beside one process.
-
-    Attributes:
-        broken: relative distance of xDiT's own latents from those of diffusers in one process.
-        cured: the same distance with our fixes.
-        error: the same distance, both with the cache.
-        exact: a cache that skips nothing leaves every bit as it is.
-        run: the loop with the cache.
-        alone: the same in one process.
-    """
-
-    broken: float
-    cured: float
-    error: float
-    exact: bool
-    run: Run
-    alone: Run
+    lacks: tuple[str, ...] = ("cfg",)
+    untried: tuple[str, ...] = ()
 
 
 # fmt: off
 RUNNERS = {
     "Cosmos3OmniTransformer": Runner(
         "Cosmos3-Nano", "cosmos3.get_cosmos3_transformer_wrapper_class",
-        dict(num_attention_heads=4, num_key_value_heads=2),
+        dict(num_attention_heads=4, num_key_value_heads=2), lacks=(), untried=("cfg",),
     ),
     "Flux2Transformer2DModel": Runner("FLUX.2-dev", "flux2.xFuserFlux2Transformer2DWrapper"),
     "FluxTransformer2DModel": Runner("FLUX.1-dev", "flux.xFuserFlux1Transformer2DWrapper", told=True),
@@ -85,32 +65,46 @@ RUNNERS = {
         "Hunyuanvideo-1.5", "hunyuan_video15.xFuserHunyuanVideo15Transformer3DWrapper",
     ),
     "HunyuanVideoTransformer3DModel": Runner("HunyuanVideo", "hunyuan_video.xFuserHunyuanVideoTransformer3DWrapper"),
-    "Ideogram4Transformer2DModel": Runner("Ideogram-4", "ideogram4.get_ideogram4_transformer_wrapper_class"),
-    "Krea2Transformer2DModel": Runner("Krea-2-Raw", "krea2.xFuserKrea2Transformer2DWrapper"),
+    "Ideogram4Transformer2DModel": Runner(
+        "Ideogram-4", "ideogram4.get_ideogram4_transformer_wrapper_class", lacks=(), untried=("cfg",),
+    ),
+    "Krea2Transformer2DModel": Runner("Krea-2-Raw", "krea2.xFuserKrea2Transformer2DWrapper", lacks=("ring", "cfg")),
     "LTX2VideoTransformer3DModel": Runner("LTX-2", "ltx2.xFuserLTX2VideoTransformer3DWrapper", dict(rope_type="split")),
-    "Lumina2Transformer2DModel": Runner("Lumina2", "lumina2.xFuserLumina2Transformer2DWrapper", dict(num_kv_heads=2)),
-    "MiniMaxH3Transformer3DModel": Runner("MiniMax-H3", "minimax_h3.xFuserMiniMaxH3Transformer3DWrapper"),
+    "Lumina2Transformer2DModel": Runner(
+        "Lumina2", "lumina2.xFuserLumina2Transformer2DWrapper", dict(num_kv_heads=2), lacks=("ring",), untried=("cfg",),
+    ),
+    "MiniMaxH3Transformer3DModel": Runner(
+        "MiniMax-H3", "minimax_h3.xFuserMiniMaxH3Transformer3DWrapper", lacks=("ring", "cfg", "data"),
+    ),
     "QwenImageTransformer2DModel": Runner("Qwen-Image", "qwen.xFuserQwenImageTransformerWrapper"),
     # without the second attention of SD3.5 medium, at which xDiT stops: joint_strategy is not set there
     "SD3Transformer2DModel": Runner(
-        "SD3.5", "sd3.xFuserSD3Transformer2DWrapper", dict(dual_attention_layers=()), told=True, cut=True,
+        "SD3.5", "sd3.xFuserSD3Transformer2DWrapper", dict(dual_attention_layers=()), told=True, cut=True, lacks=(),
+        untried=("cfg",),
     ),
     "WanTransformer3DModel": Runner("Wan2.1-T2V", "wan.xFuserWanTransformer3DWrapper"),
     "WanVACETransformer3DModel": Runner("Wan2.1-VACE-1.3B", "wan_vace.xFuserWanVACETransformer3DWrapper"),
-    "ZImageTransformer2DModel": Runner("Z-Image", "z_image.xFuserZImageTransformer2DWrapper"),
+    "ZImageTransformer2DModel": Runner("Z-Image", "z_image.xFuserZImageTransformer2DWrapper", lacks=()),
 }
 
 # fmt: on
 # The reason by class, or by class and layout; test_runner_models.py checks that each is still true.
 REFUSED = {
-    "Krea2Transformer2DModel, ring": "xDiT's runner has no ring attention for Krea-2-Raw",
-    "Lumina2Transformer2DModel, ring": "xDiT's runner has no ring attention for Lumina2",
-    "MiniMaxH3Transformer3DModel, ring": "xDiT's runner has no ring attention for MiniMax-H3",
+    **{
+        f"{name}, {layout}": f"xDiT's runner has no {WORDS[layout]} for {runner.name}"
+        for name, runner in RUNNERS.items()
+        for layout in runner.lacks
+    },
     "xFuserCausalWanTransformer3DWrapper": "xDiT's runner has neither Ulysses nor ring attention for CausalWan",
     "xFuserLingBotVideoTransformer3DWrapper": "needs the package lingbot_video, which xDiT does not install",
 }
 CURED = {"Cosmos3OmniTransformer": "cosmos3-shared-text", "MiniMaxH3Transformer3DModel": "padded-keys"}
-PLACES = [(name, layout) for name in RUNNERS for layout in LAYOUTS if f"{name}, {layout}" not in REFUSED]
+PLACES = [
+    (name, layout)
+    for name, runner in RUNNERS.items()
+    for layout in LAYOUTS
+    if layout not in (*runner.lacks, *runner.untried)
+]
 
 
 @functools.cache
@@ -121,29 +115,13 @@ def results() -> tuple[dict[str, Any], ...]:
 
 def passed() -> dict[str, list[str]]:
     """Run every model in every layout; return by class name those in which the cache is as good as in one process."""
-    return {name: [layout for layout in LAYOUTS if not faults(name, layout)] for name in RUNNERS}
+    return {name: [layout for at, layout in PLACES if at == name and not faults(name, layout)] for name in RUNNERS}
 
 
 def faults(name: str, layout: str) -> list[str]:
     """List what is wrong with a model in a layout."""
     answers = (result["answers"][name][layout] for result in results())
-    return [fault for answer in answers for fault in ([answer] if isinstance(answer, str) else _faults(answer))]
-
-
-def _faults(answer: Answer) -> list[str]:
-    wrong = {
-        f"xDiT without a cache is {answer.cured:.1e} off": answer.cured > CLOSE,
-        f"with the cache it is {answer.error:.1e} off": answer.error > CLOSE,
-        "the cache changes bits where nothing is skipped": not answer.exact,
-        "not as many blocks as in one process are computed and skipped": not _counts_alike(answer),
-        "other decisions than in one process are taken": answer.run.choices != answer.alone.choices,
-    }
-    return [text for text, is_wrong in wrong.items() if is_wrong]
-
-
-def _counts_alike(answer: Answer) -> bool:
-    blocks = [{name: run.counts[name] for name in ("computed", "approximated")} for run in (answer.run, answer.alone)]
-    return blocks[0] == blocks[1] and answer.run.counts["approximated_total"] > 0
+    return [fault for answer in answers for fault in ([answer] if isinstance(answer, str) else faults_of(answer))]
 
 
 def plain(name: str) -> nn.Module:

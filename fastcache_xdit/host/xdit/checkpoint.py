@@ -3,19 +3,34 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from fastcache_xdit.errors import UsageError
 from fastcache_xdit.host.xdit.layout import Layout, check_degrees, every_layout
 from fastcache_xdit.models.catalogue import spec_named
+from fastcache_xdit.models.tried import Tried, all_tried
+
+GUIDED = ("PixArtAlphaPipeline", "PixArtSigmaPipeline", "SanaPipeline")  # xDiT runs both branches in any case
+
+
+def check_call(folder: Path, layout: Layout, call: Mapping[str, Any]) -> None:
+    """Raise UsageError where xDiT would fail in this layout on what a pipeline is called with."""
+    kind, guidance = pipeline_class(folder), call.get("guidance_scale")
+    if kind in GUIDED and guidance is not None and guidance <= 1 and layout.ranks > layout.data_parallel_degree:
+        raise UsageError(
+            f"guidance_scale={guidance:g} is not supported where ranks share one picture: xDiT runs both branches of a "
+            f"{kind} there",
+            "set guidance_scale above 1, or divide the prompts alone, with data_parallel_degree",
+        )
 
 
 def check_model(folder: Path, layout: Layout) -> None:
     """Raise UsageError where a checkpoint cannot run in this layout."""
     kind = transformer_class(folder)
     _check_size(kind, _config(folder / "transformer" / "config.json"), layout)
-    _check_kind(kind, layout)
+    _check_kind(kind, pipeline_class(folder), layout)
 
 
 def _check_size(kind: str, config: dict[str, Any], layout: Layout) -> None:
@@ -27,15 +42,11 @@ def _check_size(kind: str, config: dict[str, Any], layout: Layout) -> None:
         raise UsageError(f"{blocks} blocks of {kind} are too few for {layout.pipefusion_parallel_degree} stages")
 
 
-def _check_kind(kind: str, layout: Layout) -> None:
-    spec, used = spec_named(kind), [name for name, degree in layout.degrees.items() if degree > 1]
-    missing = [name for name in used if spec.degrees and name not in spec.degrees]
-    if missing:
-        raise UsageError(f"xDiT has no {missing[0]} for {kind}", f"it has {', '.join(spec.degrees)}")
-    if "tensor_parallel_degree" in used and not spec.tensor_parallel:
-        raise UsageError(f"xDiT has no tensor parallelism for {kind}", "set tensor_parallel_degree=1")
-    if "cfg_degree" in used and not spec.second_branch:
-        raise UsageError(f"{spec.label or kind} runs no second guidance branch", "leave use_cfg_parallel out")
+def _check_kind(kind: str, pipeline: str, layout: Layout) -> None:
+    tried = all_tried().get(kind, Tried())
+    for degree in (name for name, value in layout.degrees.items() if value > 1):
+        if reason := tried.refusal(pipeline, degree):
+            raise UsageError(reason, f"it has {', '.join(tried.layouts)}" if tried.layouts else "")
 
 
 def possible_layouts(world_size: int, folder: Path | None) -> list[Layout]:

@@ -11,7 +11,7 @@ import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from fastcache_xdit.host.xdit.fixes import cosmos, flux, groups, keys_values, padding, requests
+from fastcache_xdit.host.xdit.fixes import cosmos, flux, groups, keys_values, latte, padding, requests
 from fastcache_xdit.host.xdit.fixes.limits import refuse
 from fastcache_xdit.undo import Undo
 
@@ -44,6 +44,7 @@ FIXES = (
     Fix("flux-odd-lengths", "FLUX.1 counts replicated text and padding as keys", flux.odd_lengths),
     Fix("flux2-shared-text", "FLUX.2 counts replicated text as keys once per rank", flux.shared_text),
     Fix("cosmos3-shared-text", "Cosmos 3 counts replicated text as keys once per rank", cosmos.shared_text),
+    Fix("latte-frames", "Latte's attention over frames is exchanged between ranks", latte.local_frames),
     Fix("padded-keys", "attention without packing attends to the padding of MiniMax H3", padding.trailing_keys),
     Fix("unequal-patches", "sequence ranks disagree on the height of a patch", requests.unequal_patches),
     Fix("warmup-clamp", "a short request shortens the warm-up of all later ones", requests.warmup_clamp),
