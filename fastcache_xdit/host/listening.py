@@ -15,6 +15,9 @@ from fastcache_xdit.runtime.session import Session
 from fastcache_xdit.undo import Undo
 
 
+ENDS_WITH_CLEAN = ("SCMScheduler",)  # whose last timestep is where the last step leads to
+
+
 def sigmas_of(host: Host) -> Callable[[], list[float]] | None:
     """Return a function that reads the noise levels, 1 to 0, of the request; None in a loop that does not give them.
 
@@ -23,10 +26,11 @@ def sigmas_of(host: Host) -> Callable[[], list[float]] | None:
     scheduler, given = host.scheduler, host.sigmas
     if scheduler is None:
         return None if given is None else lambda: list(given)
+    stop = -1 if type(scheduler).__name__ in ENDS_WITH_CLEAN else None
     train_steps = float(getattr(scheduler.config, "num_train_timesteps", 1000))
 
     def sigmas() -> list[float]:
-        timesteps = scheduler.timesteps[getattr(scheduler, "begin_index", None) or host.begin :]
+        timesteps = scheduler.timesteps[getattr(scheduler, "begin_index", None) or host.begin : stop]
         return [float(timestep) / train_steps for timestep in timesteps.tolist()]
 
     return sigmas

@@ -27,8 +27,9 @@ def main() -> dict[str, Any]:
     answers: dict[str, dict[str, Any]] = {name: {} for name in RUNNERS}
     for name, layout in PLACES:
         answers[name][layout] = _answer_or_text(name, layout)
+    pipelines = pipeline_answers()
     seen = {"offered": _offered(), "modules": _modules(), "classes": _classes()}
-    return {"answers": answers, "pipelines": pipeline_answers(), **seen}
+    return {"answers": answers, "pipelines": pipelines, **seen}
 
 
 def _answer_or_text(name: str, layout: str) -> Answer | str:
