@@ -14,7 +14,6 @@ from fastcache_xdit.host.base import Host
 from fastcache_xdit.runtime.session import Session
 from fastcache_xdit.undo import Undo
 
-
 ENDS_WITH_CLEAN = ("SCMScheduler",)  # whose last timestep is where the last step leads to
 
 
