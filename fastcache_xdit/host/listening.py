@@ -25,7 +25,8 @@ def sigmas_of(host: Host) -> Callable[[], list[float]] | None:
     scheduler, given = host.scheduler, host.sigmas
     if scheduler is None:
         return None if given is None else lambda: list(given)
-    stop = -1 if type(scheduler).__name__ in ENDS_WITH_CLEAN else None
+    inner = getattr(scheduler, "module", scheduler)  # inside xDiT's wrapper
+    stop = -1 if type(inner).__name__ in ENDS_WITH_CLEAN else None
     train_steps = float(getattr(scheduler.config, "num_train_timesteps", 1000))
 
     def sigmas() -> list[float]:

@@ -108,6 +108,13 @@ def test_ranks_that_share_a_picture_need_guidance(capsys, monkeypatch):
     assert code == 2 and "guidance_scale=1 is not supported where ranks share one picture" in told
 
 
+def test_sharded_parameters_are_refused_before_a_model_loads(capsys, monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    sharded = ["--ulysses_degree", 2, "--fully_shard_degree", 2]
+    code, told = run(capsys, "run", "--model", "FLUX.2-dev", "--prompt", "x", "--cache", "fastcache", *sharded)
+    assert code == 2 and "fully_shard_degree > 1 with fastcache is not supported yet" in told
+
+
 def test_videos_are_told_which_layouts_they_have(capsys, monkeypatch, tmp_path):
     (tmp_path / "model_index.json").write_text(
         '{"_class_name": "WanPipeline", "transformer": ["diffusers", "WanTransformer3DModel"]}'
