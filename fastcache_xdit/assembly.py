@@ -81,7 +81,7 @@ def plan_for(host: Host, config: FastCacheConfig, calibration: Calibration | Non
 
 
 def attach(plan: ExecutionPlan, observer: Observer | None, undo: Undo) -> Session:
-    """Replace the forwards of the transformer and its blocks, for as long as the undo log is open."""
+    """Stand around the calls of the transformer and its blocks, for as long as the undo log is open."""
     host, config, counters = plan.host, plan.config, Counters()
     record = Record(config, consensus_of(host, config, counters), _ledger(plan), counters)
     driver = driver_of(plan, record, Clock(), observer, undo)
@@ -90,7 +90,7 @@ def attach(plan: ExecutionPlan, observer: Observer | None, undo: Undo) -> Sessio
 
 
 def driver_of(plan: ExecutionPlan, record: Record, clock: Clock, observer: Observer | None, undo: Undo) -> Driver:
-    """Replace the forwards of a plan's blocks, for as long as the undo log is open; return what they come to."""
+    """Stand around the calls of a plan's blocks, for as long as the undo log is open; return what they come to."""
     config, stand_ins = plan.config, plan.stand_ins
     partial = _partial_steps(config, stand_ins, record, observer)
     driver = Driver(config, stand_ins, _judge(plan, record), record, clock, partial, observer)
@@ -106,9 +106,9 @@ def calls_of(host: Host) -> tuple[Callable[[], Patch | None], bool]:
 
 
 def connect(host: Host, session: Session, undo: Undo) -> Session:
-    """Replace the forwards of the transformers by the session's, and let it listen to the scheduler."""
+    """Let a session stand around the calls of the transformers, and listen to the scheduler."""
     for transformer in host.transformers:
-        undo.set(transformer, "forward", session.wrapped(transformer.forward))
+        session.attach(transformer, undo)
     listen(host, session, undo)
     return session
 
@@ -165,8 +165,7 @@ def consensus_of(host: Host, config: FastCacheConfig, counters: Counters) -> Con
     """Return how this rank agrees with others."""
     if len(host.topology.agreeing_ranks(config.cfg_agreement)) == 1:
         return Solo()
-    device = next(host.model.parameters()).device
-    return GroupConsensus(host.topology, config.cfg_agreement, device, counters)
+    return GroupConsensus(host.topology, config.cfg_agreement, host.device, counters)
 
 
 def _partial_steps(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import threading
 from collections.abc import Iterator
 from typing import NamedTuple
 
@@ -49,17 +50,30 @@ class Clock:
     With a scheduler, each request is announced and its calls are counted. This avoids reading the timestep, which on a
     GPU would synchronise with the host. Without a scheduler, a changed timestep begins a new step, and one that turns
     back a new request: with most models timesteps fall during denoising, with some they rise.
+
+    Attributes:
+        request: number of the request, from 1.
+        num_steps: number of its steps; None if it is unknown.
     """
 
     def __init__(self) -> None:
         self.request = 0
         self.num_steps: int | None = None
-        self.branch = FUSED
-        self.now: Tick | None = None
+        self._local = threading.local()
         self._steps: dict[str, int] = {}
         self._set_step: int | None = None
         self._timesteps: dict[str, float] = {}
         self._rises: bool | None = None  # which way the timesteps of this model go, by the first two of them
+
+    @property
+    def now(self) -> Tick | None:
+        """The position of the call that this thread is in; None outside, as in all other threads."""
+        return getattr(self._local, "now", None)
+
+    @property
+    def branch(self) -> str:
+        """The CFG branch of this thread's calls."""
+        return getattr(self._local, "branch", FUSED)
 
     def begin_request(self, num_steps: int | None) -> None:
         """Begin a request of `num_steps` steps (None: unknown); the next call is step 0."""
@@ -71,11 +85,11 @@ class Clock:
     @contextlib.contextmanager
     def in_branch(self, name: str) -> Iterator[None]:
         """Count the calls inside the with block for the CFG branch `name`."""
-        outer, self.branch = self.branch, name
+        outer, self._local.branch = self.branch, name
         try:
             yield
         finally:
-            self.branch = outer
+            self._local.branch = outer
 
     @contextlib.contextmanager
     def at(self, step: int) -> Iterator[None]:
@@ -113,8 +127,8 @@ class Clock:
         if timestep is not None:
             self._timesteps[self.branch] = timestep
         number, rows = (patch.number, patch.rows) if patch else (None, None)
-        self.now = Tick(self.branch, number, self._steps[self.branch], self.num_steps, rows)
+        self._local.now = now = Tick(self.branch, number, self._steps[self.branch], self.num_steps, rows)
         try:
-            yield self.now
+            yield now
         finally:
-            self.now = None
+            self._local.now = None

@@ -7,6 +7,7 @@ import logging
 from typing import Any
 
 import torch
+from torch import nn
 
 from fastcache_xdit.approx.calibration import Calibration
 from fastcache_xdit.assembly import ExecutionPlan, calls_of, connect, consensus_of, driver_of, plan_for
@@ -18,7 +19,7 @@ from fastcache_xdit.host.base import Host
 from fastcache_xdit.host.listening import sigmas_of
 from fastcache_xdit.models.catalogue import keep_derived, known_models
 from fastcache_xdit.models.derive import derive, refined
-from fastcache_xdit.models.watch import block_lists
+from fastcache_xdit.models.watch import block_lists, uncompiled
 from fastcache_xdit.output_assembly import limit_memory, output_driver
 from fastcache_xdit.parallel.ledger import Ledger
 from fastcache_xdit.runtime.driver import Driver
@@ -59,7 +60,7 @@ def attach_derived(
 
     def build(forward: Forward) -> Driver | OutputDriver:
         try:
-            plan = _derived_plan(host, config, calibration, record, forward)
+            plan = _derived_plan(host, config, calibration, record, _with_signature(forward, host.transformer))
         except UsageError as error:
             if not sigmas_of(host) or config.test != "none" or config.tokens or config.calibration or calibration:
                 raise
@@ -91,6 +92,12 @@ def _derived_plan(
         f"the blocks of {type(host.model).__name__} cannot be skipped: something else reads what they return",
         "set granularity: output, or leave test and granularity out",
     )
+
+
+def _with_signature(forward: Forward, transformer: nn.Module) -> Forward:
+    """Return the call with the argument names of the transformer's forward, which a module's `__call__` hides."""
+    call, named = forward.func, functools.wraps(uncompiled(transformer).forward)
+    return functools.partial(named(lambda *args, **kwargs: call(*args, **kwargs)), *forward.args, **forward.keywords)
 
 
 def _repeats(plan: ExecutionPlan, record: Record, forward: Forward) -> bool:

@@ -11,6 +11,7 @@ from fastcache_xdit.approx.calibration import Calibration
 from fastcache_xdit.config import FastCacheConfig
 from fastcache_xdit.counters import Counters
 from fastcache_xdit.errors import UsageError
+from fastcache_xdit.goal import GOALS
 from fastcache_xdit.learning.learner import Learner
 from fastcache_xdit.parallel.ledger import Entry
 from fastcache_xdit.runtime.output import OutputDriver
@@ -31,6 +32,7 @@ class Report:
         fixes: names of the xDiT defects that are fixed while the cache is on.
         plan: one line on what is planned by, and what it promises.
         guarded: likeness in dB to the same request computed in full, of each one that was looked at (`guard_every`).
+        remarks: what was computed in full although the cache is on, and why; each was logged once.
     """
 
     counters: Counters
@@ -40,6 +42,7 @@ class Report:
     fixes: tuple[str, ...]
     plan: str = ""
     guarded: tuple[float, ...] = ()
+    remarks: tuple[str, ...] = ()
 
     def __str__(self) -> str:
         return str(self.counters)
@@ -54,11 +57,16 @@ class Report:
             "fixes": list(self.fixes),
             "plan": self.plan,
             "guarded": list(self.guarded),
+            "remarks": list(self.remarks),
         }
 
 
 class Handle:
-    """An enabled cache; `disable` restores every module that it changed."""
+    """An enabled cache; `disable` restores every object that it changed.
+
+    Once it is off, a handle knows what was counted and learnt, and no longer holds the model. `branch`, `paused` and
+    `reset` then do nothing, and what needs a cache raises UsageError.
+    """
 
     def __init__(
         self,
@@ -68,25 +76,44 @@ class Handle:
         keys_values_bytes: Callable[[], int],
         learner: Learner | None = None,
     ) -> None:
-        self._session = session
+        self._running: Session | None = session
         self._undo = undo
         self._fixes = tuple(fixes)
         self._keys_values_bytes = keys_values_bytes
         self._learner = learner
+        self._outcome: _Outcome | None = None
+
+    @property
+    def _session(self) -> Session:
+        if self._running is None:
+            raise UsageError("this cache is off", "enable FastCache anew")
+        return self._running
 
     def disable(self) -> None:
-        """Restore every changed module and free the cached tensors; a second call does nothing."""
+        """Restore every changed object, free the cached tensors and let go of the model; a second call does nothing.
+
+        Raises:
+            RestoreError: something else replaced what the cache had replaced. All else is restored, and once that
+                other patch was undone, another call restores the rest.
+        """
+        if self._running:
+            self._running.driver.reset()
+            self._outcome = _Outcome(self.report(), self.learnt, self.promise, self.seconds_learning)
+            self._running = self._learner = None
+            self._keys_values_bytes = _nothing
         self._undo.close()
-        self._session.driver.reset()
 
     def reset(self) -> None:
         """Forget cached states and counts; the next step is computed."""
-        self._session.driver.reset()
-        self._session.record.counters.clear()
+        if self._running:
+            self._running.driver.reset()
+            self._running.record.counters.clear()
 
     @property
     def learnt(self) -> Calibration | None:
         """What was learnt of the model, or found in the user's folder; None until then, and where nothing is learnt."""
+        if self._outcome:
+            return self._outcome.learnt
         return self._learner.learnt if self._learner else None
 
     @property
@@ -108,11 +135,13 @@ class Handle:
     @property
     def seconds_learning(self) -> float:
         """Wall time in seconds, inside of requests, that went into learning from those that were recorded."""
+        if self._outcome:
+            return self._outcome.seconds_learning
         return self._learner.seconds if self._learner else 0.0
 
     def branch(self, name: str) -> contextlib.AbstractContextManager[None]:
         """Assign the calls inside a with block to CFG branch `name`; for loops with one call for each branch."""
-        return self._session.clock.in_branch(name)
+        return self._running.clock.in_branch(name) if self._running else contextlib.nullcontext()
 
     @contextlib.contextmanager
     def at(self, **goal: float) -> Iterator[None]:
@@ -122,36 +151,39 @@ class Handle:
             UsageError: not one goal out of `budget`, `speedup` and `psnr`, or one that is not possible, or blocks are
                 skipped by other rules than a plan.
         """
-        config = FastCacheConfig.from_dict(dict(goal))
-        if len(goal) != 1 or not isinstance(self._session.driver, OutputDriver):
+        driver = self._session.driver
+        is_goal = len(goal) == 1 and goal.keys() <= set(GOALS) and None not in goal.values()
+        if not is_goal or not isinstance(driver, OutputDriver):
             raise UsageError(f"at takes one goal of a plan, not {goal or 'nothing'}", "give budget, speedup or psnr")
-        with self._session.driver.pilot.at(config.goal):
+        with driver.pilot.at(FastCacheConfig.from_dict(dict(goal)).goal):
             yield
 
     @property
     def plan(self) -> str:
         """One line on what is used and what it promises; empty where nothing is planned."""
-        driver = self._session.driver
-        return driver.pilot.describe() if isinstance(driver, OutputDriver) else ""
+        return self._outcome.report.plan if self._outcome else _plan_of(self._session)
 
     @property
     def promise(self) -> float | None:
         """PSNR in dB that the plan promises for the steps that were learnt from; None where nothing is known."""
+        if self._outcome:
+            return self._outcome.promise
         driver = self._session.driver
         return driver.pilot.promise if isinstance(driver, OutputDriver) else None
 
     def paused(self) -> contextlib.AbstractContextManager[None]:
-        """Make requests inside a with block without the cache or learning from them; xDiT's defects stay fixed."""
-        return self._session.bypassed()
+        """Make this thread's requests inside a with block without the cache or learning; xDiT's defects stay fixed."""
+        return self._running.bypassed() if self._running else contextlib.nullcontext()
 
     @contextlib.contextmanager
     def watched(self, watch: Watch) -> Iterator[None]:
         """Show `watch` what the scheduler is given, and what it makes of it, at every step inside a with block."""
-        outer, self._session.watch = self._session.watch, watch
+        session = self._session
+        outer, session.watch = session.watch, watch
         try:
             yield
         finally:
-            self._session.watch = outer
+            session.watch = outer
 
     def focus(self, mask: Any) -> None:
         """Set the region that an edit may change; with `tokens.score: region`, partial steps compute its tokens alone.
@@ -174,9 +206,30 @@ class Handle:
 
     def report(self) -> Report:
         """Return the counts and decisions of this rank, without communication."""
+        if self._outcome:
+            return self._outcome.report
         driver, record = self._session.driver, self._session.record
         bytes_held = driver.bytes_held() + self._keys_values_bytes()
         entries = tuple(record.ledger.entries)
         guarded = tuple(self._learner.guard.likeness) if self._learner else ()
         agree = self._session.ledgers_agree
-        return Report(record.counters, entries, agree, bytes_held, self._fixes, self.plan, guarded)
+        remarks = tuple(record.remarks.lines)
+        return Report(record.counters, entries, agree, bytes_held, self._fixes, self.plan, guarded, remarks)
+
+
+@dataclass(frozen=True)
+class _Outcome:
+    """What is known of a cache once it is off."""
+
+    report: Report
+    learnt: Calibration | None
+    promise: float | None
+    seconds_learning: float
+
+
+def _plan_of(session: Session) -> str:
+    return session.driver.pilot.describe() if isinstance(session.driver, OutputDriver) else ""
+
+
+def _nothing() -> int:
+    return 0

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-import inspect
 import logging
+import weakref
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -12,7 +12,7 @@ from fastcache_xdit.approx.calibration import Calibration
 from fastcache_xdit.assembly import attach, plan_for, scheduled_skips
 from fastcache_xdit.config import FastCacheConfig
 from fastcache_xdit.derived_assembly import attach_derived
-from fastcache_xdit.errors import UsageError
+from fastcache_xdit.errors import RestoreError, UsageError
 from fastcache_xdit.handle import Handle
 from fastcache_xdit.home import Home
 from fastcache_xdit.host import cpu
@@ -22,15 +22,17 @@ from fastcache_xdit.host.group import confirm_options
 from fastcache_xdit.host.xdit import registration
 from fastcache_xdit.learning.learner import Learner
 from fastcache_xdit.models.spec import timestep_of
+from fastcache_xdit.models.watch import signature_of, uncompiled
 from fastcache_xdit.output_assembly import attach_output, limit_memory, output_calibration
 from fastcache_xdit.parallel.ledger import Ledger
 from fastcache_xdit.runtime.driver import Driver
 from fastcache_xdit.runtime.observer import Observer
 from fastcache_xdit.undo import Undo
+from fastcache_xdit.wrapping import PREFIX
 
 logger = logging.getLogger(__name__)
 
-_MARK = "_fastcache_handle"
+_MARK = f"{PREFIX}handle"
 
 
 def enable(
@@ -79,7 +81,7 @@ def enable(
         else:
             handle = _blocks(host, config, calibration, observer, undo)
         for transformer in host.transformers:
-            undo.set(transformer, _MARK, handle)
+            undo.set(uncompiled(transformer), _MARK, handle)
         on_error.pop_all()
     return handle
 
@@ -143,8 +145,13 @@ def fastcache(
     handle = enable(target, config, calibration=calibration, observer=observer, sigmas=sigmas, home=home, **options)
     try:
         yield handle
-    finally:
-        handle.disable()
+    except BaseException:
+        try:
+            handle.disable()
+        except RestoreError as error:  # must not hide the exception that ends the block
+            logger.error("%s", error)
+        raise
+    handle.disable()
 
 
 @contextlib.contextmanager
@@ -155,7 +162,7 @@ def repaired(target: Any) -> Iterator[list[str]]:
 
 
 _registration: list[Undo] = []
-_applied: list[Handle] = []
+_applied: list[weakref.ref[Handle]] = []
 
 
 def register() -> None:
@@ -174,20 +181,24 @@ def register() -> None:
 
 
 def applied() -> list[Handle]:
-    """Return the handles of the caches that xDiT turned on through `register`, in order."""
-    return list(_applied)
+    """Return the handles of the caches that xDiT turned on through `register`, in order.
+
+    A pipeline holds its own until the cache is disabled; those of pipelines that are gone are gone as well.
+    """
+    return [handle for reference in _applied if (handle := reference())]
 
 
 def _apply(pipe: Any, text: str | None) -> Handle:
-    _applied.append(enable(pipe, FastCacheConfig.from_text(text)))
-    return _applied[-1]
+    handle = enable(pipe, FastCacheConfig.from_text(text))
+    _applied[:] = [reference for reference in _applied if reference()] + [weakref.ref(handle)]
+    return handle
 
 
 def _check(host: Host, config: FastCacheConfig, calibration: Calibration | None) -> None:
     """Refuse a second cache, and options that need a scheduler where there is none."""
     if any(hasattr(transformer, _MARK) for transformer in host.transformers):
         raise UsageError("FastCache is already enabled on this transformer", "call handle.disable() first")
-    if host.scheduler is None and host.sigmas is None and not timestep_of(inspect.signature(host.transformer.forward)):
+    if host.scheduler is None and host.sigmas is None and not timestep_of(signature_of(host.transformer)):
         raise UsageError(
             f"nothing tells the steps of {type(host.model).__name__} apart: there is no scheduler, and no argument for "
             "the timestep",

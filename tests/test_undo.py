@@ -69,3 +69,58 @@ def test_a_wrapper_that_hands_its_attributes_on_is_restored_itself():
     with Undo() as undo:
         undo.set(wrapper, "forward", lambda x: x)
     assert dict(vars(wrapper)) == before
+
+
+class Held:
+    """Has two methods."""
+
+    def method(self):
+        return "class"
+
+    def other(self):
+        return "other"
+
+
+@pytest.mark.parametrize("make", [Held, lambda: types.SimpleNamespace(method=lambda: "class", other=lambda: "other")])
+@pytest.mark.parametrize("order", [(0, 1), (1, 0)], ids=["first one first", "last one first"])
+def test_wrapped_methods_come_off_in_any_order_and_leave_no_trace(make, order):
+    owner = make()
+    before, kind, logs = dict(vars(owner)), type(owner), (Undo(), Undo())
+    for number, undo in enumerate(logs):
+        undo.wrap(owner, "method", lambda original, number=number: f"{number} {original()}")
+        undo.wrap(owner, "other", lambda original: original())
+    assert owner.method() == "1 0 class"
+    logs[order[0]].close()
+    assert owner.method() == f"{order[1]} class"
+    logs[order[1]].close()
+    assert owner.method() == "class" and dict(vars(owner)) == before and type(owner) is kind
+
+
+def test_a_method_that_was_set_on_the_instance_before_or_after_stays_in_use():
+    owner = Held()
+    owner.method = lambda: "own"
+    with Undo() as undo:
+        undo.wrap(owner, "method", lambda original: f"wrapped {original()}")
+        assert owner.method() == "wrapped own"
+        inner = owner.method
+        owner.method = lambda: f"outer {inner()}"
+        assert owner.method() == "outer wrapped own"
+    assert owner.method() == "outer own", "what was put on top stays, and so does what it calls"
+
+
+def test_what_cannot_be_restored_is_restored_by_another_call_and_hides_no_exception():
+    owner, other, undo = Owner(), Owner(), Undo()
+    undo.set(owner, "value", 1)
+    undo.set(other, "value", 1)
+    other.value = 2
+    with pytest.raises(RuntimeError, match="undo that patch first"):
+        undo.close()
+    assert not hasattr(owner, "value")
+    other.value = 1
+    undo.close()
+    undo.close()
+    assert not hasattr(other, "value")
+    with pytest.raises(KeyError), Undo() as undo:
+        undo.set(owner, "value", 1)
+        owner.value = 2
+        raise KeyError

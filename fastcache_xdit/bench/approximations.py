@@ -139,7 +139,7 @@ def stand_in_cost(runner: Runner, call: PipelineCall, calibration: str) -> dict[
     mask, shown = uniform_mask(steps, steps // 2), Shown()
     config = FastCacheConfig.scheduled(mask, lead_blocks=0, stand_in=FORM, calibration=calibration)
     with Undo() as undo:
-        blocks = Timed(undo, [block.module for block in runner.blocks], "forward")
+        blocks = Timed(undo, [block.module for block in runner.blocks], "__call__")
         with runner.enabled(config, observer=shown) as generate:
             generate(call)  # solves the fits, which a request does once
             stand_ins = Timed(undo, shown.watched.stand_ins, "residual")

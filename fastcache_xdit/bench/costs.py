@@ -29,7 +29,7 @@ def _cost(runner: Runner, call: PipelineCall, share: float) -> float:
     tokens = {"keep_ratio": share, "bucket": 1, "min_static_ratio": 0}
     config = FastCacheConfig.scheduled(mask, lead_blocks=0, tokens=tokens)
     with runner.enabled(config) as generate, Undo() as undo:
-        calls = Timed(undo, [runner.host.transformer], "forward")
+        calls = Timed(undo, [runner.host.transformer], "__call__")
         generate(call)
     per_step = len(calls.seconds) // steps
     whole, partial = (

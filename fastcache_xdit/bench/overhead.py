@@ -28,7 +28,7 @@ def overhead(runner: Runner, call: PipelineCall, config: FastCacheConfig) -> dic
     with runner.enabled(config, observer=shown) as generate:
         generate(call)  # solves the fits, which a request does once
         with Undo() as undo:
-            transformer = Timed(undo, [runner.host.transformer], "forward")
+            transformer = Timed(undo, [runner.host.transformer], "__call__")
             deciding = [Timed(undo, [shown.watched.judge], "decide"), Timed(undo, [Record], "decided")]
             standing = Timed(undo, [SegmentState], "stand_in")
             keeping = Timed(undo, [SegmentState], "keep")
@@ -49,14 +49,14 @@ def overhead_of_plan(runner: Runner, call: PipelineCall) -> dict[str, float]:
         and of a request that is recorded to learn from, which computes all steps, `recording`.
     """
     with runner.enabled(FastCacheConfig(learn=0), pooled()) as generate, Undo() as undo:
-        transformer = Timed(undo, [runner.host.transformer], "forward")
+        transformer = Timed(undo, [runner.host.transformer], "__call__")
         planning = [Timed(undo, [Pilot], name) for name in ("begin", "weights")]
         standing = Timed(undo, [OutputDriver], "handed_over")
         generate(call)
     planned = sum(sum(part.seconds) for part in planning)
     estimates = sum(standing.seconds) - sum(planning[1].seconds)  # weights are asked for there
     with runner.enabled(FastCacheConfig(learn=2), pooled()) as generate, Undo() as undo:
-        whole = Timed(undo, [runner.host.transformer], "forward")
+        whole = Timed(undo, [runner.host.transformer], "__call__")
         recording = [Timed(undo, [Trajectory], "__call__"), Timed(undo, [RecordedCall], "of")]
         generate(call)
     recorded = sum(sum(part.seconds) for part in recording)

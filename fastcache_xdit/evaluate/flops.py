@@ -49,16 +49,14 @@ def _counter() -> FlopCounterMode:
 
 @contextlib.contextmanager
 def counted_steps(transformer: Any) -> Iterator[Counter[float]]:
-    """Count FLOPs of each denoising step by its timestep, whatever a cache made of the transformer's `forward`.
+    """Count FLOPs of each denoising step by its timestep, whatever a cache made of the transformer's calls.
 
-    Calls of one timestep (branches of guidance, PipeFusion patches) are one step. It must replace `forward` after
-    everything else does, and be the first to put it back.
+    Calls of one timestep (branches of guidance, PipeFusion patches) are one step. It must begin after everything else
+    that stands around the transformer.
     """
     steps: Counter[float] = Counter()
-    original = transformer.forward
 
-    @functools.wraps(original)
-    def forward(*args: Any, **kwargs: Any) -> Any:
+    def call(original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         now = float(torch.as_tensor(kwargs["timestep"]).flatten()[0])
         with _counter() as counter:
             output = original(*args, **kwargs)
@@ -66,7 +64,7 @@ def counted_steps(transformer: Any) -> Iterator[Counter[float]]:
         return output
 
     with Undo() as undo:
-        undo.set(transformer, "forward", forward)
+        undo.wrap(transformer, "__call__", call)
         yield steps
 
 

@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 from typing import Any
 
+import torch
 from torch import nn
 
 from fastcache_xdit.approx.keys_values import KeysValuesForecast
@@ -28,6 +29,7 @@ class Host:
         others: transformers that take its place in some of the steps, such as the second one of Wan 2.2.
         boundary: noise level, 0 to 1, below which they do; None without one.
         model: the diffusers transformer that holds the block lists.
+        pipe: the pipeline; None for a transformer in a user's own loop.
         scheduler: announces requests through `set_timesteps`; None in a user's own loop.
         topology: the parallel layout and this rank.
         spans: by name of a block list, the part that this rank holds; complete lists may be left out.
@@ -45,6 +47,7 @@ class Host:
         self.others: tuple[nn.Module, ...] = ()
         self.boundary: float | None = None
         self.model = model
+        self.pipe: Any = None
         self.scheduler = scheduler
         self.begin = 0
         self.sigmas: tuple[float, ...] | None = None
@@ -85,6 +88,11 @@ class Host:
         if self.boundary is None:
             return None
         return next((step for step, sigma in enumerate(sigmas) if step > 0 and sigma < self.boundary), None)
+
+    @property
+    def device(self) -> torch.device:
+        """The device of this process, on which ranks exchange what they decide by."""
+        return next(self.model.parameters()).device
 
     @property
     def num_blocks(self) -> int:

@@ -8,6 +8,7 @@ from torch import nn
 
 from fastcache_xdit.errors import UsageError
 from fastcache_xdit.host.base import Host
+from fastcache_xdit.models.watch import uncompiled
 
 
 def diffusers_host(target: Any) -> Host:
@@ -23,7 +24,8 @@ def diffusers_host(target: Any) -> Host:
             "diffusers' own context parallelism is not supported: its ranks would decide apart",
             "run the model under xDiT (ulysses_degree, ring_degree) instead",
         )
-    host = Host(transformer, transformer, getattr(target, "scheduler", None))
+    host = Host(transformer, uncompiled(transformer), getattr(target, "scheduler", None))
+    host.pipe = None if target is transformer else target
     host.others, host.boundary = others_of(target)
     return host
 

@@ -120,7 +120,6 @@ def _run(scheduler: Any, steps: int, size: float, views: Sequence[CleanView]) ->
             output = torch.zeros_like(sample)
             output[..., step] = size
             output = views[step].output_for(output, sample, output) if views else output
-            # the class method: a listening session has replaced that of the instance
-            sample = type(scheduler).step(scheduler, output, timestep, sample, return_dict=False)[0]
+            sample = scheduler.step(output, timestep, sample, return_dict=False)[0]
             following.append(sample.flatten())
     return torch.stack(following)

@@ -81,8 +81,8 @@ class Guidance:
     def attach(self, clock: Clock, undo: Undo) -> None:
         """Watch for as long as the undo log is open; the clock, which numbers the steps, must tick around the calls."""
         if self.scheduler is not None:
-            undo.set(self.transformer, "forward", self._watched(self.transformer.forward, clock))
-            undo.set(self.scheduler, "step", self._given(self.scheduler.step))
+            undo.wrap(self.transformer, "__call__", functools.partial(self._watched, clock))
+            undo.wrap(self.scheduler, "step", self._given)
 
     def combinations(self) -> dict[int, Combination]:
         """Return the combination of each step of the last request; every rank must call it, and gets the same.
@@ -105,28 +105,20 @@ class Guidance:
             _tell("the transformer's outputs do not match what the scheduler is given: guidance remains unknown")
         return {step: found[parts] for step, parts in self._parts.items() if parts in found}
 
-    def _watched(self, original: Callable[..., Any], clock: Clock) -> Callable[..., Any]:
-        @functools.wraps(original)
-        @torch.compiler.disable(recursive=False)
-        def forward(*args: Any, **kwargs: Any) -> Any:
-            output = original(*args, **kwargs)
-            if clock.request != self._request:
-                self._request = clock.request
-                self._calls.clear()
-                self._parts.clear()
-            self._step = clock.now.step if clock.now else self._step
-            self._calls.append((clock.branch, _kept(output)))
-            return output
+    @torch.compiler.disable(recursive=False)
+    def _watched(self, clock: Clock, original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        output = original(*args, **kwargs)
+        if clock.request != self._request:
+            self._request = clock.request
+            self._calls.clear()
+            self._parts.clear()
+        self._step = clock.now.step if clock.now else self._step
+        self._calls.append((clock.branch, _kept(output)))
+        return output
 
-        return forward
-
-    def _given(self, original: Callable[..., Any]) -> Callable[..., Any]:
-        @functools.wraps(original)
-        def step(*args: Any, **kwargs: Any) -> Any:
-            self._add(kwargs.get("model_output", args[0] if args else None))
-            return original(*args, **kwargs)
-
-        return step
+    def _given(self, original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        self._add(kwargs.get("model_output", args[0] if args else None))
+        return original(*args, **kwargs)
 
     @torch.no_grad()
     def _add(self, given: Any) -> None:

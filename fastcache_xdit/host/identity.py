@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -94,4 +94,13 @@ def _fingerprint(host: Host) -> dict[str, float]:
 
 
 def _norm(module: nn.Module) -> float:
-    return sum(parameter.detach().float().square().sum().item() for parameter in module.parameters()) ** 0.5
+    return sum(weight.detach().float().square().sum().item() for weight in _weights(module)) ** 0.5
+
+
+def _weights(module: nn.Module) -> Iterator[torch.Tensor]:
+    """Yield the parameters of a module; those that accelerate has offloaded one by one from where it keeps them."""
+    for part in module.modules():
+        hook = getattr(part, "_hf_hook", None)
+        kept = [hooked.weights_map for hooked in getattr(hook, "hooks", [hook]) if getattr(hooked, "weights_map", None)]
+        for name, parameter in part.named_parameters(recurse=False):
+            yield kept[0][name] if parameter.is_meta and kept else parameter

@@ -11,8 +11,10 @@ from typing import Any
 import torch
 
 from fastcache_xdit.host.base import Host
+from fastcache_xdit.host.loops import hear_loops
 from fastcache_xdit.runtime.session import Session
 from fastcache_xdit.undo import Undo
+from fastcache_xdit.wrapping import Around
 
 ENDS_WITH_CLEAN = ("SCMScheduler",)  # whose last timestep is where the last step leads to
 
@@ -40,41 +42,64 @@ def listen(host: Host, session: Session, undo: Undo) -> None:
     """Announce new requests and CFG branches to the session, for as long as the undo log is open.
 
     Requests are recognised by `scheduler.set_timesteps`, steps by `scheduler.step`, branches by diffusers'
-    `cache_context`.
+    `cache_context`. They end with the call of the pipeline, or where another pipeline begins.
     """
     if host.scheduler is not None:
-        set_timesteps = host.scheduler.set_timesteps
 
-        @functools.wraps(set_timesteps)
-        def announced(*args: Any, **kwargs: Any) -> Any:
+        def announced(original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
             session.announce()
             host.begin = 0
-            return set_timesteps(*args, **kwargs)
+            return original(*args, **kwargs)
 
-        undo.set(host.scheduler, "set_timesteps", announced)
-        undo.set(host.scheduler, "step", _handing_over(host.scheduler.step, host, session))
+        undo.wrap(host.scheduler, "set_timesteps", announced)
+        undo.wrap(host.scheduler, "step", _handing_over(host, session))
     for transformer in host.transformers:
-        if cache_context := getattr(transformer, "cache_context", None):
-            undo.set(transformer, "cache_context", _naming(cache_context, session))
+        if hasattr(transformer, "cache_context"):
+            undo.wrap(transformer, "cache_context", _naming(session))
+    if callable(host.pipe):
+        undo.wrap(host.pipe, "__call__", _serving(session))
+    hear_loops(functools.partial(_looping, host, session), undo)
 
 
-def _naming(cache_context: Callable[..., Any], session: Session) -> Callable[..., Any]:
-    """Return a `cache_context` that names the branch to the session as well."""
+def _serving(session: Session) -> Around:
+    """Return what stands around the calls of a pipeline, which end their requests."""
+
+    def call(original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        with session.serving():
+            return original(*args, **kwargs)
+
+    return call
+
+
+def _looping(host: Host, session: Session, pipe: Any) -> None:
+    """End the running request where another pipeline begins to call its transformer, by another scheduler.
+
+    Without a scheduler of our own, a request begins there.
+    """
+    if not any(part is transformer for part in vars(pipe).values() for transformer in host.transformers):
+        return
+    if host.scheduler is None:
+        session.announce()
+    elif vars(pipe).get("scheduler") is not host.scheduler:
+        session.end()
+
+
+def _naming(session: Session) -> Around:
+    """Return what stands around `cache_context` and names the branch to the session as well."""
 
     @contextlib.contextmanager
-    def naming(name: str, *args: Any, **kwargs: Any) -> Iterator[None]:
-        with session.clock.in_branch(name), cache_context(name, *args, **kwargs):
+    def naming(original: Callable[..., Any], name: str, *args: Any, **kwargs: Any) -> Iterator[None]:
+        with session.clock.in_branch(name), original(name, *args, **kwargs):
             yield
 
     return naming
 
 
-def _handing_over(step: Callable[..., Any], host: Host, session: Session) -> Callable[..., Any]:
-    """Return a `scheduler.step` that is given its output, the first argument, through the session."""
-    signature = inspect.signature(step)
+def _handing_over(host: Host, session: Session) -> Around:
+    """Return what stands around `scheduler.step` and gives its output, the first argument, through the session."""
+    signature = inspect.signature(host.scheduler.step)
 
-    @functools.wraps(step)
-    def handing_over(*args: Any, **kwargs: Any) -> Any:
+    def handing_over(step: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         call = signature.bind(*args, **kwargs).arguments
         if session.is_in_first_step and _begins_late(host, call.get("timestep")):
             session.begin_late()

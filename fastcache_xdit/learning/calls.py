@@ -1,10 +1,9 @@
-"""Calls of a pipeline: taking part in each of them, and making one again."""
+"""Calls of a pipeline: what they are given, and making one again."""
 
 from __future__ import annotations
 
 import contextlib
 import copy
-import functools
 import inspect
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -12,25 +11,8 @@ from typing import Any
 
 import torch
 
-from fastcache_xdit.undo import Undo
-
 Call = Callable[..., Any]
 CALLBACKS = ("callback", "callback_on_step_end")  # of the user's; they must not see a request twice
-
-
-def intercept(pipe: Any, around: Callable[[Call, tuple[Any, ...], dict[str, Any]], Any], undo: Undo) -> None:
-    """Let `around(call, args, kwargs)` make every call of a pipeline, for as long as the undo log is open.
-
-    Python looks `__call__` up on the class; so the pipeline, and no other of its class, gets a subclass of its own.
-    """
-    kind = type(pipe)
-
-    @functools.wraps(kind.__call__)
-    def __call__(self: Any, *args: Any, **kwargs: Any) -> Any:
-        return around(functools.partial(kind.__call__, self), args, kwargs)
-
-    own = type(kind.__name__, (kind,), {"__call__": __call__, "__module__": kind.__module__, "__doc__": kind.__doc__})
-    undo.set_class(pipe, own)
 
 
 def arguments(call: Call, kwargs: Mapping[str, Any]) -> dict[str, Any]:

@@ -19,7 +19,7 @@ from fastcache_xdit.home import Home
 from fastcache_xdit.host.base import Host
 from fastcache_xdit.host.effects import SchedulerEffects
 from fastcache_xdit.host.identity import adapters, identity
-from fastcache_xdit.learning.calls import Call, RecordedCall, arguments, intercept, quiet
+from fastcache_xdit.learning.calls import Call, RecordedCall, arguments, quiet
 from fastcache_xdit.learning.circumstances import difference
 from fastcache_xdit.learning.lesson import Lesson
 from fastcache_xdit.learning.likeness import Guard, Pictures
@@ -85,7 +85,7 @@ class Learner:
             self._use(kept)
         elif self.config.learn:
             self.pilot.forced = _whole
-        intercept(self.pipe, self.around, undo)
+        undo.wrap(self.pipe, "__call__", self.around)
 
     @property
     def is_recording(self) -> bool:
@@ -97,7 +97,7 @@ class Learner:
         """How many requests of one kind are recorded, to be learnt from."""
         return max(map(len, self._kinds.values()), default=0)
 
-    def around(self, call: Call, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    def around(self, call: Call, *args: Any, **kwargs: Any) -> Any:
         """Make one call of the pipeline: recorded, looked at, or as it is."""
         if self.replays.is_busy or self.session.is_bypassed:
             return call(*args, **kwargs)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-import functools
+import threading
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -21,38 +21,34 @@ class Pictures:
 
     def __init__(self, pipe: Any, undo: Undo) -> None:
         self._values: list[torch.Tensor] = []
-        self._is_taking = False
+        self._thread: int | None = None  # in which pictures are taken; others may decode meanwhile
         vae = getattr(pipe, "vae", None)
         if vae is not None and hasattr(vae, "decode"):
-            undo.set(vae, "decode", self._decoding(vae.decode))
+            undo.wrap(vae, "decode", self._decoding)
 
     @contextlib.contextmanager
     def taking(self) -> Iterator[None]:
         """Keep what is decoded inside a with block, and nothing of what was decoded before."""
-        self._values, self._is_taking = [], True
+        self._values, self._thread = [], threading.get_ident()
         try:
             yield
         finally:
-            self._is_taking = False
+            self._thread = None
 
     def taken(self) -> torch.Tensor | None:
         """Return the values, 0 to 1, of the last with block, and forget them; None without any."""
         values, self._values = self._values, []
         return torch.cat(values) if values else None
 
-    def _decoding(self, decode: Callable[..., Any]) -> Callable[..., Any]:
-        @functools.wraps(decode)
-        def decoding(*args: Any, **kwargs: Any) -> Any:
-            output = decode(*args, **kwargs)
-            if not self._is_taking:
-                return output
-            values = output[0].detach().flatten()
-            few = values[:: -(-len(values) // MOST_VALUES)].float().cpu()
-            # rounded as in the picture that is looked at: at 60 dB nearly all of the difference is of the rounding
-            self._values.append((few / 2 + 0.5).clamp(0, 1).mul(255).round().div(255))
+    def _decoding(self, decode: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        output = decode(*args, **kwargs)
+        if self._thread != threading.get_ident():
             return output
-
-        return decoding
+        values = output[0].detach().flatten()
+        few = values[:: -(-len(values) // MOST_VALUES)].float().cpu()
+        # rounded as in the picture that is looked at: at 60 dB nearly all of the difference is of the rounding
+        self._values.append((few / 2 + 0.5).clamp(0, 1).mul(255).round().div(255))
+        return output
 
 
 def squared_difference(pictures: torch.Tensor | None, others: torch.Tensor | None) -> torch.Tensor:

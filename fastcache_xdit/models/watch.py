@@ -66,9 +66,14 @@ def watched(model: nn.Module, forward: Callable[[], Any]) -> list[BlockCall]:
     return calls
 
 
-def signature_of(block: nn.Module) -> inspect.Signature:
-    """Return the signature of a block's forward, seen through `torch.compile`."""
-    return inspect.signature(getattr(block, "_orig_mod", block).forward)
+def uncompiled(module: nn.Module) -> nn.Module:
+    """Return what `torch.compile` was given to make this module; the module itself where it was not."""
+    return getattr(module, "_orig_mod", module)
+
+
+def signature_of(module: nn.Module) -> inspect.Signature:
+    """Return the signature of a module's forward, seen through `torch.compile`."""
+    return inspect.signature(uncompiled(module).forward)
 
 
 @dataclass

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import threading
 from collections.abc import Callable
 from typing import Any
 
@@ -29,33 +30,33 @@ class StaticKeysValues:
     def __init__(self, forecast: KeysValuesForecast | None = None) -> None:
         self.forecast = forecast
         self._stored: dict[tuple[str, int | None, str], RowsByStep] = {}
-        self._now: tuple[Tick, KeptTokens | None] | None = None
+        self._local = threading.local()  # other threads may run the same layers for a request that is not cached
+
+    @property
+    def _now(self) -> tuple[Tick, KeptTokens | None] | None:
+        return getattr(self._local, "now", None)
 
     def enter(self, tick: Tick, kept: KeptTokens | None) -> None:
         """Begin a step of the blocks, on all tokens or on the `kept` ones."""
-        self._now = tick, kept
+        self._local.now = tick, kept
 
     def leave(self) -> None:
         """End the step."""
-        self._now = None
+        self._local.now = None
 
     def clear(self) -> None:
         """Forget all stored rows."""
-        self._now = None
+        self._local.now = None
         self._stored.clear()
 
     def bytes_held(self) -> int:
         """Return the bytes of the stored rows; those of patches come on top of those of the full sequence."""
         return sum(rows.numel() * rows.element_size() for stored in self._stored.values() for _, rows in stored)
 
-    def wrapped(self, name: str, project: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:
-        """Return a forward that replaces `project`, the forward of the projection `name`."""
-
-        def forward(*args: Any, **kwargs: Any) -> torch.Tensor:
-            fresh = project(*args, **kwargs)
-            return fresh if self._now is None else self._completed(name, fresh, *self._now)
-
-        return forward
+    def completing(self, name: str, project: Callable[..., torch.Tensor], *args: Any, **kwargs: Any) -> torch.Tensor:
+        """Call `project`, the projection `name`, and complete its rows inside of a step."""
+        fresh = project(*args, **kwargs)
+        return fresh if self._now is None else self._completed(name, fresh, *self._now)
 
     def rotating(self, rotate: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:
         """Return a replacement of `apply_rotary_emb` that rotates kept tokens by their own rows of the tables."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import sys
 from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
@@ -76,10 +77,10 @@ class PartialSteps:
         self._in_region.clear()
 
     def attach(self, segments: Iterable[Segment], undo: Undo) -> None:
-        """Replace the projections to keys and values and the rotary embedding, for as long as the undo log is open."""
+        """Stand around projections to keys and values and rotary embeddings, for as long as the undo log is open."""
         no_static_rows = self.options.static_kv == "drop" or self.options.merge_ratio is not None
         for name, layer in () if no_static_rows else projections(segments):
-            undo.set(layer, "forward", self.keys_values.wrapped(name, layer.forward))
+            undo.wrap(layer, "__call__", functools.partial(self.keys_values.completing, name))
         for module in _rotary_modules(segments):
             undo.set(module, "apply_rotary_emb", self.keys_values.rotating(module.apply_rotary_emb))
 

@@ -14,7 +14,7 @@ from fastcache_xdit.decision.evidence import Decision
 from fastcache_xdit.models.spec import Streams
 from fastcache_xdit.partial.steps import PartialCall, PartialSteps
 from fastcache_xdit.runtime.call import SegmentCall, SegmentWithState
-from fastcache_xdit.runtime.forward import Compute, block_forward
+from fastcache_xdit.runtime.forward import Compute, block_call
 from fastcache_xdit.runtime.judge import Judge
 from fastcache_xdit.runtime.observer import Observer
 from fastcache_xdit.runtime.record import Record
@@ -65,14 +65,14 @@ class Driver:
         return self.stand_ins.segments
 
     def attach(self, lead: Sequence[Block], undo: Undo) -> None:
-        """Replace the forwards of all blocks of this rank, for as long as the undo log is open."""
+        """Stand around the calls of all blocks of this rank, for as long as the undo log is open."""
         for block in lead:
             run = functools.partial(self._compute, block)
-            undo.set(block.module, "forward", block_forward(block, self.clock, run))
+            undo.wrap(block.module, "__call__", block_call(block, self.clock, run))
         for segment in self.segments:
             for block in segment.blocks:
                 run = functools.partial(self._run, segment, block)
-                undo.set(block.module, "forward", block_forward(block, self.clock, run))
+                undo.wrap(block.module, "__call__", block_call(block, self.clock, run))
         if self.partial:
             self.partial.attach(self.segments, undo)
 

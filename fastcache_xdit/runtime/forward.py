@@ -1,9 +1,7 @@
-"""The forward that replaces a block's own while the cache is on."""
+"""What stands around the calls of a block while the cache is on."""
 
 from __future__ import annotations
 
-import functools
-import inspect
 from collections.abc import Callable
 from typing import Any
 
@@ -11,22 +9,22 @@ import torch
 
 from fastcache_xdit.clock import Clock
 from fastcache_xdit.models.spec import Streams, named
+from fastcache_xdit.models.watch import signature_of
 from fastcache_xdit.segments.segment import Block
+from fastcache_xdit.wrapping import Around
 
-Compute = Callable[..., Any]  # runs the original forward of a block, on its own image tokens or on given ones
+Compute = Callable[..., Any]  # runs the original call of a block, on its own image tokens or on given ones
 
 
-def block_forward(block: Block, clock: Clock, run: Callable[[Streams, Compute], Any]) -> Callable[..., Any]:
-    """Return a forward that calls `run` with the block's input streams and its original forward.
+def block_call(block: Block, clock: Clock, run: Callable[[Streams, Compute], Any]) -> Around:
+    """Return what stands around the calls of a block: `run` with its input streams and its original call.
 
-    Calls outside a tick of the clock run the original forward, as if there were no cache.
+    Calls outside a tick of the clock, as those of other threads, run the original, as if there were no cache.
     """
-    original = block.module.forward
-    signature = inspect.signature(getattr(block.module, "_orig_mod", block.module).forward)
+    signature = signature_of(block.module)
 
-    @functools.wraps(original)
     @torch.compiler.disable(recursive=False)
-    def forward(*args: Any, **kwargs: Any) -> Any:
+    def call(original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         if clock.now is None:
             return original(*args, **kwargs)
 
@@ -38,4 +36,4 @@ def block_forward(block: Block, clock: Clock, run: Callable[[Streams, Compute], 
 
         return run(block.spec.read(named(signature, args, kwargs)), compute)
 
-    return forward
+    return call

@@ -6,7 +6,7 @@ import contextlib
 import copy
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from fastcache_xdit.clock import Tick
 from fastcache_xdit.config import FastCacheConfig
@@ -17,6 +17,7 @@ from fastcache_xdit.parallel.ledger import Entry, Ledger
 from fastcache_xdit.partial.steps import PartialCall
 from fastcache_xdit.runtime.call import SegmentCall, SegmentWithState, place_of
 from fastcache_xdit.runtime.judge import Ruling
+from fastcache_xdit.runtime.remarks import Remarks
 from fastcache_xdit.segments.segment import Block, Segment
 
 
@@ -29,12 +30,14 @@ class Record:
         consensus: confirms decisions every `verify_every` steps.
         ledger: decisions of the current request.
         counters: totals since the cache was enabled or reset.
+        remarks: what was not cached, and why.
     """
 
     config: FastCacheConfig
     consensus: Consensus
     ledger: Ledger
     counters: Counters
+    remarks: Remarks = field(default_factory=Remarks)
 
     @contextlib.contextmanager
     def aside(self) -> Iterator[None]:

@@ -3,24 +3,26 @@
 from __future__ import annotations
 
 import functools
-import inspect
-import logging
+import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any, Protocol
 
 import torch
+from torch import nn
 
 from fastcache_xdit.clock import FUSED, Clock, Patch, Tick
 from fastcache_xdit.models.spec import Streams, named, timestep_of
+from fastcache_xdit.models.watch import signature_of
 from fastcache_xdit.runtime.branches import UnnamedCalls
 from fastcache_xdit.runtime.driver import Driver
 from fastcache_xdit.runtime.first_call import FirstCall
 from fastcache_xdit.runtime.memory import MemoryChoice
 from fastcache_xdit.runtime.output import OutputDriver
 from fastcache_xdit.runtime.record import Record
-
-logger = logging.getLogger(__name__)
+from fastcache_xdit.runtime.remarks import FOREIGN, OUTSIDE, THREADS, UNSEEN
+from fastcache_xdit.runtime.turns import Turns
+from fastcache_xdit.undo import Undo
 
 # Is shown, each time a scheduler advances: the position, the output that it was given, the latents that it returned.
 Watch = Callable[[Tick, torch.Tensor, torch.Tensor], None]
@@ -49,7 +51,7 @@ class Session:
 
     Attributes:
         ledgers_agree: see `Report`.
-        is_bypassed: calls run as if there were no cache; see `bypassed`.
+        turns: keeps threads apart.
         memory: chooses the driver of each request, where memory is limited.
         watch: is shown what the scheduler is given and what it makes of it.
         view: returns in what outputs are stood in for at a step: the clean picture, or None for the outputs themselves.
@@ -71,11 +73,10 @@ class Session:
         self.watch: Watch | None = None
         self.memory: MemoryChoice | None = None
         self.view: Callable[[int], OutputView | None] = lambda step: None
+        self.turns = Turns()
         self._reads_timestep = not announced
-        self._announced = False
         self._concluded = False
-        self._warned = False
-        self.is_bypassed = False
+        self._local = threading.local()
         self._latest: Tick | None = None  # the last call that was a step
         self._advanced = False  # whether the scheduler has, in the running request
         self._unnamed = UnnamedCalls()
@@ -90,35 +91,38 @@ class Session:
         """The record of the driver."""
         return self.driver.record
 
+    @property
+    def is_bypassed(self) -> bool:
+        """Whether the calls of this thread run as if there were no cache."""
+        return getattr(self._local, "is_bypassed", False)
+
     def announce(self) -> None:
         """Note that the scheduler was set up, so that the next call begins a request."""
-        self._announced = True
+        self.turns.announce()
 
     @contextmanager
     def bypassed(self) -> Iterator[None]:
-        """Run the calls inside the with block as if there were no cache; they do not count as steps."""
-        outer, self.is_bypassed = self.is_bypassed, True
+        """Run this thread's calls inside the with block as if there were no cache; they do not count as steps."""
+        outer, self._local.is_bypassed = self.is_bypassed, True
         try:
             yield
         finally:
-            self.is_bypassed = outer
+            self._local.is_bypassed = outer
 
-    def wrapped(self, original: Callable[..., Any]) -> Callable[..., Any]:
-        """Return a forward that replaces `original`, the transformer's own."""
-        signature = inspect.signature(original)
+    def attach(self, transformer: nn.Module, undo: Undo) -> None:
+        """Stand around the calls of a transformer, for as long as the undo log is open."""
+        signature = signature_of(transformer)
         timestep_name = timestep_of(signature)
 
-        @functools.wraps(original)
         @torch.compiler.disable(recursive=False)
-        def forward(*args: Any, **kwargs: Any) -> Any:
+        def call(original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
             if self.is_bypassed:
                 return original(*args, **kwargs)
             arguments = named(signature, args, kwargs)
             given = arguments.get(timestep_name)
             timestep = float(torch.as_tensor(given).flatten()[0]) if self._reads_timestep and timestep_name else None
-            self._begin(timestep)
-            with self._branch(given):
-                if self._is_outside(arguments, timestep):
+            with self.turns.taken(lambda: self._begin(timestep)) as is_mine, self._branch(given, is_mine):
+                if self._is_outside(arguments, timestep, is_mine):
                     self.record.counters.bypassed_calls += 1
                     return original(*args, **kwargs)
                 if self.driver.partial:
@@ -126,7 +130,7 @@ class Session:
                 with self._step(timestep) as tick:
                     return self._drive(tick, functools.partial(original, *args, **kwargs))
 
-        return forward
+        undo.wrap(transformer, "__call__", call)
 
     def _drive(self, tick: Tick, compute: functools.partial[Any]) -> Any:
         if isinstance(self.driver, FirstCall):
@@ -135,9 +139,11 @@ class Session:
 
     def hand_over(self, output: torch.Tensor, latents: Any, advance: Callable[[torch.Tensor], Any]) -> Any:
         """Let the scheduler advance its latents by `advance`, with the last output or what stands in for it."""
+        if self.is_bypassed or not self.turns.is_mine:
+            return advance(output)
         self._unnamed.advanced()
         tick = self._latest
-        if tick is None or self.is_bypassed:
+        if tick is None:
             return advance(output)
         assert not isinstance(self.driver, FirstCall)
         self._advanced = True
@@ -158,7 +164,8 @@ class Session:
     @property
     def is_in_first_step(self) -> bool:
         """Whether the scheduler has not advanced in the running request."""
-        return not self._advanced and self._latest is not None and not self.is_bypassed
+        is_begun = self._latest is not None and not self.is_bypassed and self.turns.is_mine
+        return is_begun and not self._advanced
 
     def begin_late(self) -> None:
         """Plan the running request anew, which has turned out in its first step to have fewer noise levels."""
@@ -185,13 +192,36 @@ class Session:
         if not self._concluded:
             self._confirm()
 
+    def end(self) -> None:
+        """End the request of this thread, whether or not all its steps were taken; calls until the next are no steps.
+
+        What was kept of a request that was given up is forgotten.
+        """
+        if self.turns.is_mine:
+            self._latest = None
+            if not self._concluded:
+                self.driver.reset()
+        self.turns.end()
+
+    @contextmanager
+    def serving(self) -> Iterator[None]:
+        """End the request of a call of the pipeline with that call, and remark on a call that was none."""
+        before = self.record.counters.requests
+        try:
+            yield
+            if self.record.counters.requests == before and not self.is_bypassed:
+                self.record.remarks.make(UNSEEN)
+        finally:
+            self.end()
+
     def _confirm(self) -> None:
         self.record.consensus.confirm(self.record.ledger.stamp, "the end of the request")
         self._concluded = self.ledgers_agree = True
 
     def _begin(self, timestep: float | None) -> None:
         if self._starts(timestep):
-            self._announced = self._concluded = False
+            self.turns.begin()
+            self._concluded = False
             self.driver = self.memory.driver() if self.memory else self.driver
             self._latest, self._advanced = None, False
             self._unnamed.begin()
@@ -203,31 +233,29 @@ class Session:
 
     def _starts(self, timestep: float | None) -> bool:
         """Return whether a call begins a request; in a loop without scheduler and timestep, its steps are counted."""
+        if self.turns.is_announced or not self._reads_timestep:
+            return self.turns.is_announced
         if timestep is not None:
             return self.clock.starts_request(timestep)
-        if self._reads_timestep:
-            return self.clock.request == 0 or self.clock.finished(None)
-        return self._announced
+        return self.clock.request == 0 or self.clock.finished(None)
 
-    def _branch(self, timestep: Any) -> AbstractContextManager[None]:
+    def _branch(self, timestep: Any, is_mine: bool) -> AbstractContextManager[None]:
         """Count a call that nobody names for a branch of its own, if it is a further one of its step."""
-        if self._reads_timestep or self.clock.branch != FUSED or self.current_patch():
+        if not is_mine or self._reads_timestep or self.clock.branch != FUSED or self.current_patch():
             return nullcontext()
         name = self._unnamed.branch(timestep)
         return self.clock.in_branch(name) if name else nullcontext()
 
-    def _is_outside(self, arguments: Mapping[str, Any], timestep: float | None) -> bool:
+    def _is_outside(self, arguments: Mapping[str, Any], timestep: float | None, is_mine: bool) -> bool:
         """Return whether this call is none of the steps of the request; it is then computed in full."""
+        if not is_mine:
+            self.record.remarks.make(THREADS if self.turns.is_taken else FOREIGN)
+            return True
         if any(arguments.get(name) is not None for name in self.bypass):
             return True
         extra = self.clock.repeats(timestep) if timestep is not None else self.clock.finished(self.current_patch())
-        if extra and not self._warned:
-            self._warned = True
-            logger.warning(
-                "the transformer is called outside the steps that are known; such calls are computed in full. Where a "
-                "branch of guidance takes a call of its own, name it: with handle.branch('uncond'): ...; where "
-                "pipe.scheduler was replaced after the cache was enabled, enable it anew"
-            )
+        if extra:
+            self.record.remarks.make(OUTSIDE)
         return extra
 
     @contextmanager

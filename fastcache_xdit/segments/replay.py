@@ -35,7 +35,7 @@ def missed(segments: Sequence[Segment], forward: Callable[[], Any]) -> Iterator[
     for some in skipped:
         with Undo() as undo:
             for block in (block for segment in some for block in segment.blocks):
-                undo.set(block.module, "forward", _skipping(block, outputs))
+                undo.wrap(block.module, "__call__", _skipping(block, outputs))
             difference = _flat(forward()) - whole
         yield torch.stack([difference.square().sum(), whole.square().sum()])
 
@@ -55,12 +55,12 @@ def _note(outputs: dict[str, Any], name: str, _: Any, __: Any, output: Any) -> N
 def _skipping(block: Block, outputs: dict[str, Any]) -> Callable[..., Any]:
     signature = signature_of(block.module)
 
-    def forward(*args: Any, **kwargs: Any) -> Any:
+    def call(original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         if block.name in outputs:
             return outputs[block.name]
         return block.spec.pack(block.spec.read(named(signature, args, kwargs)))
 
-    return forward
+    return call
 
 
 def _flat(output: Any) -> torch.Tensor:

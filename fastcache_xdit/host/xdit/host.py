@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import torch
 from torch import nn
 
 from fastcache_xdit.approx.keys_values import KeysValuesForecast
@@ -15,6 +16,7 @@ from fastcache_xdit.host.diffusers import others_of, refuse_rivals, transformer_
 from fastcache_xdit.host.xdit import layout
 from fastcache_xdit.host.xdit.fixes import apply_fixes
 from fastcache_xdit.host.xdit.pipefusion import ahead, keys_values
+from fastcache_xdit.models.watch import uncompiled
 from fastcache_xdit.parallel.topology import Topology
 from fastcache_xdit.runtime.session import Session
 from fastcache_xdit.segments.segment import Block, Span
@@ -45,7 +47,14 @@ class XditHost(Host):
         self.spans = _spans(transformer)
         self.rules_out_partial = _rules_out_partial()
         self.can_run_ahead = ahead.possible(target)
-        self._pipe = target
+        self.pipe = None if target is transformer else target
+
+    @property
+    def device(self) -> torch.device:
+        """The device of this rank; parameters that are offloaded may be elsewhere."""
+        from xfuser.core.distributed import get_world_group
+
+        return get_world_group().device
 
     def current_patch(self) -> Patch | None:
         """Return the PipeFusion patch of the current call; None for the full local sequence."""
@@ -70,7 +79,7 @@ class XditHost(Host):
 
     def run_ahead(self, undo: Undo, session: Session, skips: Skips, first_block: Block | None) -> None:
         """Pass only the computed steps to the loops of all stages; the last stage runs the skipped ones."""
-        ahead.install(self._pipe, undo, session, skips, first_block)
+        ahead.install(self.pipe, undo, session, skips, first_block)
 
 
 def topology() -> Topology:
@@ -112,7 +121,8 @@ def _inner(transformer: nn.Module) -> nn.Module:
     """Return the model that holds the blocks: inside xDiT's wrapper, or the transformer itself in a runner model."""
     from xfuser.model_executor.base_wrapper import xFuserBaseWrapper
 
-    return transformer.module if isinstance(transformer, xFuserBaseWrapper) else transformer
+    plain = uncompiled(transformer)
+    return plain.module if isinstance(plain, xFuserBaseWrapper) else plain
 
 
 def _spans(transformer: nn.Module) -> dict[str, Span]:

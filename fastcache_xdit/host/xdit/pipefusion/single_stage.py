@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib
-import inspect
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, NoReturn
@@ -11,6 +10,7 @@ from typing import Any, NoReturn
 import torch
 
 from fastcache_xdit.models.spec import Streams
+from fastcache_xdit.models.watch import signature_of
 from fastcache_xdit.runtime.session import Session
 from fastcache_xdit.segments.segment import Block
 from fastcache_xdit.undo import Undo
@@ -40,8 +40,7 @@ class SingleStage:
     def __init__(self, pipe: Any, session: Session, first_block: Block, backbone: Callable[..., Any]) -> None:
         self._transformer, self._session, self._backbone = pipe.transformer, session, backbone
         self._first_block = first_block
-        module = first_block.module
-        self._signature = inspect.signature(getattr(module, "_orig_mod", module).forward)
+        self._signature = signature_of(first_block.module)
         self.text: torch.Tensor | None = None
         self.call: dict[str, Any] = {}
 
@@ -62,14 +61,14 @@ class SingleStage:
         stage's blocks, the last layers) is not needed.
         """
         with self._only_stage(), self._session.bypassed(), Undo() as undo:
-            undo.set(self._first_block.module, "forward", self._stop)
+            undo.wrap(self._first_block.module, "__call__", self._stop)
             try:
                 self._backbone(**self._first_stage_call(latents, t))
             except _FirstBlockReached as reached:
                 return reached.entered
         raise AssertionError("no block was called")
 
-    def _stop(self, *args: Any, **kwargs: Any) -> NoReturn:
+    def _stop(self, original: Callable[..., Any], *args: Any, **kwargs: Any) -> NoReturn:
         raise _FirstBlockReached(self._first_block.spec.read(self._signature.bind(*args, **kwargs).arguments))
 
     def _first_stage_call(self, latents: torch.Tensor, t: torch.Tensor) -> dict[str, Any]:
