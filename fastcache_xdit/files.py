@@ -19,13 +19,26 @@ def replacing(path: Path) -> Iterator[Path]:
     It is forced to disk first, and the exchange after. An exception inside leaves `path` as it was, and nothing beside
     it. Processes may replace a file at the same time: each has a path of its own, and the last one's file stays.
     """
-    partial = path.with_name(f"{path.name}.{uuid.uuid4().hex}.partial")
-    try:
+    with beside(path) as partial:
         yield partial
         force_to_disk(partial)
-        os.replace(partial, path)
+        exchange(partial, path)
+
+
+@contextlib.contextmanager
+def beside(path: Path) -> Iterator[Path]:
+    """Make an empty file beside `path` whose name nobody can foresee; what is left of it in the end is removed."""
+    partial = path.with_name(f"{path.name}.{uuid.uuid4().hex}.partial")
+    os.close(os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o666))
+    try:
+        yield partial
     finally:
         partial.unlink(missing_ok=True)
+
+
+def exchange(partial: Path, path: Path) -> None:
+    """Have a file take the place of another one, also after a loss of power."""
+    os.replace(partial, path)
     force_to_disk(path.parent)
 
 

@@ -62,7 +62,7 @@ def submit(argv: list[str]) -> int:
         raise UsageError("batch takes prompts from a file: give --prompts FILE instead of --prompt")
     if not options.prompts:
         raise UsageError("no prompts: give --prompts FILE (.txt, .jsonl, .csv or .parquet)")
-    recipe = recipe_of(options, options.fps, options.pipeline)
+    recipe = recipe_of(options, options.fps, options.pipeline, options.lease)
     lines, folder = _lines(options.prompts, recipe), Path(recipe.model)
     pixels = checkpoint.pixels_per_token(folder) if folder.is_dir() else 1
     store = Store.create(options.job, recipe, items_of(lines, recipe, pixels))

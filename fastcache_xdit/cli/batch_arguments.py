@@ -23,7 +23,9 @@ from fastcache_xdit.host.xdit import checkpoint, kinds
 from fastcache_xdit.host.xdit.layout import Layout, check_cache
 from fastcache_xdit.host.xdit.loading import XditOptions
 from fastcache_xdit.jobs.desk import MAX_ATTEMPTS
-from fastcache_xdit.jobs.recipe import Recipe
+from fastcache_xdit.jobs.recipe import LEASE, Recipe
+
+LEAST_LEASE = 1.0  # seconds; a replica shows that it gets on about twice a second
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,6 +35,7 @@ class SubmitOptions(PipelineOptions):
     job: str
     fps: int | None
     pipeline: str | None
+    lease: float
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,6 +82,13 @@ def add_submit(group: Any) -> None:
     group.add_argument(
         "--pipeline", metavar="CLASS", help="load the model as this class of diffusers, such as FluxImg2ImgPipeline"
     )
+    group.add_argument(
+        "--lease",
+        type=float,
+        metavar="SECONDS",
+        default=LEASE,
+        help="without progress, after which others take a replica's items and it starts again; default: %(default)g",
+    )
 
 
 def add_run(group: Any) -> None:
@@ -113,11 +123,14 @@ def add_job(group: Any) -> None:
     group.add_argument("job", type=Path, metavar="JOB", help="folder that the job was submitted to")
 
 
-def recipe_of(options: PipelineOptions, fps: int | None = None, pipeline: str | None = None) -> Recipe:
+def recipe_of(
+    options: PipelineOptions, fps: int | None = None, pipeline: str | None = None, lease: float = LEASE
+) -> Recipe:
     """Turn a command line into what a job keeps of it. Raises UsageError for what cannot work."""
     model, config = model_folder(options.model), chosen_cache("batch", options)
     _check_model(model, options.layout)
     check_clips(fps)
+    check_lease(lease)
     if pipeline:
         kinds.check_kind(pipeline, model, options.layout)
     return Recipe(
@@ -129,6 +142,7 @@ def recipe_of(options: PipelineOptions, fps: int | None = None, pipeline: str | 
         cache=_portable(config) if config else None,
         fps=fps,
         pipeline=pipeline,
+        lease=lease,
         engine=dict(options.engine),
     )
 
@@ -137,6 +151,12 @@ def _portable(config: FastCacheConfig) -> dict[str, Any]:
     """A cache config that means the same in another folder."""
     path = {"calibration": str(Path(config.calibration).resolve())} if config.calibration else {}
     return config.to_dict() | path
+
+
+def check_lease(seconds: float) -> None:
+    """Raise UsageError for a lease that no step is short enough for, or that never ends."""
+    if not LEAST_LEASE <= seconds < float("inf"):
+        raise UsageError(f"lease={seconds:g} is not possible", f"set {LEAST_LEASE:g} s or more")
 
 
 def refuse_settled(argv: list[str]) -> None:

@@ -27,6 +27,7 @@ from fastcache_xdit.evaluate.quality import shapes_accuracy
 from fastcache_xdit.evaluate.report import write_report
 from fastcache_xdit.host.xdit import checkpoint, engine, layout, world
 from fastcache_xdit.host.xdit.host import topology
+from fastcache_xdit.host.xdit.watch import Watch
 from fastcache_xdit.plugin import register
 from fastcache_xdit.shipped import SHIPPED
 
@@ -83,7 +84,8 @@ class _Job:
     def run(self, running: engine.Engine) -> None:
         """Generate on every rank; the first one writes the figures."""
         running.pipe.set_progress_bar_config(disable=not world.is_first_rank(), leave=False)
-        result = self._generate(running)
+        with Watch().following(running.pipe):
+            result = self._generate(running)
         agreement = self.config.cfg_agreement if self.config else True
         views = world.gather_objects(summary.view(result, topology(), agreement))
         if views:

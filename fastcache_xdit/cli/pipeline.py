@@ -31,7 +31,7 @@ CALL = (
 MAKES_THE_IMAGE = (
     "model", "dtype", "seed", "batch_size", "prompt", "prompts", "negative_prompt", "num_inference_steps",
     "guidance_scale", "height", "width", "max_sequence_length", "cache", "cache_method", "cache_config", "config",
-    "num_frames", "fps", "pipeline", *GOALS,
+    "num_frames", "fps", "pipeline", "lease", *GOALS,
 )  # fmt: skip
 
 

@@ -12,6 +12,7 @@ from fastcache_xdit.errors import UsageError
 from fastcache_xdit.host.xdit import loading
 from fastcache_xdit.host.xdit.loading import XditOptions
 from fastcache_xdit.host.xdit.replica import join
+from fastcache_xdit.host.xdit.watch import Watch
 from fastcache_xdit.jobs.queue import RemoteDesk, ray_module
 from fastcache_xdit.jobs.recipe import Recipe, printable
 from fastcache_xdit.jobs.replica import Replica
@@ -49,8 +50,18 @@ class Rank:
         }
         os.environ.update({name: str(value) for name, value in place.items()})
         join(replicas=1)
+        own = desk if rank == 0 else None
+
+        def end(reason: str) -> None:
+            if own:
+                own.abandon(reason)
+            os._exit(1)  # the main thread may be stuck for ever; another replica is started
+
+        watch = Watch(recipe.lease, own.beat if own else lambda: None, end)
         try:
-            work(Replica(recipe, xdit), desk if rank == 0 else None, lambda: False, lambda: None)
+            replica = Replica(recipe, xdit)
+            with watch.following(replica.pipe):
+                work(replica, own, lambda: False, lambda: None, watch.mark)
         except UsageError as mistake:  # a value, because Ray wraps what is raised
             return mistake
         return None

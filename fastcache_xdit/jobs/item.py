@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import NamedTuple
 
+from pydantic import Field
+
 from fastcache_xdit.files import checksum
 from fastcache_xdit.options import Options
 
@@ -36,9 +38,9 @@ class Item(Options):
     num_frames: int | None = None
     state: str = "pending"
     attempts: int = 0
-    owner: str | None = None
+    owner: str | None = Field(None, pattern=r"^[0-9a-f]{32}$")
     error: str | None = None
-    output: str | None = None
+    output: str | None = Field(None, pattern=r"^images/\d{6,}\.(png|mp4)$")
     checksum: str | None = None
     started: float | None = None
     finished: float | None = None

@@ -1,11 +1,9 @@
-"""What a job has learnt, in its folder, so that every run of it plans alike; one process at a time may make it."""
+"""What a job has learnt, in its folder, so that every run of it plans alike."""
 
 from __future__ import annotations
 
 import logging
 from pathlib import Path
-
-from filelock import FileLock, Timeout
 
 from fastcache_xdit.approx.calibration import Calibration
 from fastcache_xdit.errors import UsageError
@@ -16,7 +14,7 @@ _log = logging.getLogger(__name__)
 
 
 class LearntFile:
-    """`learnt.safetensors` of a job, and the right to make it, which the system takes from a process that dies.
+    """`learnt.safetensors` of a job; whoever has the right to learn for it makes it.
 
     Args:
         folder: of the job.
@@ -24,7 +22,6 @@ class LearntFile:
 
     def __init__(self, folder: Path) -> None:
         self._path = folder / NAME
-        self._lock = FileLock(folder / "owners" / "learnt", thread_local=False)  # whichever thread leaves it
 
     def read(self) -> Calibration | None:
         """Return what was learnt; None where there is no file, or none that is whole, which is logged."""
@@ -37,24 +34,7 @@ class LearntFile:
             _log.warning("fastcache: %s; it is not used: the job learns again from the same items", problem)
             return None
 
-    def take(self) -> bool:
-        """Take the right to make the file; return whether nobody else has it."""
-        try:
-            self._lock.acquire(blocking=False)
-        except Timeout:
-            return False
-        return True
-
-    @property
-    def is_taken(self) -> bool:
-        """Whether this object has that right."""
-        return self._lock.is_locked
-
-    def leave(self) -> None:
-        """Leave it to others."""
-        self._lock.release(force=True)
-
     def save(self, calibration: Calibration) -> None:
-        """Write the file, whole or not at all; only for whoever took the right."""
+        """Write the file, whole or not at all."""
         remove_leftovers(self._path.parent, NAME)
         calibration.save(self._path)

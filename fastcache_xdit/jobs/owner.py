@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import fcntl
+import os
+import re
 import uuid
 from pathlib import Path
 
-from filelock import FileLock, Timeout
+from filelock import FileLock
 
 
 class Owner:
-    """A name that is alive until `close`, or until its process is gone; neither clock nor heartbeat decides that.
+    """A name whose lock is held until `close`, or until its process is gone.
 
     Args:
         folder: where locks lie; on a local disk, like the store.
@@ -28,14 +31,26 @@ class Owner:
         self._path.unlink(missing_ok=True)
 
 
+def is_name(name: object) -> bool:
+    """Tell whether this can be an owner's name, and is no path to anywhere else."""
+    return isinstance(name, str) and re.fullmatch("[0-9a-f]{32}", name) is not None
+
+
 def is_alive(folder: Path, name: str) -> bool:
-    """Tell whether the process of this owner runs; the lock of a dead one is removed."""
-    path = folder / name
-    if not path.exists():
+    """Tell whether the process of this owner runs; nothing is written or removed."""
+    try:
+        descriptor = os.open(folder / name, os.O_RDONLY | os.O_NOFOLLOW)
+    except OSError:
         return False
     try:
-        with FileLock(path).acquire(blocking=False):
-            path.unlink(missing_ok=True)
-    except Timeout:
+        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
         return True
+    finally:
+        os.close(descriptor)
     return False
+
+
+def remove(folder: Path, name: str) -> None:
+    """Remove the lock of an owner whose process is dead."""
+    (folder / name).unlink(missing_ok=True)

@@ -81,6 +81,14 @@ class RemoteDesk:
         """Hand what became of a batch to the queue."""
         ray_module().get(self._queue.deliver.remote(self._replica, outcomes, figures))
 
+    def beat(self) -> None:
+        """Tell the queue that this replica gets on."""
+        self._queue.ask.remote(self._replica, "beat")
+
+    def abandon(self, trouble: str) -> None:
+        """Tell the queue what this replica dies of."""
+        ray_module().get(self._queue.lose.remote(self._replica, trouble))
+
     def _ask(self, question: str, *values: Any) -> Any:
         return ray_module().get(self._queue.ask.remote(self._replica, question, *values))
 

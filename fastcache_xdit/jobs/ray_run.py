@@ -12,12 +12,12 @@ from fastcache_xdit.jobs.cluster import ReplicaActors, check_room, connect
 from fastcache_xdit.jobs.progress import Bar, settled
 from fastcache_xdit.jobs.queue import queue_beside, ray_module
 from fastcache_xdit.jobs.recipe import Recipe, printable
+from fastcache_xdit.jobs.restart import MOST_IN_VAIN
 from fastcache_xdit.jobs.run import closing_line, exit_code
 from fastcache_xdit.jobs.stop import Stop
 from fastcache_xdit.jobs.store import Store
 
 GLANCE = 0.5  # seconds between two looks at the bar and at signals
-MAX_LOSSES = 5  # replicas in a row that die without an item being settled: then it is not the items
 
 
 def run_on_ray(folder: Path, xdit: XditOptions, max_attempts: int, address: str | None, replicas: int) -> int:
@@ -105,7 +105,7 @@ class _Fleet:
         now = settled(self._store.counts())
         self._losses = self._losses + 1 if now == self._settled_at_loss else 1
         self._settled_at_loss = now
-        if self._losses >= MAX_LOSSES:
+        if self._losses >= MOST_IN_VAIN:
             raise ReplicaError(
                 f"{self._losses} replicas in a row died without an image; the last one: {error}"
             ) from error

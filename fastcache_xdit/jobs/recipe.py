@@ -16,6 +16,7 @@ RECIPE = "recipe.json"
 LONGEST_PROMPT = 10_000  # characters; far more than any text encoder reads
 LARGEST_SIDE = 16_384  # pixels
 MOST_FRAMES = 10_000
+LEASE = 600.0  # seconds; more than a step, or decoding a picture, takes
 REASON_LENGTH = 300  # characters kept of a reason, which may quote what was given
 
 
@@ -66,6 +67,7 @@ class Recipe(Options):
         fps: of clips; None for what the model is meant for.
         pipeline: the diffusers class to load the model as; None for the one that it was saved as.
         engine: xDiT's options as submitted, such as the layout; flags of `run` win over them.
+        lease: seconds without progress after which others take a replica's items, and its ranks start again.
     """
 
     model: str
@@ -77,6 +79,7 @@ class Recipe(Options):
     fps: int | None = None
     pipeline: str | None = None
     engine: dict[str, Any] = {}
+    lease: float = Field(LEASE, gt=0, allow_inf_nan=False)
 
     @property
     def config(self) -> FastCacheConfig | None:

@@ -11,14 +11,14 @@ from typing import Any
 
 from fastcache_xdit.approx.calibration import Calibration
 from fastcache_xdit.counters import Counters
-from fastcache_xdit.errors import UsageError
+from fastcache_xdit.errors import ReplicaError, UsageError
 from fastcache_xdit.handle import Handle
 from fastcache_xdit.host.find import host_of
 from fastcache_xdit.host.identity import identity
 from fastcache_xdit.host.xdit import engine, world
+from fastcache_xdit.host.xdit.board import Board
 from fastcache_xdit.host.xdit.loading import XditOptions, with_values
 from fastcache_xdit.host.xdit.positions import Positions
-from fastcache_xdit.host.xdit.replica import meet
 from fastcache_xdit.jobs.inputs import call_files
 from fastcache_xdit.jobs.item import Figures, Item, ItemOutcome
 from fastcache_xdit.jobs.limits import too_long
@@ -56,6 +56,14 @@ class Replica:
             enable(self._engine.pipe, self._config, home=Nowhere()).disable()
         self._traced = False
         self._stages = xdit.pipefusion_parallel_degree
+        self._spent: str | None = None
+        self._board, self._batches = Board(), 0
+        self._patience = min(PATIENCE, recipe.lease)
+
+    @property
+    def pipe(self) -> Any:
+        """The loaded pipeline."""
+        return self._engine.pipe
 
     def identity(self) -> dict[str, Any]:
         """Return the identity of the model, as this rank sees it; see `approx.identity`."""
@@ -82,9 +90,13 @@ class Replica:
         """Generate all items of one batch; outcomes are complete on the first rank only.
 
         Raises:
-            Exception: an error that not all ranks met; their state is unknown, and the replica must end.
+            ReplicaError: an error that not all ranks met; or the last batch's, which left messages between stages. The
+                replica must be loaded anew.
         """
+        if self._spent:
+            raise ReplicaError(self._spent)
         start = time.perf_counter()
+        self._batches += 1
         reasons = {item.id: too_long(self._engine.pipe, item, self._call) for item in items}
         refused = [ItemOutcome(id, error=reason) for id, reason in reasons.items() if reason]
         outcomes, counters = self._made([item for item in items if not reasons[item.id]])
@@ -98,10 +110,8 @@ class Replica:
             return [], None
         try:
             return self._images(items)
-        except ValueError as error:  # our checks of a request and xDiT's: before any message between stages
-            return self._failed(items, error, self._all_met()), None
         except Exception as error:
-            return self._failed(items, error, self._stages == 1 and self._all_met()), None
+            return self._failed(items, error), None
 
     def _images(self, items: Sequence[Item]) -> tuple[list[ItemOutcome], Counters | None]:
         batch = tuple(self._request(item) for item in items)
@@ -133,19 +143,17 @@ class Replica:
             return known
         return pooled_as(known.identity)
 
-    def _failed(self, items: Sequence[Item], error: Exception, shared: bool) -> list[ItemOutcome]:
-        """Fail the batch and go on if the error is its own: all ranks met it, with no message under way."""
-        if not shared:
-            raise error
+    def _failed(self, items: Sequence[Item], error: Exception) -> list[ItemOutcome]:
+        """Fail the batch if the error is its own, which all ranks met."""
         if not isinstance(error, UsageError) and not self._traced:  # a bug: the first one is shown whole
             self._traced = True
             traceback.print_exception(error)
         reason = printable(f"{type(error).__name__}: {error}")
+        if not self._board.all_met(self._batches, self._patience):
+            raise ReplicaError(f"rank {world.rank()}: {reason}") from error
+        if self._stages > 1 and not isinstance(error, ValueError):  # those come before any message between stages
+            self._spent = f"messages between stages may be left from {reason}"
         return [ItemOutcome(item.id, error=reason) for item in items]
-
-    def _all_met(self) -> bool:
-        """Whether all ranks of the replica met an error."""
-        return world.size() == 1 or meet(PATIENCE)
 
 
 def _arguments(item: Item) -> dict[str, Any]:

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from fastcache_xdit.errors import UsageError
 from fastcache_xdit.host.xdit import world
 from fastcache_xdit.host.xdit.loading import XditOptions
 from fastcache_xdit.host.xdit.replica import join
+from fastcache_xdit.host.xdit.watch import Watch
 from fastcache_xdit.jobs.desk import StoreDesk
+from fastcache_xdit.jobs.ending import Ending
 from fastcache_xdit.jobs.progress import Bar, describe
 from fastcache_xdit.jobs.recipe import Recipe, printable
 from fastcache_xdit.jobs.replica import Replica
+from fastcache_xdit.jobs.restart import Start
 from fastcache_xdit.jobs.stop import Stop, end_with_launcher, is_under_torchrun
 from fastcache_xdit.jobs.store import Store
 from fastcache_xdit.jobs.worker import work
@@ -21,13 +25,15 @@ ALL_DONE, SOME_FAILED, NOT_OVER = 0, 3, 75  # exit codes; 75 is EX_TEMPFAIL: cal
 def run(folder: Path, xdit: XditOptions, max_attempts: int) -> int:
     """Work on the job in `folder` with these options of xDiT's on every rank; return the exit code."""
     end_with_launcher()
+    start = Start.of_this_process()
     with Stop() as stop:
-        number = join(xdit.data_parallel_degree)
+        number = join(xdit.data_parallel_degree, start.number)
         store = Store(folder) if world.rank() == 0 else None
         if any(world.all_gather_objects(store is not None and store.is_over())):
             finished = True
         else:
-            finished = _work(folder, store, xdit, max_attempts, stop, is_shown=number == 0)
+            ending = Ending(folder, start, stop, number, xdit.data_parallel_degree)
+            finished = _work(folder, store, xdit, max_attempts, ending)
     code = world.all_gather_objects(exit_code(store) if store else None)[0]
     if store and number == 0:
         print(f"fastcache: {closing_line(store, folder, finished)}", flush=True)
@@ -56,15 +62,25 @@ def closing_line(store: Store, folder: Path, finished: bool) -> str:
     return "; ".join(parts)
 
 
-def _work(folder: Path, store: Store | None, xdit: XditOptions, max_attempts: int, stop: Stop, is_shown: bool) -> bool:
-    replica = Replica(Recipe.load(folder), xdit, folder)
-    desk = StoreDesk(store, max_attempts) if store else None
-    bar = Bar(store, is_shown)
+def _work(folder: Path, store: Store | None, xdit: XditOptions, max_attempts: int, ending: Ending) -> bool:
+    recipe = Recipe.load(folder)
+    replica = Replica(recipe, xdit, folder)
+    desk = ending.desk = StoreDesk(store, max_attempts) if store else None
+    bar = Bar(store, ending.replica == 0)
+    watch = Watch(recipe.lease, desk.beat if desk else lambda: None, ending.come)
     try:
-        finished = work(replica, desk, lambda: stop.asked, bar.show)
-    except BaseException as error:
+        with watch.following(replica.pipe):
+            finished = work(replica, desk, lambda: ending.stop.asked, bar.show, watch.mark)
+    except (UsageError, OSError):  # the user's mistake, or a full disk: no attempt, and no other start would do better
         if desk:
-            desk.abandon(printable(f"{type(error).__name__}: {error}"))
+            desk.close()
+        raise
+    except BaseException as error:
+        trouble = printable(f"{type(error).__name__}: {error}")
+        if isinstance(error, Exception) and world.size() > 1:
+            ending.say(trouble)
+        if desk:
+            desk.abandon(trouble)
         raise
     bar.close()
     if desk:

@@ -12,7 +12,13 @@ from fastcache_xdit.jobs.prepare import prepare
 from fastcache_xdit.jobs.replica import Replica
 
 
-def work(replica: Replica, desk: Desk | None, is_asked: Callable[[], bool], show: Callable[[], None]) -> bool:
+def work(
+    replica: Replica,
+    desk: Desk | None,
+    is_asked: Callable[[], bool],
+    show: Callable[[], None],
+    mark: Callable[[], None] = lambda: None,
+) -> bool:
     """Work on every rank of a replica until no item is left; return False where it was asked to stop before.
 
     Args:
@@ -20,10 +26,16 @@ def work(replica: Replica, desk: Desk | None, is_asked: Callable[[], bool], show
         desk: where items come from, on the first rank; None on the others, which follow it.
         is_asked: whether this rank was asked to stop; the batch under way is finished and delivered first.
         show: called by every rank after every look for work.
+        mark: called by every rank whenever it has got on.
     """
-    if replica.learns and not prepare(replica, desk, is_asked, show):
+
+    def asked() -> bool:
+        mark()
+        return is_asked()
+
+    if replica.learns and not prepare(replica, desk, asked, show):
         return False
-    while task := agreed(desk, methodcaller("next"), is_asked):
+    while task := agreed(desk, methodcaller("next"), asked):
         if not task.items and not task.more:
             return True
         _carry_out(task, replica, desk)

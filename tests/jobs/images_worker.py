@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from diffusers.models.embeddings import PatchEmbed
 
+from fastcache_xdit.errors import ReplicaError
 from fastcache_xdit.host.xdit import loading
 from fastcache_xdit.host.xdit.replica import join
 from fastcache_xdit.jobs.item import Item
@@ -48,7 +49,25 @@ def main(model: str, call: dict[str, Any], options: dict[str, Any]) -> dict[str,
         "figures": [tuple(figures) for _, figures in made],
         "weights": _weights(replica),
         "positions": _positions(replica),
+        "after": _after_an_error(replica, first),
     }
+
+
+def _after_an_error(replica: Replica, item: Item) -> tuple[str | None, str | None]:
+    """What an item says that the transformer raises on, on every rank, and what the replica says to the next one."""
+
+    def fail(*_: Any) -> None:
+        raise MemoryError("no room")
+
+    hook = replica.pipe.transformer.register_forward_pre_hook(fail)
+    outcomes, _ = replica.generate([item])
+    hook.remove()
+    told = outcomes[0].error if outcomes else None
+    try:
+        replica.generate([item])
+    except ReplicaError as ended:
+        return told, str(ended)
+    return told, None
 
 
 def _item(number: int) -> Item:

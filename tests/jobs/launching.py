@@ -15,7 +15,7 @@ from fastcache_xdit.cli.main import main
 from fastcache_xdit.jobs.export import damaged
 from fastcache_xdit.jobs.store import Store
 from shapes.sampling import prompts
-from tests.parallel.launch import ROOT, children_of, end
+from tests.parallel.launch import ROOT, _children, _end
 
 COUNT = 60
 LIMIT = 600.0  # seconds for one launch, on a machine that does other things as well
@@ -32,23 +32,23 @@ def submit(folder: Path, count: int, *words: str) -> Store:
 
 
 @contextlib.contextmanager
-def launched(ranks: int, *words: str, program: str = "fastcache_xdit") -> Iterator[subprocess.Popen]:
+def launched(ranks: int, *words: str, program: str = "fastcache_xdit", **variables: str) -> Iterator[subprocess.Popen]:
     """`batch run` under torchrun, or in one process where `ranks` is 0; nothing of it is left behind."""
     torchrun = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={ranks}"] if ranks else []
     command = [sys.executable, *torchrun, "-m", program, "batch", "run", *words]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1"}
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1", **variables}
     streams = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
     process = subprocess.Popen(command, env=environment, start_new_session=True, **streams)
     try:
         yield process
     finally:
-        end(process)
+        _end(process)
 
 
 def ranks_of(launcher: subprocess.Popen, count: int) -> list[int]:
     """Process ids of its ranks, once there are `count`; [] where it ended before."""
     while launcher.poll() is None:
-        if len(found := children_of(launcher.pid)) >= count:
+        if len(found := _children(launcher.pid)) >= count:
             return found
         time.sleep(0.05)
     return []

@@ -43,3 +43,11 @@ def test_blocks_are_skipped_and_the_model_is_there_once(made):
     assert seconds > 0 and computed > 0 and approximated > 0 and 0 < ratio < 1
     assert all(rank["weights"] == 1 for rank in made)
     assert all(not outcomes for rank in made[1:] for outcomes in rank["outcomes"][:2]), "the first rank has them all"
+
+
+def test_an_error_of_all_ranks_is_its_items_and_stages_start_again_behind_it(made, request):
+    (told, after), *others = [rank["after"] for rank in made]
+    assert told == "MemoryError: no room"
+    stages = request.node.callspec.params["made"][1] == "pp2"
+    assert all(each == after for _, each in others)
+    assert after == ("messages between stages may be left from MemoryError: no room" if stages else None)

@@ -8,8 +8,10 @@ from datetime import timedelta
 
 import torch.distributed
 
-from fastcache_xdit.errors import UsageError
+from fastcache_xdit.errors import ReplicaError, UsageError
 from fastcache_xdit.host.xdit import world
+
+STARTING = 300.0  # seconds that a rank which was started again waits for the others
 
 
 def check_machines(replicas: int, environment: Mapping[str, str]) -> None:
@@ -22,37 +24,41 @@ def check_machines(replicas: int, environment: Mapping[str, str]) -> None:
         )
 
 
-def join(replicas: int) -> int:
+def join(replicas: int, start: int = 0) -> int:
     """Start this process's replica of `replicas` and return its number, from 0.
 
     Consecutive ranks form a replica. Afterwards RANK and WORLD_SIZE count within it, for this package and for xDiT
-    alike; LOCAL_RANK, which names the device, stays.
+    alike; LOCAL_RANK, which names the device, stays. `start` counts how often the replica was started again; all of its
+    ranks must come in `STARTING` seconds then.
+
+    Raises:
+        ReplicaError: some did not come.
     """
     from xfuser import envs
     from xfuser.core.distributed import init_distributed_environment
 
     rank, size = world.rank(), world.size() // replicas
-    store = _store(replicas) if size > 1 else torch.distributed.HashStore()
+    store = _store(replicas, start) if size > 1 else torch.distributed.HashStore()
     os.environ.update(RANK=str(rank % size), WORLD_SIZE=str(size))
     os.environ.setdefault("LOCAL_RANK", "0")
+    if start:
+        _meet(store, rank % size, size)
     backend = envs.get_torch_distributed_backend()
     torch.distributed.init_process_group(backend, store=store, rank=rank % size, world_size=size)
     init_distributed_environment()
     return rank // size
 
 
-def meet(seconds: float) -> bool:
-    """Wait for all ranks of the replica, at most `seconds`; return whether all of them came."""
-    from xfuser.core.distributed import get_world_group
-
+def _meet(store: torch.distributed.Store, rank: int, size: int) -> None:
+    store.set(f"here/{rank}", "")
     try:
-        torch.distributed.monitored_barrier(get_world_group().cpu_group, timeout=timedelta(seconds=seconds))
+        store.wait([f"here/{each}" for each in range(size)], timedelta(seconds=STARTING))
     except RuntimeError:
-        return False
-    return True
+        missing = [str(each) for each in range(size) if not store.check([f"here/{each}"])]
+        raise ReplicaError(f"rank {', '.join(missing)} did not start again within {STARTING:.0f} s") from None
 
 
-def _store(replicas: int) -> torch.distributed.Store:
-    """Where the ranks of this replica find each other: torchrun's store, under the replica's name."""
+def _store(replicas: int, start: int) -> torch.distributed.Store:
+    """Where the ranks of this replica find each other: torchrun's store, under the name of replica and start."""
     store, rank, world_size = next(torch.distributed.rendezvous("env://"))
-    return torch.distributed.PrefixStore(f"replica-{rank // (world_size // replicas)}", store)
+    return torch.distributed.PrefixStore(f"replica-{rank // (world_size // replicas)}-{start}", store)
