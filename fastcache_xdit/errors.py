@@ -2,6 +2,12 @@
 
 from __future__ import annotations
 
+import reprlib
+
+_QUOTED = reprlib.Repr()
+_QUOTED.maxstring = _QUOTED.maxother = _QUOTED.maxlong = 100
+LONGEST = 1000  # characters of a problem, or of its advice
+
 
 class FastCacheError(Exception):
     """Base class of all errors that FastCache raises on purpose."""
@@ -16,9 +22,9 @@ class UsageError(FastCacheError, ValueError):
     """
 
     def __init__(self, problem: str, advice: str = "") -> None:
-        super().__init__(problem, advice)
-        self.problem = problem
-        self.advice = advice
+        self.problem = _one_line(problem)
+        self.advice = _one_line(advice)
+        super().__init__(self.problem, self.advice)
 
     def __str__(self) -> str:
         return f"{self.problem}; {self.advice}" if self.advice else self.problem
@@ -26,6 +32,17 @@ class UsageError(FastCacheError, ValueError):
     def of(self, source: object) -> UsageError:
         """Return this error with `source`, a file or an option, named in front of the problem."""
         return UsageError(f"{source}: {self.problem}", self.advice)
+
+
+def quoted(value: object) -> str:
+    """Quote what was given in an error, shortened."""
+    return _QUOTED.repr(value)
+
+
+def _one_line(text: str) -> str:
+    """Shorten a text that may quote what was given, and show what a terminal would act on instead of sending it."""
+    cut = text if len(text) <= LONGEST else f"{text[: LONGEST // 2]} ... {text[-LONGEST // 2 :]}"
+    return "".join(letter if letter.isprintable() else ascii(letter)[1:-1] for letter in cut)
 
 
 class RestoreError(FastCacheError, RuntimeError):

@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
-from fastcache_xdit.errors import UsageError
+from fastcache_xdit.errors import UsageError, quoted
 
 # Options that let the schedule alone decide: no hard limit keeps a step from being skipped.
 SCHEDULE_DECIDES = {
@@ -50,12 +50,13 @@ def usage_error(error: ValidationError) -> UsageError:
 
 
 def _mistake(item: Any) -> UsageError:
-    raised: UsageError = item.get("ctx", {}).get("error", UsageError(item["msg"]))  # our validators raise a UsageError
+    given = item.get("ctx", {}).get("error")
+    ours = isinstance(given, UsageError)  # as our validators raise, and that says what was given
+    raised = given if ours else UsageError(item["msg"])
     if not item["loc"]:
         return raised
     problem = f"option {'.'.join(map(str, item['loc']))!r}: {raised.problem[0].lower()}{raised.problem[1:]}"
-    ours = "error" in item.get("ctx", {})  # and says what was given
-    return UsageError(problem if ours else f"{problem}, not {item['input']!r}", raised.advice)
+    return UsageError(problem if ours else f"{problem}, not {quoted(item['input'])}", raised.advice)
 
 
 Ratio = Annotated[float, Field(gt=0, le=1)]

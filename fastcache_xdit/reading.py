@@ -8,10 +8,12 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
-from fastcache_xdit.errors import UsageError
+from fastcache_xdit.errors import UsageError, quoted
 
 if TYPE_CHECKING:
     from typing_extensions import Self
+
+LARGEST = 1_000_000  # bytes of a config file
 
 
 class Readable:
@@ -25,16 +27,21 @@ class Readable:
             UsageError: an option does not exist, or cannot have this value.
         """
         if not isinstance(values, dict):
-            raise UsageError(f"a FastCache config is a mapping of options, not {type(values).__name__}: {values!r}")
+            problem = f"a FastCache config is a mapping of options, not {type(values).__name__}: {quoted(values)}"
+            raise UsageError(problem)
+        for name in values:
+            if not isinstance(name, str):
+                raise UsageError(f"an option has a name, not {quoted(name)}")
         return cls(**values)
 
     @classmethod
     def from_json(cls, text: str) -> Self:
         """Build a config from a JSON object; errors as in `from_dict`."""
         try:
-            return cls.from_dict(json.loads(text))
-        except json.JSONDecodeError as error:
-            raise UsageError(f"the FastCache config is not valid JSON ({error}): {text!r}") from None
+            values = json.loads(text)
+        except (ValueError, RecursionError) as error:  # also for numbers of thousands of digits, and deep nesting
+            raise UsageError(f"the FastCache config is not valid JSON ({error}): {quoted(text)}") from None
+        return cls.from_dict(values)
 
     @classmethod
     def from_file(cls, path: str | Path) -> Self:
@@ -64,13 +71,30 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
         UsageError: there is no such file, or it is not YAML; the message names it.
     """
     path = Path(path)
-    if not path.is_file():
-        raise UsageError(f"no such config file: {path}")
     try:
-        values = yaml.safe_load(path.read_text())
+        if not path.is_file():
+            raise UsageError(f"no such config file: {quoted(str(path))}")
+        with path.open("rb") as file:
+            content = file.read(LARGEST + 1)
+        if len(content) > LARGEST:
+            raise UsageError(f"{path} is larger than {LARGEST} bytes", "is it a config file?")
+        values = yaml.load(content.decode(), _Plain)  # a safe loader
+    except OSError as error:
+        raise UsageError(f"no config file can be read at {quoted(str(path))}: {error.strerror}") from None
+    except RecursionError:
+        raise UsageError(f"{path} is nested too deeply", "options are names with values") from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise UsageError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from None
     return {} if values is None else values
+
+
+class _Plain(yaml.SafeLoader):
+    """YAML without aliases, with which a small file can stand for a huge one."""
+
+    def compose_node(self, parent: Any, index: Any) -> Any:
+        if self.check_event(yaml.AliasEvent):
+            raise yaml.YAMLError("aliases (*name) are not taken; write the value again")
+        return super().compose_node(parent, index)
 
 
 def _beside(folder: Path, values: dict[str, Any]) -> dict[str, Any]:

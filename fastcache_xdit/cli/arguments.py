@@ -12,7 +12,7 @@ from typing import Any, NoReturn, TypeVar
 
 from fastcache_xdit.approx.calibration import Calibration
 from fastcache_xdit.config import FastCacheConfig
-from fastcache_xdit.errors import UsageError
+from fastcache_xdit.errors import UsageError, quoted
 from fastcache_xdit.host.xdit import layout, world
 from fastcache_xdit.options import unknown_option
 from fastcache_xdit.reading import read_yaml
@@ -67,6 +67,8 @@ def read_options(parser: argparse.ArgumentParser, path: str, argv: Sequence[str]
     values = _with_layout(path, values, argv)
     actions = {flag.removeprefix("--"): action for flag, action in parser._option_string_actions.items()}
     for name in values:
+        if not isinstance(name, str):
+            raise UsageError(f"{path}: an option has a name, not {quoted(name)}")
         if name not in actions:
             raise unknown_option(name, actions).of(path)
     return {actions[name].dest: _as_default(path, name, actions[name], value) for name, value in values.items()}

@@ -27,7 +27,7 @@ from fastcache_xdit.cli.batch_arguments import (
     refuse_settled,
 )
 from fastcache_xdit.cli.commands import Command, Group, no_action
-from fastcache_xdit.cli.pipeline import engine_parser, pipeline_options
+from fastcache_xdit.cli.pipeline import engine_parser, kept_options, pipeline_options
 from fastcache_xdit.errors import UsageError
 from fastcache_xdit.files import writable_file
 from fastcache_xdit.host.xdit import checkpoint, kinds, layout, world
@@ -38,7 +38,7 @@ from fastcache_xdit.jobs.inputs import FOLDER, fitting
 from fastcache_xdit.jobs.progress import describe, describe_learnt
 from fastcache_xdit.jobs.prompts import read_prompts
 from fastcache_xdit.jobs.ray_run import run_on_ray
-from fastcache_xdit.jobs.recipe import BadLine, PromptLine, Recipe
+from fastcache_xdit.jobs.recipe import RECIPE, BadLine, PromptLine, Recipe, check_call
 from fastcache_xdit.jobs.run import SOME_FAILED, exit_code
 from fastcache_xdit.jobs.run import run as run_job
 from fastcache_xdit.jobs.store import Store
@@ -64,6 +64,7 @@ def submit(argv: list[str]) -> int:
         raise UsageError("no prompts: give --prompts FILE (.txt, .jsonl, .csv or .parquet)")
     recipe = recipe_of(options, options.fps, options.pipeline, options.lease)
     lines, folder = _lines(options.prompts, recipe), Path(recipe.model)
+    check_call(recipe.call, recipe.seed, len(lines))
     pixels = checkpoint.pixels_per_token(folder) if folder.is_dir() else 1
     store = Store.create(options.job, recipe, items_of(lines, recipe, pixels))
     failed = store.counts()["failed"]
@@ -107,7 +108,11 @@ def _refuse_files(job: Path) -> None:
 def _run_options(argv: list[str]) -> tuple[BatchRunOptions, Recipe]:
     """Read the options of `run`, whose defaults are those of the job, and the job's recipe."""
     parser = engine_parser("batch run", add_run)
-    recipe = Recipe.load(parse(parser, argv).job)
+    job = parse(parser, argv).job
+    recipe = Recipe.load(job)
+    if foreign := recipe.engine.keys() - kept_options(engine_parser("plain", lambda _: None)):
+        problem = f"{job / RECIPE}: {', '.join(sorted(foreign))} is not for a job to set"
+        raise UsageError(problem, "was the job made by somebody else? submit it anew")
     parser.set_defaults(**recipe.engine)
     parsed = parse(parser, argv)
     return fill(BatchRunOptions, parsed, xdit=xdit_options(vars(parsed)), layout=layout.Layout.of(parsed)), recipe

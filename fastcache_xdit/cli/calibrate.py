@@ -15,8 +15,8 @@ from fastcache_xdit.cli.pipeline import (
     call_arguments,
     model_folder,
     pipeline_options,
-    prompts_of,
 )
+from fastcache_xdit.cli.prompts import prompts_of
 from fastcache_xdit.errors import UsageError
 from fastcache_xdit.files import writable_file
 from fastcache_xdit.host.xdit import checkpoint, engine, layout, world

@@ -16,8 +16,8 @@ from fastcache_xdit.cli.pipeline import (
     chosen_cache,
     model_folder,
     pipeline_options,
-    prompts_of,
 )
+from fastcache_xdit.cli.prompts import prompts_of
 from fastcache_xdit.config import FastCacheConfig
 from fastcache_xdit.errors import UsageError
 from fastcache_xdit.evaluate import closing, compare, summary
@@ -28,6 +28,8 @@ from fastcache_xdit.evaluate.report import write_report
 from fastcache_xdit.host.xdit import checkpoint, engine, layout, world
 from fastcache_xdit.host.xdit.host import topology
 from fastcache_xdit.host.xdit.watch import Watch
+from fastcache_xdit.jobs.recipe import check_call
+from fastcache_xdit.jobs.submit import wrong_size
 from fastcache_xdit.plugin import register
 from fastcache_xdit.shipped import SHIPPED
 
@@ -76,10 +78,18 @@ class _Job:
         if Path(self.model).is_dir():
             checkpoint.check_model(Path(self.model), options.layout)
             checkpoint.check_call(Path(self.model), options.layout, self.call)
+        check_call(self.call, options.seed, len(self.prompts))
+        self._check_size()
         check_clips(options.fps)
         self.output = OutputFolder(options.output, options.overwrite)
         together = options.batch_size * options.layout.data_parallel_degree
         self.batches = engine.batches(self.prompts, together, options.seed)
+
+    def _check_size(self) -> None:
+        pixels = checkpoint.pixels_per_token(Path(self.model)) if Path(self.model).is_dir() else 1
+        width, height = (self.call.get(name) or 0 for name in ("width", "height"))
+        if reason := wrong_size(width, height, pixels):
+            raise UsageError(reason)
 
     def run(self, running: engine.Engine) -> None:
         """Generate on every rank; the first one writes the figures."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import importlib
 import sys
 import traceback
@@ -28,6 +29,10 @@ UNPREPARED = ("doctor", "models")  # the one tells what stands in the way of pre
 PROG = "python -m fastcache_xdit"
 USAGE = f"usage: {PROG} COMMAND [options]; COMMAND --help lists its options"
 MISTAKE, BUG = 2, 1  # exit codes
+OF_THE_DISK = {
+    getattr(errno, name)
+    for name in ("ENOSPC", "EDQUOT", "EFBIG", "EROFS", "EIO", "EACCES", "EPERM", "ENOENT", "EISDIR", "ENOTDIR", "ELOOP")
+}
 REQUEST = "this should not happen; please report it with the traceback above"
 REPORTED = ("fastcache_xdit", "torch", "xfuser", "diffusers")  # packages whose versions a report of a bug needs
 
@@ -49,10 +54,19 @@ def main(argv: list[str]) -> int:
         if is_first_rank():
             print(f"fastcache_xdit: error: {error}", file=sys.stderr)
         return MISTAKE
-    except Exception:
+    except Exception as error:
+        if isinstance(error, OSError) and error.errno in OF_THE_DISK:
+            print(f"fastcache_xdit: error: {_refused(error)}", file=sys.stderr)
+            return MISTAKE
         traceback.print_exc()
         print(f"fastcache_xdit: {REQUEST}{_where()}", file=sys.stderr)
         return BUG
+
+
+def _refused(error: OSError) -> UsageError:
+    """Name the file that the system refuses."""
+    advice = "is there room on its disk, and permission; was its folder moved?"
+    return UsageError(f"{error.filename or 'a file cannot be written'}: {error.strerror}", advice)
 
 
 def _imported(name: str) -> Main:

@@ -1,4 +1,4 @@
-"""What the commands that load a pipeline share: options from three places, the model, prompts, and call arguments."""
+"""What the commands that load a pipeline share: options from three places, the model, and call arguments."""
 
 from __future__ import annotations
 
@@ -32,6 +32,12 @@ MAKES_THE_IMAGE = (
     "model", "dtype", "seed", "batch_size", "prompt", "prompts", "negative_prompt", "num_inference_steps",
     "guidance_scale", "height", "width", "max_sequence_length", "cache", "cache_method", "cache_config", "config",
     "num_frames", "fps", "pipeline", "lease", *GOALS,
+)  # fmt: skip
+
+# Flags that a job never sets for whoever runs it.
+OF_WHO_RUNS = (
+    "trust_remote_code", "download_dir", "use_ray", "ray_world_size", "coco_path", "img_file_path", "determinism_check",
+    "determinism_check_report_ranks",
 )  # fmt: skip
 
 
@@ -101,8 +107,13 @@ def pipeline_options(kind: type[Options], command: str, argv: list[str], add_arg
 
 def _engine_options(parsed: argparse.Namespace) -> dict[str, Any]:
     plain = engine_parser("plain", lambda _: None)
-    names = {action.dest for action in plain._actions} - {*MAKES_THE_IMAGE, "help"}
-    return {name: given for name in sorted(names) if (given := getattr(parsed, name)) != plain.get_default(name)}
+    names = sorted(kept_options(plain))
+    return {name: given for name in names if (given := getattr(parsed, name)) != plain.get_default(name)}
+
+
+def kept_options(parser: argparse.ArgumentParser) -> set[str]:
+    """Name the options that a job keeps for those who run it: no place to fetch from, and nobody to call."""
+    return {action.dest for action in parser._actions} - {*MAKES_THE_IMAGE, *OF_WHO_RUNS, "help"}
 
 
 def engine_parser(command: str, add_arguments: AddArguments) -> argparse.ArgumentParser:
@@ -125,7 +136,9 @@ def engine_parser(command: str, add_arguments: AddArguments) -> argparse.Argumen
 def add_pipeline_arguments(group: Any, batch_size: int) -> None:
     """Add the options of every command that loads a pipeline, beside xDiT's engine flags."""
     group.add_argument("--config", metavar="FILE.yaml", help="options by name; flags win over it")
-    group.add_argument("--prompts", metavar="FILE.txt", help="one prompt per line; # begins a comment line")
+    group.add_argument(
+        "--prompts", metavar="FILE", help="prompts: .txt (one a line, # begins a comment), .jsonl, .csv or .parquet"
+    )
     group.add_argument("--batch_size", type=int, default=batch_size, help="prompts per call; default: %(default)s")
     group.add_argument("--dtype", choices=sorted(DTYPES), help="default: bfloat16, float32 without accelerator")
 
@@ -175,26 +188,3 @@ def chosen_cache(command: str, options: PipelineOptions) -> FastCacheConfig | No
     config = cache_config(options.cache_config, options.goals)
     check_cache(options.layout, config)
     return config
-
-
-def prompts_of(options: PipelineOptions) -> list[str]:
-    """List the prompts of the command line, then those of the file.
-
-    Raises:
-        UsageError: no such file, or no prompt at all.
-    """
-    prompts = [*(options.prompt or ()), *(prompts_in(options.prompts) if options.prompts else ())]
-    if not prompts:
-        raise UsageError("no prompts: give --prompt TEXT or --prompts FILE with one prompt per line")
-    return prompts
-
-
-def prompts_in(file: str) -> list[str]:
-    """List the prompts in a text file, one per line; # begins a comment line. Raises UsageError for no such file."""
-    if not Path(file).is_file():
-        raise UsageError(f"no such prompts file: {file}")
-    try:
-        lines = [line.strip() for line in Path(file).read_text().splitlines()]
-    except UnicodeDecodeError as error:
-        raise UsageError(f"{file} is not UTF-8 text: {error}") from None
-    return [line for line in lines if line and not line.startswith("#")]

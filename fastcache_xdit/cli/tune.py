@@ -14,9 +14,8 @@ from fastcache_xdit.cli.pipeline import (
     call_arguments,
     model_folder,
     pipeline_options,
-    prompts_in,
-    prompts_of,
 )
+from fastcache_xdit.cli.prompts import prompts_in, prompts_of
 from fastcache_xdit.config import FastCacheConfig
 from fastcache_xdit.errors import UsageError
 from fastcache_xdit.files import writable_file

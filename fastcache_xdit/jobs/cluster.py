@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import secrets
 import socket
 from typing import Any
 
@@ -19,6 +20,7 @@ from fastcache_xdit.jobs.replica import Replica
 from fastcache_xdit.jobs.worker import work
 from fastcache_xdit.plugin import register
 
+LOOPBACK = "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"
 STARTS = 3  # a busy machine can take longer than the 30 s that Ray allows for a start
 ANSWER = 10.0  # seconds in which a cluster's head must answer
 
@@ -92,11 +94,17 @@ class ReplicaActors:
 
 
 def connect(address: str | None) -> None:
-    """Join the cluster at `address`, or start one on this machine. Raises UsageError where there is none, or no Ray."""
+    """Join the cluster at `address`, or start one on this machine, for this user's processes alone.
+
+    Raises:
+        UsageError: there is none, or no Ray.
+    """
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    settings: dict[str, Any] = {"include_dashboard": False, "logging_level": "error", "log_to_driver": False}
     if address and ":" in address:
         _check_address(address)
-    settings = {"include_dashboard": False, "logging_level": "error", "log_to_driver": False}
+    if not address:
+        _keep_to_this_user()
     for left in reversed(range(STARTS)):
         try:
             ray_module().init(address=address, **settings)
@@ -106,6 +114,12 @@ def connect(address: str | None) -> None:
         except Exception as error:
             if not left or "timed out during startup" not in str(error):
                 raise
+
+
+def _keep_to_this_user() -> None:
+    """Have a cluster that is started here listen on the loopback interface alone, and ask for a token there too."""
+    os.environ[LOOPBACK] = "0"  # read when Ray is imported; its name is of where that is the default
+    os.environ.update(RAY_AUTH_MODE="token", RAY_AUTH_TOKEN=secrets.token_hex(32))
 
 
 def _check_address(address: str) -> None:

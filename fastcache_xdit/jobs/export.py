@@ -14,6 +14,7 @@ from fastcache_xdit.files import checksum, write_whole
 from fastcache_xdit.jobs.item import Item
 from fastcache_xdit.jobs.store import Store
 
+FORMULA = ("=", "+", "-", "@", "\t", "\r")  # what a formula begins with
 COLUMNS = tuple(name for name in Item.model_fields if name != "owner")
 
 
@@ -54,8 +55,13 @@ def _csv(rows: Sequence[dict[str, Any]]) -> bytes:
     text = io.StringIO()
     writer = csv.DictWriter(text, COLUMNS)
     writer.writeheader()
-    writer.writerows(rows)
+    writer.writerows({name: _as_text(value) for name, value in row.items()} for row in rows)
     return text.getvalue().encode()
+
+
+def _as_text(value: Any) -> Any:
+    """Quote a text that a spreadsheet would carry out, as one: with an apostrophe in front."""
+    return f"'{value}" if isinstance(value, str) and value.startswith(FORMULA) else value
 
 
 def _parquet(rows: Sequence[dict[str, Any]]) -> bytes:

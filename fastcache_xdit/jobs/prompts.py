@@ -11,7 +11,7 @@ from typing import Any
 
 from fastcache_xdit.errors import UsageError
 from fastcache_xdit.jobs.inputs import with_files
-from fastcache_xdit.jobs.recipe import BadLine, PromptLine, bad_line, checked
+from fastcache_xdit.jobs.recipe import BadLine, PromptLine, bad_line, checked, printable
 from fastcache_xdit.options import unknown_option
 
 Raw = dict[str, Any] | BadLine
@@ -19,7 +19,12 @@ Numbered = tuple[int, Raw]  # the line of the file, from 1, and what it holds
 
 
 def read_prompts(path: str | Path) -> list[PromptLine | BadLine]:
-    """Read every line of a prompts file, in order.
+    """Read every line of a prompts file, in order; errors are those of `numbered_prompts`."""
+    return [line for _, line in numbered_prompts(path)]
+
+
+def numbered_prompts(path: str | Path) -> list[tuple[int, PromptLine | BadLine]]:
+    """Read every line of a prompts file, in order, each with its number in the file.
 
     txt holds one prompt a line (# begins a comment line), jsonl one object a line, csv and parquet one column for each
     field of `PromptLine`. Bytes that are not UTF-8 make a bad line, not a bad file.
@@ -34,7 +39,7 @@ def read_prompts(path: str | Path) -> list[PromptLine | BadLine]:
         raise UsageError(
             f"{path}: prompts come in {', '.join(READERS)}, not in {path.suffix or 'a file without ending'}"
         )
-    lines = [_line(path, number, raw) for number, raw in READERS[path.suffix.lower()](path)]
+    lines = [(number, _line(path, number, raw)) for number, raw in READERS[path.suffix.lower()](path)]
     if not lines:
         raise UsageError(f"{path} holds no prompt", "give one a line")
     return lines
@@ -64,33 +69,54 @@ def _jsonl(path: Path) -> Iterator[Numbered]:
 
 def _object(line: str) -> Raw:
     try:
-        values = json.loads(line)
-    except (json.JSONDecodeError, RecursionError) as error:
+        values = json.loads(line, object_pairs_hook=_once)
+    except (ValueError, RecursionError) as error:  # also numbers of thousands of digits
         return bad_line(line, f"not JSON: {error}")
     if not isinstance(values, dict):
         return bad_line(line, f'a line is an object like {{"prompt": "a red circle"}}, not {type(values).__name__}')
     return values
 
 
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    values = dict(pairs)
+    if len(values) < len(pairs):
+        raise ValueError("a field is given twice")
+    return values
+
+
 def _csv(path: Path) -> Iterator[Numbered]:
-    rows = csv.reader(io.StringIO(_text(path), newline=""))
-    columns = next(rows, [])
+    records = _records(list(io.StringIO(_text(path), newline="")))
+    _, columns = next(records, (0, []))
+    if isinstance(columns, BadLine):
+        raise UsageError(f"{path}, line 1: {columns.reason}")
     _check_columns(path, columns)
-    while (cells := _next_row(rows)) is not None:
+    for number, cells in records:
         if isinstance(cells, BadLine):
-            yield rows.line_num, cells
+            yield number, cells
         elif len(cells) > len(columns):
             told = f"{len(cells)} cells in {len(columns)} columns; quote texts with commas"
-            yield rows.line_num, bad_line(",".join(cells), told)
+            yield number, bad_line(",".join(cells), told)
         elif cells:
-            yield rows.line_num, dict(zip(columns, cells, strict=False))
+            yield number, dict(zip(columns, cells, strict=False))
 
 
-def _next_row(rows: Any) -> list[str] | BadLine | None:
-    try:
-        return next(rows, None)
-    except csv.Error as error:
-        return bad_line("", f"not CSV: {error}")
+def _records(lines: list[str]) -> Iterator[tuple[int, list[str] | BadLine]]:
+    """Read cells with the number of their last line; behind a line that is no CSV reading goes on with the next one."""
+    start = 0
+    while start < len(lines):
+        rows = csv.reader((lines[number] for number in range(start, len(lines))), strict=True)
+        done = 0
+        try:
+            for cells in rows:
+                done = rows.line_num
+                yield start + done, cells
+        except csv.Error as error:  # what began here may have taken lines along that are none of its own
+            yield (
+                start + done + 1,
+                bad_line(lines[start + done], f"not CSV: {error}; is each quote closed, or doubled?"),
+            )
+            done += 1
+        start += done
 
 
 def _parquet(path: Path) -> Iterator[Numbered]:
@@ -101,10 +127,10 @@ def _parquet(path: Path) -> Iterator[Numbered]:
         raise UsageError(f"{path} needs pyarrow: pip install 'fastcache_xdit[parquet]', or give .jsonl") from None
     try:
         table = parquet.read_table(path)
-    except pyarrow.ArrowException as error:
-        raise UsageError(f"{path} is not a parquet file: {error}") from None
+        columns = [_cells(column, pyarrow) for column in table.columns]
+    except (pyarrow.ArrowException, OSError, ValueError) as error:
+        raise UsageError(f"{path} is not a parquet file, or damaged: {printable(str(error))}") from None
     _check_columns(path, table.column_names)
-    columns = [_cells(column, pyarrow) for column in table.columns]
     for number, values in enumerate(zip(*columns, strict=True), 1):
         yield number, dict(zip(table.column_names, values, strict=True))
 
@@ -121,6 +147,8 @@ def _check_columns(path: Path, columns: list[str]) -> None:
     for name in columns:
         if name not in PromptLine.model_fields:
             raise unknown_option(name, PromptLine.model_fields).of(path)
+        if columns.count(name) > 1:
+            raise UsageError(f"{path} has more than one column {name!r}", "leave one of them")
     if "prompt" not in columns:
         raise UsageError(
             f"{path} has no column 'prompt'", f"its first line names the columns: {', '.join(PromptLine.model_fields)}"

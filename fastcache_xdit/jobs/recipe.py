@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from pydantic import Field, ValidationError
+from pydantic import Field, ValidationError, field_validator
 
 from fastcache_xdit.config import FastCacheConfig
 from fastcache_xdit.errors import UsageError
@@ -17,6 +18,15 @@ LONGEST_PROMPT = 10_000  # characters; far more than any text encoder reads
 LARGEST_SIDE = 16_384  # pixels
 MOST_FRAMES = 10_000
 LEASE = 600.0  # seconds; more than a step, or decoding a picture, takes
+# By argument of the pipeline's call: the field of a line that wins over it.
+FIELDS = {
+    "width": "width",
+    "height": "height",
+    "num_inference_steps": "steps",
+    "guidance_scale": "guidance",
+    "negative_prompt": "negative_prompt",
+    "num_frames": "num_frames",
+}
 REASON_LENGTH = 300  # characters kept of a reason, which may quote what was given
 
 
@@ -53,6 +63,27 @@ class PromptLine(Options):
     strength: float | None = Field(None, gt=0, le=1)
     num_frames: int | None = Field(None, ge=1, le=MOST_FRAMES)
 
+    @field_validator("*", mode="before")
+    @classmethod
+    def _no_truth_values(cls, value: Any) -> Any:
+        if isinstance(value, bool):
+            raise UsageError("must be a text or a number", "write no true or false")
+        return value
+
+    @field_validator("prompt", "negative_prompt")
+    @classmethod
+    def _texts(cls, text: str | None) -> str | None:
+        if text is not None and "\0" in text:
+            raise UsageError("has a NUL character", "remove it")
+        return text
+
+    @field_validator("prompt")
+    @classmethod
+    def _not_blank(cls, text: str) -> str:
+        if not text.strip():
+            raise UsageError("is blank", "write what the image shows")
+        return text
+
 
 class Recipe(Options):
     """What every item of a job has in common, as submitted.
@@ -78,7 +109,7 @@ class Recipe(Options):
     cache: dict[str, Any] | None = None
     fps: int | None = None
     pipeline: str | None = None
-    engine: dict[str, Any] = {}
+    engine: dict[str, bool | int | float | str | None] = {}
     lease: float = Field(LEASE, gt=0, allow_inf_nan=False)
 
     @property
@@ -104,9 +135,26 @@ class Recipe(Options):
                 f"no job in {folder}", f"make one with: batch submit {folder} --prompts FILE --model MODEL"
             )
         try:
-            return cls.model_validate_json((folder / RECIPE).read_bytes())
+            recipe = cls.model_validate_json((folder / RECIPE).read_bytes())
+            _ = recipe.config  # raises what is wrong with it
         except ValidationError as error:
             raise usage_error(error).of(folder / RECIPE) from None
+        except UsageError as error:
+            raise error.of(folder / RECIPE) from None
+        return recipe
+
+
+def check_call(call: Mapping[str, Any], seed: int, count: int) -> None:
+    """Raise UsageError for arguments of all calls that no line may have, or seeds that do not suffice for `count`."""
+    for argument, field in FIELDS.items():
+        if (given := call.get(argument)) is None:
+            continue
+        try:
+            PromptLine(prompt="-", **{field: given})
+        except ValidationError as error:
+            raise usage_error(error).of(f"--{argument}") from None
+    if not 0 <= seed <= 2**63 - max(count, 1):
+        raise UsageError(f"seed={seed} is not possible for {count} prompts", "seeds go from 0 to 2**63 - 1, one each")
 
 
 class BadLine(Options):

@@ -54,12 +54,12 @@ def main(model: str, call: dict[str, Any], options: dict[str, Any]) -> dict[str,
 
 
 def _after_an_error(replica: Replica, item: Item) -> tuple[str | None, str | None]:
-    """What an item says that the transformer raises on, on every rank, and what the replica says to the next one."""
+    """What an item says that the text encoder raises on, on every rank, and what the replica says to the next one."""
 
     def fail(*_: Any) -> None:
         raise MemoryError("no room")
 
-    hook = replica.pipe.transformer.register_forward_pre_hook(fail)
+    hook = replica.pipe.text_encoder.register_forward_pre_hook(fail)
     outcomes, _ = replica.generate([item])
     hook.remove()
     told = outcomes[0].error if outcomes else None
