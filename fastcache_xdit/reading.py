@@ -73,7 +73,7 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
     path = Path(path)
     try:
         if not path.is_file():
-            raise UsageError(f"no such config file: {quoted(str(path))}")
+            raise UsageError(f"no such config file: {path}")
         with path.open("rb") as file:
             content = file.read(LARGEST + 1)
         if len(content) > LARGEST:

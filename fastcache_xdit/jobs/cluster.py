@@ -20,7 +20,6 @@ from fastcache_xdit.jobs.replica import Replica
 from fastcache_xdit.jobs.worker import work
 from fastcache_xdit.plugin import register
 
-LOOPBACK = "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"
 STARTS = 3  # a busy machine can take longer than the 30 s that Ray allows for a start
 ANSWER = 10.0  # seconds in which a cluster's head must answer
 
@@ -117,8 +116,7 @@ def connect(address: str | None) -> None:
 
 
 def _keep_to_this_user() -> None:
-    """Have a cluster that is started here listen on the loopback interface alone, and ask for a token there too."""
-    os.environ[LOOPBACK] = "0"  # read when Ray is imported; its name is of where that is the default
+    """Have a cluster that is started here ask for a token: it listens on all interfaces, whatever it is told."""
     os.environ.update(RAY_AUTH_MODE="token", RAY_AUTH_TOKEN=secrets.token_hex(32))
 
 
