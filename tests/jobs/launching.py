@@ -15,7 +15,7 @@ from fastcache_xdit.cli.main import main
 from fastcache_xdit.jobs.export import damaged
 from fastcache_xdit.jobs.store import Store
 from shapes.sampling import prompts
-from tests.parallel.launch import ROOT, _children, _end
+from tests.parallel.launch import ROOT, children_of, end
 
 COUNT = 60
 LIMIT = 600.0  # seconds for one launch, on a machine that does other things as well
@@ -42,13 +42,13 @@ def launched(ranks: int, *words: str, program: str = "fastcache_xdit", **variabl
     try:
         yield process
     finally:
-        _end(process)
+        end(process)
 
 
 def ranks_of(launcher: subprocess.Popen, count: int) -> list[int]:
     """Process ids of its ranks, once there are `count`; [] where it ended before."""
     while launcher.poll() is None:
-        if len(found := _children(launcher.pid)) >= count:
+        if len(found := children_of(launcher.pid)) >= count:
             return found
         time.sleep(0.05)
     return []
