@@ -191,7 +191,18 @@ FLAGS = {
 BATCH = {
     "submit": (
         batch_arguments.add_submit,
-        ["--batch_size", "--budget", "--config", "--dtype", "--fps", "--pipeline", "--prompts", "--psnr", "--speedup"],
+        [
+            "--batch_size",
+            "--budget",
+            "--config",
+            "--dtype",
+            "--fps",
+            "--lease",
+            "--pipeline",
+            "--prompts",
+            "--psnr",
+            "--speedup",
+        ],
     ),
     "run": (batch_arguments.add_run, ["--max_attempts", "--ray", "--replicas"]),
     "status": (batch_arguments.add_status, ["--json"]),

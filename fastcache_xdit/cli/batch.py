@@ -38,7 +38,7 @@ from fastcache_xdit.jobs.inputs import FOLDER, fitting
 from fastcache_xdit.jobs.progress import describe, describe_learnt
 from fastcache_xdit.jobs.prompts import read_prompts
 from fastcache_xdit.jobs.ray_run import run_on_ray
-from fastcache_xdit.jobs.recipe import RECIPE, BadLine, PromptLine, Recipe, check_call
+from fastcache_xdit.jobs.recipe import RECIPE, BadLine, PromptLine, Recipe, check_limits
 from fastcache_xdit.jobs.run import SOME_FAILED, exit_code
 from fastcache_xdit.jobs.run import run as run_job
 from fastcache_xdit.jobs.store import Store
@@ -64,7 +64,7 @@ def submit(argv: list[str]) -> int:
         raise UsageError("no prompts: give --prompts FILE (.txt, .jsonl, .csv or .parquet)")
     recipe = recipe_of(options, options.fps, options.pipeline, options.lease)
     lines, folder = _lines(options.prompts, recipe), Path(recipe.model)
-    check_call(recipe.call, recipe.seed, len(lines))
+    check_limits(recipe.call, recipe.seed, len(lines))
     pixels = checkpoint.pixels_per_token(folder) if folder.is_dir() else 1
     store = Store.create(options.job, recipe, items_of(lines, recipe, pixels))
     failed = store.counts()["failed"]

@@ -28,7 +28,7 @@ from fastcache_xdit.evaluate.report import write_report
 from fastcache_xdit.host.xdit import checkpoint, engine, layout, world
 from fastcache_xdit.host.xdit.host import topology
 from fastcache_xdit.host.xdit.watch import Watch
-from fastcache_xdit.jobs.recipe import check_call
+from fastcache_xdit.jobs.recipe import check_limits
 from fastcache_xdit.jobs.submit import wrong_size
 from fastcache_xdit.plugin import register
 from fastcache_xdit.shipped import SHIPPED
@@ -78,7 +78,7 @@ class _Job:
         if Path(self.model).is_dir():
             checkpoint.check_model(Path(self.model), options.layout)
             checkpoint.check_call(Path(self.model), options.layout, self.call)
-        check_call(self.call, options.seed, len(self.prompts))
+        check_limits(self.call, options.seed, len(self.prompts))
         self._check_size()
         check_clips(options.fps)
         self.output = OutputFolder(options.output, options.overwrite)

@@ -144,7 +144,7 @@ class Recipe(Options):
         return recipe
 
 
-def check_call(call: Mapping[str, Any], seed: int, count: int) -> None:
+def check_limits(call: Mapping[str, Any], seed: int, count: int) -> None:
     """Raise UsageError for arguments of all calls that no line may have, or seeds that do not suffice for `count`."""
     for argument, field in FIELDS.items():
         if (given := call.get(argument)) is None:
