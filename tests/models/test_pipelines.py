@@ -13,6 +13,7 @@ from fastcache_xdit.evaluate.quality import psnr_db
 from fastcache_xdit.shipped import generation_defaults, held_out_prompts, model_path
 
 COUNT = 2
+MANY = 8  # where pictures lose very differently: 22 to 62 dB
 STRENGTH = 0.8
 LOSS = 3.0  # dB that an editing pipeline may be behind text to image
 
@@ -59,8 +60,8 @@ def _in_8_bits(pictures: torch.Tensor) -> torch.Tensor:
 
 
 @functools.cache
-def flux() -> Made:
-    return Made("shapes-flux", "FluxPipeline")
+def flux(count: int = COUNT) -> Made:
+    return Made("shapes-flux", "FluxPipeline", count)
 
 
 @functools.cache
@@ -74,9 +75,9 @@ def text_to_image(name: str, **changes: float) -> float:
     return made.likeness(made.pipe, **{**made.call, **changes})[0]
 
 
-def _edit(**changes):
-    made = flux()
-    return made, {**made.call, "prompt": held_out_prompts(made.name, COUNT, 77), "image": made.pictures, **changes}
+def _edit(count: int = COUNT, **changes):
+    made = flux(count)
+    return made, {**made.call, "prompt": held_out_prompts(made.name, count, 77), "image": made.pictures, **changes}
 
 
 def test_image_to_image():
@@ -94,14 +95,11 @@ def test_inpainting():
 
 
 def test_editing_with_two_unnamed_calls_in_each_step():
-    made = flux()
-    negative = held_out_prompts(made.name, COUNT, 99)
-    plain, ratio = made.likeness(made.pipe, **made.call, negative_prompt=negative, true_cfg_scale=2.0)
-    assert ratio == 0.5
-    made, call = _edit(negative_prompt=negative, true_cfg_scale=2.0, _auto_resize=False, max_area=128 * 128)
+    guided = {"negative_prompt": held_out_prompts("shapes-flux", MANY, 99), "true_cfg_scale": 2.0}
+    made, call = _edit(MANY, **guided, _auto_resize=False, max_area=128 * 128)
+    plain, _ = made.likeness(made.pipe, **made.call, **guided)
     psnr, ratio = made.likeness(made.other("FluxKontextPipeline"), **call)
-    # the model was not trained to look at a second picture: what comes is rougher than what it draws from text
-    assert ratio == 0.5 and psnr > plain - 2 * LOSS
+    assert ratio == 0.5 and psnr > plain - LOSS
 
 
 def test_video_to_video():
