@@ -113,9 +113,13 @@ class Clock:
 
     def finished(self, patch: Patch | None) -> bool:
         """Return whether this branch has taken all announced steps; later patches belong to the first patch's step."""
-        next_step = self._set_step if self._set_step is not None else self._steps.get(self.branch, -1) + 1
+        next_step = self._set_step if self._set_step is not None else self._next()
         in_step = patch is not None and patch.number != 0
         return next_step - in_step >= (self.num_steps or 0)
+
+    def _next(self) -> int:
+        """Return the next step of this branch; one that was away goes on where the others are."""
+        return max(self._steps.get(self.branch, -1) + 1, *self._steps.values(), 0)
 
     @contextlib.contextmanager
     def tick(self, patch: Patch | None = None, timestep: float | None = None) -> Iterator[Tick]:
@@ -123,7 +127,7 @@ class Clock:
         if self._set_step is not None:
             self._steps[self.branch] = self._set_step
         elif patch is None or patch.number == 0:
-            self._steps[self.branch] = self._steps.get(self.branch, -1) + 1
+            self._steps[self.branch] = self._next()
         if timestep is not None:
             self._timesteps[self.branch] = timestep
         number, rows = (patch.number, patch.rows) if patch else (None, None)

@@ -23,6 +23,8 @@ from fastcache_xdit.segments.segment import Block, Segment
 from fastcache_xdit.segments.state import SegmentState
 from fastcache_xdit.undo import Undo
 
+LONGEST_ABSENCE = 3  # steps for which a branch of guidance may be away, if no fewer may be skipped in a row
+
 
 class Driver:
     """Decides for each segment, computes or replaces it, and caches its states.
@@ -58,6 +60,7 @@ class Driver:
         self.states: dict[tuple[str, int | None, int], SegmentState] = {}
         self._decisions: dict[int, Decision] = {}  # of segments that were not entered yet
         self._calls: dict[int, SegmentCall] = {}
+        self._called: dict[str, int] = {}  # the last step of each branch
 
     @property
     def segments(self) -> Sequence[Segment]:
@@ -77,7 +80,14 @@ class Driver:
             self.partial.attach(self.segments, undo)
 
     def call(self, tick: Tick, compute: Callable[[], Any]) -> Any:
-        """Run one call of the transformer, whose blocks come to this driver one by one."""
+        """Run one call of the transformer, whose blocks come to this driver one by one.
+
+        What was kept of a branch that was away for long, as with guidance in an interval, is forgotten.
+        """
+        away = tick.step - self._called.get(tick.branch, tick.step) - 1
+        if away > min(self.config.max_consecutive_skips, LONGEST_ABSENCE):
+            self.states = {key: state for key, state in self.states.items() if key[0] != tick.branch}
+        self._called[tick.branch] = tick.step
         return compute()
 
     def handed_over(self, output: torch.Tensor, tick: Tick) -> torch.Tensor:
@@ -96,9 +106,8 @@ class Driver:
 
     def reset(self) -> None:
         """Forget all cached states; the next step is computed."""
-        self.states.clear()
-        self._decisions.clear()
-        self._calls.clear()
+        for kept in (self.states, self._decisions, self._calls, self._called):
+            kept.clear()
         if self.partial:
             self.partial.clear()
 

@@ -7,8 +7,8 @@ branches of guidance, whatever its formula. In a loop without a scheduler the ou
 
 from __future__ import annotations
 
+import functools
 import math
-from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -26,6 +26,7 @@ from fastcache_xdit.segments.sums import ErrorSums
 COMPUTED, SKIPPED = Decision(False, "plan", 0.0, 0.0), Decision(True, "plan", 0.0, 0.0)
 CHECK, NO_REFERENCE = Decision(False, "check", 0.0), Decision(False, "no reference")
 _Past = list[tuple[int, torch.Tensor]]  # (step, output), newest first
+_Key = tuple[str, int | None, int]  # branch, patch and batch size of a call
 
 
 class OutputDriver:
@@ -46,8 +47,10 @@ class OutputDriver:
         self.record = record
         self.clock = clock
         self.hands_over = hands_over
-        self._returned: dict[tuple[str, int | None], Any] = {}  # last output, by branch and patch
-        self._past: dict[Any, _Past] = {}  # by patch, or where nothing is handed over by branch and patch
+        self._returned: dict[_Key, Any] = {}  # last output, of each kind of call
+        self._past: dict[Any, _Past] = {}  # by patch, or where nothing is handed over by kind of call
+        self._guided: dict[int | None, frozenset[_Key]] = {}  # the calls behind the newest output of `_past`
+        self._calls: set[_Key] = set()  # since the scheduler advanced
         self._computed: dict[Any, tuple[int, ...]] = {}
         self._skipped: dict[int | None, int] = {}  # the last skipped step, by patch
         self._missed = math.inf  # relative error of the worst sample where it was last measured
@@ -63,10 +66,8 @@ class OutputDriver:
 
     def reset(self) -> None:
         """Forget all cached outputs; the next step is computed."""
-        self._returned.clear()
-        self._past.clear()
-        self._computed.clear()
-        self._skipped.clear()
+        for kept in (self._returned, self._past, self._guided, self._calls, self._computed, self._skipped):
+            kept.clear()
         self._missed = math.inf
 
     def bytes_held(self) -> int:
@@ -75,9 +76,10 @@ class OutputDriver:
         held += [tensor for output in self._returned.values() for tensor in tensors_in(output)]
         return sum(output.numel() * output.element_size() for output in held)
 
-    def call(self, tick: Tick, compute: Callable[[], Any]) -> Any:
+    def call(self, tick: Tick, compute: functools.partial[Any]) -> Any:
         """Run one call of the denoiser, or hand back its last output in the place of a skipped one."""
-        key = tick.branch, tick.patch
+        key = tick.branch, tick.patch, _batch_size(compute)
+        self._calls.add(key)
         decision = self._decide(tick, key)
         self._note(tick, decision)
         if not decision.skip:
@@ -92,9 +94,14 @@ class OutputDriver:
         """Return what the scheduler shall get after a call: the output as it is, or the estimate of a skipped step."""
         if not self.hands_over:
             return output
+        calls, self._calls = frozenset(self._calls), set()
         self._split(tick, output)
         if self._skipped.get(tick.patch) == tick.step:
             return self._estimate(tick.patch, tick.step)
+        if self._guided.setdefault(tick.patch, calls) != calls:  # guidance was switched on or off
+            self._guided[tick.patch] = calls
+            self._past.pop(tick.patch, None)
+            self._computed.pop(tick.patch, None)
         self._check(tick, output)
         self._keep(tick.patch, tick.step, output)
         return output
@@ -109,7 +116,7 @@ class OutputDriver:
             self._past[tick.patch] = [(step, _part(full, output, tick.rows)) for step, full in self._past[None]]
             self._computed[tick.patch] = self._computed[None]
 
-    def _decide(self, tick: Tick, key: tuple[str, int | None]) -> Decision:
+    def _decide(self, tick: Tick, key: _Key) -> Decision:
         if not self.pilot.skips(tick.step):
             return COMPUTED
         if key not in self._returned:
@@ -152,6 +159,11 @@ class OutputDriver:
     def _estimate(self, key: Any, step: int) -> torch.Tensor:
         weights = self.pilot.weights(step, self._computed[key])
         return combined(weights, [output for _, output in self._past[key]])
+
+
+def _batch_size(call: functools.partial[Any]) -> int:
+    """Return the batch size of a call; guidance that is switched off within a request halves it."""
+    return next((len(given) for given in tensors_in([call.args, call.keywords]) if given.ndim > 1), 0)
 
 
 def tensor_of(output: Any) -> torch.Tensor:
