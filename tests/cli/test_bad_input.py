@@ -108,6 +108,11 @@ def test_ranks_that_share_a_picture_need_guidance(capsys, monkeypatch):
     assert code == 2 and "guidance_scale=1 is not supported where ranks share one picture" in told
 
 
+def test_a_single_step_needs_a_scheduler_for_it(capsys):
+    code, told = run(capsys, *GENERATE, "--num_inference_steps", 1)
+    assert code == 2 and "fails with PixArtAlphaPipeline and DPMSolverMultistepScheduler; take 2 steps or more" in told
+
+
 def test_sharded_parameters_are_refused_before_a_model_loads(capsys, monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "2")
     sharded = ["--ulysses_degree", 2, "--fully_shard_degree", 2]

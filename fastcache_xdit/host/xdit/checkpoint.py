@@ -7,6 +7,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from fastcache_xdit.errors import UsageError
 from fastcache_xdit.host.xdit.layout import Layout, check_degrees, every_layout
 from fastcache_xdit.models.catalogue import spec_named
@@ -16,13 +18,30 @@ GUIDED = ("PixArtAlphaPipeline", "PixArtSigmaPipeline", "SanaPipeline")  # xDiT 
 
 
 def check_call(folder: Path, layout: Layout, call: Mapping[str, Any]) -> None:
-    """Raise UsageError where xDiT would fail in this layout on what a pipeline is called with."""
+    """Raise UsageError where diffusers, or xDiT in this layout, would fail on what a pipeline is called with."""
     kind, guidance = pipeline_class(folder), call.get("guidance_scale")
+    if kind == "PixArtAlphaPipeline" and call.get("num_inference_steps") == 1:
+        _check_one_step(folder)
     if kind in GUIDED and guidance is not None and guidance <= 1 and layout.ranks > layout.data_parallel_degree:
         raise UsageError(
             f"guidance_scale={guidance:g} is not supported where ranks share one picture: xDiT runs both branches of a "
             f"{kind} there",
             "set guidance_scale above 1, or divide the prompts alone, with data_parallel_degree",
+        )
+
+
+def _check_one_step(folder: Path) -> None:
+    """Raise UsageError where a single step is not what PixArt takes it for: that of a scheduler that shows the end."""
+    import diffusers
+
+    config = _config(folder / "scheduler" / "scheduler_config.json")
+    scheduler = getattr(diffusers, config["_class_name"]).from_config(config)
+    scheduler.set_timesteps(1)
+    nothing = torch.zeros(1, 1, 1, 1)
+    if len(scheduler.step(nothing, scheduler.timesteps[0], nothing, return_dict=False)) == 1:
+        raise UsageError(
+            f"num_inference_steps=1 fails with PixArtAlphaPipeline and {config['_class_name']}",
+            "take 2 steps or more, or a scheduler of a distilled model, such as LCMScheduler",
         )
 
 
