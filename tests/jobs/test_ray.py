@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import signal
 import subprocess
 import time
@@ -31,11 +32,14 @@ def test_two_ranks_of_one_replica_stop_when_asked(tmp_path):
     job = submit(tmp_path / "job", 60)
     with launched(0, str(job.folder), "--ray", "--ulysses_degree", "2") as driver:
         wait_for(job, 2, driver)
+        settings = Path(f"/proc/{replicas_of(driver)[0]}/environ").read_text().split("\0")
         driver.send_signal(signal.SIGTERM)
         words = told(driver)
     counts = job.counts()
     assert driver.returncode == 75 and "the same command goes on" in words, words
     assert counts["running"] == 0 and 2 <= counts["done"] < 60
+    assert "RAY_AUTH_MODE=token" in settings, "nobody else of this machine, or its network, gets in"
+    assert any(re.fullmatch("RAY_AUTH_TOKEN=[0-9a-f]{64}", each) for each in settings)
 
 
 def test_a_cluster_that_is_too_small_is_refused(tmp_path):
