@@ -22,8 +22,8 @@ class UsageError(FastCacheError, ValueError):
     """
 
     def __init__(self, problem: str, advice: str = "") -> None:
-        self.problem = _one_line(problem)
-        self.advice = _one_line(advice)
+        self.problem = one_line(problem)
+        self.advice = one_line(advice)
         super().__init__(self.problem, self.advice)
 
     def __str__(self) -> str:
@@ -39,7 +39,7 @@ def quoted(value: object) -> str:
     return _QUOTED.repr(value)
 
 
-def _one_line(text: str) -> str:
+def one_line(text: str) -> str:
     """Shorten a text that may quote what was given, and show what a terminal would act on instead of sending it."""
     cut = text if len(text) <= LONGEST else f"{text[: LONGEST // 2]} ... {text[-LONGEST // 2 :]}"
     return "".join(letter if letter.isprintable() else ascii(letter)[1:-1] for letter in cut)

@@ -21,7 +21,7 @@ from platformdirs import user_cache_dir
 from fastcache_xdit.approx.calibration import FORMAT, Calibration
 from fastcache_xdit.approx.identity import IDENTITY, fits
 from fastcache_xdit.approx.tensor_file import read_header
-from fastcache_xdit.errors import UsageError
+from fastcache_xdit.errors import UsageError, one_line
 from fastcache_xdit.files import checksum, remove_leftovers, replacing, writable_file
 
 VARIABLE = "FASTCACHE_HOME"
@@ -197,4 +197,4 @@ def _unless_broken(read: Callable[[Path], Read], path: Path) -> Read | None:
 @lru_cache(maxsize=256)
 def _warn(what: str) -> None:
     """Log a warning, once for each file or folder."""
-    _log.warning("fastcache: %s", what)
+    _log.warning("fastcache: %s", one_line(what))

@@ -19,6 +19,7 @@ import torch
 
 from fastcache_xdit.approx import packing
 from fastcache_xdit.approx.coherence import Coherence
+from fastcache_xdit.approx.contents import check_header, told
 from fastcache_xdit.approx.fitted import Fitted, Refitted, SolutionCache
 from fastcache_xdit.approx.keys_values import FORECAST_FORM, SEGMENT, STREAM, KeysValues, KeysValuesForecast
 from fastcache_xdit.approx.maps import Affine
@@ -137,11 +138,15 @@ class Calibration:
         """Read a file that `save` or `save_refits` wrote.
 
         Raises:
-            UsageError: the file is missing, truncated, altered or of another kind.
+            UsageError: the file is missing, truncated, altered or of another kind, or lacks what a calibration holds.
         """
         kind, header, tensors = read_tensors(path, FORMAT, REFITS)
-        if kind == REFITS:
-            return _refined(Path(path), header, tensors)
+        with told(path):
+            return _refined(Path(path), header, tensors) if kind == REFITS else cls._unpacked(header, tensors)
+
+    @classmethod
+    def _unpacked(cls, header: dict[str, Any], tensors: dict[str, torch.Tensor]) -> Calibration:
+        check_header(header)
         sigmas, layers = tuple(header.pop("levels")), tuple(header.pop("layers"))
         return cls(
             sigmas=sigmas,
@@ -156,7 +161,8 @@ class Calibration:
     def cached(cls, path: str | Path) -> Calibration:
         """Load a file, or return the same object again while the file is unchanged, so that solutions are shared."""
         file = Path(path)
-        return _loaded(file, file.stat().st_mtime_ns if file.is_file() else 0)
+        status = file.stat() if file.is_file() else None  # a file that is replaced within a tick has another inode
+        return _loaded(file, status and (status.st_mtime_ns, status.st_ino, status.st_size))
 
     @cached_property
     def stamp(self) -> str:
@@ -179,7 +185,10 @@ def _without_keys_values(moments: packing.MomentsBySegment, layers: tuple[str, .
 
 
 def _refined(path: Path, header: dict[str, Any], tensors: dict[str, torch.Tensor]) -> Calibration:
-    base = Calibration.load(path.parent / header["base"])
+    file = path.parent / header["base"]
+    _, values, parts = read_tensors(file, FORMAT)  # never refits, which might name themselves
+    with told(file):
+        base = Calibration._unpacked(values, parts)
     if base.stamp != header["base_stamp"]:
         raise UsageError(
             f"{path} refines another {header['base']} than the one beside it", "run fastcache-xdit tune again"
@@ -188,7 +197,7 @@ def _refined(path: Path, header: dict[str, Any], tensors: dict[str, torch.Tensor
 
 
 @lru_cache(maxsize=4)
-def _loaded(path: Path, changed: int) -> Calibration:
+def _loaded(path: Path, version: tuple[int, int, int] | None) -> Calibration:
     return Calibration.load(path)
 
 

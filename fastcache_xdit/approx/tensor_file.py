@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 import torch
 
+from fastcache_xdit.approx.contents import check_tensors, told
 from fastcache_xdit.errors import UsageError
 from fastcache_xdit.files import write_whole
 
@@ -47,13 +48,15 @@ def read_tensors(path: str | Path, *kinds: str) -> TensorFile:
     """Read a file of one of these kinds and check its digest.
 
     Raises:
-        UsageError: the file is missing, truncated, altered or of another kind.
+        UsageError: the file is missing, truncated, altered or of another kind, or not all of its numbers are finite.
     """
     with _opened(path, kinds) as (file, metadata):
         tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
     if metadata.get("digest") != digest(metadata.get("header", ""), tensors):
         raise UsageError(f"{path} was altered after it was written: its digest does not match", "calibrate again")
-    return TensorFile(metadata["format"], json.loads(metadata["header"]), tensors)
+    check_tensors(path, tensors)
+    with told(path):
+        return TensorFile(metadata["format"], json.loads(metadata["header"]), tensors)
 
 
 def read_header(path: str | Path, *kinds: str) -> dict[str, Any]:
@@ -63,7 +66,8 @@ def read_header(path: str | Path, *kinds: str) -> dict[str, Any]:
         UsageError: the file is missing, truncated or of another kind.
     """
     with _opened(path, kinds) as (_, metadata):
-        header: dict[str, Any] = json.loads(metadata["header"])
+        with told(path):
+            header: dict[str, Any] = json.loads(metadata["header"])
         return header
 
 

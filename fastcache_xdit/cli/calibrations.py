@@ -11,7 +11,7 @@ from typing import Any
 from fastcache_xdit.approx.calibration import Calibration
 from fastcache_xdit.cli.arguments import parse
 from fastcache_xdit.cli.commands import Command, Group, no_action
-from fastcache_xdit.errors import UsageError
+from fastcache_xdit.errors import UsageError, one_line
 from fastcache_xdit.home import VARIABLE, Home, Kept, kept_at
 
 HEADINGS = ("NAME", "MODEL", "STEPS", "LEARNT", "FROM", "SIZE")
@@ -36,7 +36,7 @@ def list_all(argv: list[str]) -> int:
         print(f"  --cache fastcache learns while serving and keeps it there; {VARIABLE} names another folder")
         return 0
     for line in _table([HEADINGS, *map(_row, kept)]):
-        print(line)
+        print(one_line(line))
     count = "1 calibration" if len(kept) == 1 else f"{len(kept)} calibrations"
     print(f"\n{count}, {_size(sum(each.size for each in kept))} in {home.calibrations}")
     return 0
@@ -46,9 +46,9 @@ def show(argv: list[str]) -> int:
     """Print all that a calibration says of itself; one that is not whole is a mistake."""
     path = Home().path_of(_parsed("show", argv, add_show).name)
     calibration, kept = Calibration.load(path), kept_at(path)
-    print(kept.name)
+    print(one_line(kept.name))
     for line in _laid_out(_said(calibration, kept)):
-        print(f"  {line}")
+        print(f"  {one_line(line)}")
     return 0
 
 

@@ -1,6 +1,7 @@
 """The calibration file: whole round trips, and refusal by name of everything else."""
 
 import json
+import os
 from dataclasses import replace
 
 import pytest
@@ -8,13 +9,15 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 
-from fastcache_xdit.approx.calibration import Calibration
+from fastcache_xdit.approx.calibration import FORMAT, REFITS, Calibration
 from fastcache_xdit.approx.coherence import Coherence
 from fastcache_xdit.approx.fitted import Refitted
 from fastcache_xdit.approx.identity import IDENTITY, check_identity
 from fastcache_xdit.approx.linear import Past, Reference
 from fastcache_xdit.approx.maps import fit_maps
 from fastcache_xdit.approx.moments import Halves
+from fastcache_xdit.approx.tensor_file import TensorFile, read_tensors, write_tensors
+from fastcache_xdit.errors import UsageError
 from tests.approx.test_fit import SIGMAS, moments, trajectory
 from tests.approx.test_maps import seen
 
@@ -156,3 +159,53 @@ def test_maps_are_kept_and_refused_where_there_are_none(path):
     torch.testing.assert_close(kept.diagonal, maps.diagonal.float())
     with pytest.raises(ValueError, match="no affine maps of c..d; calibrate with --maps, or set affine_rank to 0"):
         Calibration.load(path).affine("c..d", 4)
+
+
+def rewritten(path, **changes):
+    """Write a calibration with a valid digest and other contents: of the header by name, or of all tensors."""
+    kind, header, tensors = read_tensors(path, FORMAT)
+    change = changes.pop("tensors", lambda tensor: tensor)
+    header |= changes
+    kept = {name: value for name, value in header.items() if value is not None}
+    write_tensors(path, TensorFile(kind, kept, {name: change(tensor) for name, tensor in tensors.items()}))
+
+
+WRONG = {
+    "not finite": {"tensors": lambda tensor: tensor * float("nan")},
+    "holds torch.int32": {"tensors": lambda tensor: tensor.int()},
+    "holds what no calibration does": {"tensors": lambda tensor: tensor[:, :3].clone()},
+    "lacks 'identity'": {"identity": None},
+    "lacks 'gains'": {"gains": None},
+    "lacks 'levels'": {"levels": None},
+    "levels are 1 to 1000 .*'many'": {"levels": "many"},
+    "levels are 1 to 1000 noise levels that fall": {"levels": SIGMAS[::-1]},
+    "levels are 1 to 1000": {"levels": [1 - step / 1e6 for step in range(100_000)]},
+    "gains of 'a..b'": {"gains": {"a..b": [float("nan")] * 5}},
+    r"gains of '.x1b": {"gains": {"\x1b[2J": [0.5]}},
+    "unexpected keyword": {"another": 1},
+}
+
+
+@pytest.mark.parametrize("problem", WRONG)
+def test_a_valid_digest_does_not_make_a_calibration(path, problem):
+    rewritten(path, **WRONG[problem])
+    with pytest.raises(UsageError, match=f"cal.safetensors.*{problem}") as error:
+        Calibration.load(path)
+    assert str(error.value).isprintable()
+
+
+def test_refits_that_name_themselves_or_each_other_are_refused(path):
+    first, second = path.with_name("first.safetensors"), path.with_name("second.safetensors")
+    for file, base in ((first, second), (second, first), (path, path)):
+        write_tensors(file, TensorFile(REFITS, {"base": base.name, "base_stamp": "", "refits": []}, {}))
+    for file in (first, path):
+        with pytest.raises(UsageError, match="is no 'fastcache calibration 1' file but 'fastcache refits 1'"):
+            Calibration.load(file)
+
+
+def test_a_file_that_is_replaced_within_a_tick_of_the_clock_is_read_anew(path):
+    first, when = Calibration.cached(path), path.stat().st_mtime_ns
+    assert Calibration.cached(path) is first
+    rewritten(path, facts={"steps": 6})
+    os.utime(path, ns=(when, when))
+    assert Calibration.cached(path).facts == {"steps": 6}
