@@ -8,10 +8,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from PIL import Image
 
 from fastcache_xdit.errors import UsageError
 
+NOT_FINITE = "the image is not finite (NaN or infinite latents); lower guidance, or use another dtype"
 # One thread and no tags: the same frames give the same bytes. 39 dB on drawn clips, as many as without quantization:
 # what is lost is lost by halving the colour planes.
 ENCODER = {"crf": "18", "threads": "1"}
@@ -75,3 +77,16 @@ def _describe(stream: Any) -> None:
 
 def _halved_colours(frame: Any) -> Any:
     return frame.reformat(format="yuv420p", dst_colorspace="ITU709", dst_color_range="MPEG")
+
+
+def pictured(values: torch.Tensor, fps: int) -> Image.Image | Clip:
+    """Make an image of [3, H, W], or a clip of [F, 3, H, W], in 0..1; rounded as diffusers does."""
+    if values.ndim == 4:
+        return Clip(tuple(map(_image, values)), fps)
+    return _image(values)
+
+
+def _image(values: torch.Tensor) -> Image.Image:
+    # what is not finite is black, as diffusers has it
+    pixels = values.float().nan_to_num(0, 1, 0).permute(1, 2, 0).cpu().numpy()
+    return Image.fromarray((pixels * 255).round().astype("uint8"))

@@ -33,6 +33,8 @@ from fastcache_xdit.jobs.submit import wrong_size
 from fastcache_xdit.plugin import register
 from fastcache_xdit.shipped import SHIPPED
 
+INCOMPLETE = 1  # exit code where an image is not finite
+
 
 @dataclass(frozen=True, kw_only=True)
 class GenerateOptions(PipelineOptions):
@@ -59,9 +61,9 @@ def main(argv: list[str]) -> int:
     register()
     options = pipeline_options(GenerateOptions, "generate", argv, add_arguments)
     job = _Job(options)
-    job.run(engine.Engine(job.model, options.xdit, options.dtype, options.fps))
+    complete = job.run(engine.Engine(job.model, options.xdit, options.dtype, options.fps))
     world.finish()
-    return 0
+    return 0 if complete else INCOMPLETE
 
 
 class _Job:
@@ -91,8 +93,8 @@ class _Job:
         if reason := wrong_size(width, height, pixels):
             raise UsageError(reason)
 
-    def run(self, running: engine.Engine) -> None:
-        """Generate on every rank; the first one writes the figures."""
+    def run(self, running: engine.Engine) -> bool:
+        """Generate on every rank; the first one writes the figures, and returns whether all images are finite."""
         running.pipe.set_progress_bar_config(disable=not world.is_first_rank(), leave=False)
         with Watch().following(running.pipe):
             result = self._generate(running)
@@ -100,6 +102,7 @@ class _Job:
         views = world.gather_objects(summary.view(result, topology(), agreement))
         if views:
             self._write(views)
+        return not summary.not_finite(views or ())
 
     def _generate(self, running: engine.Engine) -> compare.Comparison:
         if self.config is None:
@@ -115,6 +118,8 @@ class _Job:
             figures |= summary.quality_figures(views, self.prompts, shapes_accuracy if self.shipped else None)
         if self.config:
             figures |= learning_figures(views, figures)
+        if broken := summary.not_finite(views):
+            figures["not_finite"] = broken
         self.output.write_summary(figures)
         write_report(self.output.path / "report.html", figures, self.prompts, views)
         print(closing.line(figures, self.output.path / "report.html"))

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
+MOST_NAMED = 10  # images in the line
+
 
 def pace(speedup: float) -> str:
     """Put a ratio of times into words."""
@@ -23,6 +25,10 @@ def line(figures: dict[str, Any], report: Any) -> str:
 
 def _parts(figures: dict[str, Any]) -> Iterator[str]:
     yield f"{figures['num_images']} {noun(figures, figures['num_images'])}"
+    if broken := figures.get("not_finite", {}):
+        numbers = sorted({index for kind in broken.values() for index in kind})
+        which = ", ".join(map(str, numbers[:MOST_NAMED])) + ", ..." * (len(numbers) > MOST_NAMED)
+        yield f"{len(numbers)} NOT FINITE and not kept ({which}): lower guidance, or use another dtype"
     learning, after = figures.get("learning"), figures.get("after_switch")
     if learning and after:
         yield f"learnt from the first {learning['requests']} requests in {learning['seconds']:.1f} s"

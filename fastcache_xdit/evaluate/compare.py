@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from fastcache_xdit.approx.pooled import pooled
+from fastcache_xdit.clips import pictured
 from fastcache_xdit.config import FastCacheConfig
 from fastcache_xdit.counters import Counters
 from fastcache_xdit.evaluate.flops import counted
@@ -20,7 +21,7 @@ from fastcache_xdit.parallel.ledger import Entry
 from fastcache_xdit.plugin import fastcache, repaired
 
 WARM_UP_STEPS = 4
-Keep = Callable[[str, int, Any], None]  # (kind, index, image): called as soon as an image is there
+Keep = Callable[[str, int, Any], None]  # (kind, index, image): called as soon as a finite image is there
 
 
 @dataclass
@@ -33,6 +34,7 @@ class Served:
         counters: counts of this request.
         ledger: its decisions.
         is_recorded: it was computed in full, to learn from.
+        not_finite: indices of images that are not finite; they are black, and not kept.
     """
 
     seconds: float = 0.0
@@ -40,6 +42,7 @@ class Served:
     counters: Counters = field(default_factory=Counters)
     ledger: tuple[Entry, ...] = ()
     is_recorded: bool = False
+    not_finite: tuple[int, ...] = ()
 
     @property
     def is_in_full(self) -> bool:
@@ -157,9 +160,12 @@ def _conclude(handle: Handle, result: RankResult, steps: int) -> None:
 def _served(engine: Engine, batch: Batch, call: Mapping[str, Any], keep: Keep, kind: str) -> Served:
     world.barrier()
     start = time.perf_counter()
-    images = engine.generate(batch, **call)
+    pixels = engine.generate(batch, **call, output_type="pt")
+    images = {index: pictured(values, engine.fps) for index, values in pixels.items()}
     world.barrier()
     served = Served(time.perf_counter() - start, images)
+    served.not_finite = tuple(index for index, values in pixels.items() if not values.isfinite().all())
     for index, image in images.items():
-        keep(kind, index, image)
+        if index not in served.not_finite:
+            keep(kind, index, image)
     return served

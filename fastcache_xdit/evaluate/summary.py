@@ -118,6 +118,15 @@ def _frame_figures(clips: Sequence[quality.Likeness]) -> dict[str, Any]:
     }
 
 
+def not_finite(views: Sequence[View]) -> dict[str, list[int]]:
+    """Return the indices of the images that are not finite, by kind; kinds that have none are left out."""
+    indices = {
+        kind: sorted(index for view in views for served in requests_of(view, kind) for index in served.not_finite)
+        for kind in ("cached", "uncached")
+    }
+    return {kind: found for kind, found in indices.items() if found}
+
+
 def clip_figures(views: Sequence[View]) -> dict[str, Any]:
     """Say what the job's clips are; nothing of images."""
     first = images_of(views, "cached")[0]
