@@ -19,7 +19,7 @@ from fastcache_xdit.host.base import Host
 from fastcache_xdit.host.listening import sigmas_of
 from fastcache_xdit.models.catalogue import keep_derived, known_models
 from fastcache_xdit.models.derive import derive, refined
-from fastcache_xdit.models.watch import block_lists, uncompiled
+from fastcache_xdit.models.watch import block_lists, repeatable, uncompiled
 from fastcache_xdit.output_assembly import limit_memory, output_driver
 from fastcache_xdit.parallel.ledger import Ledger
 from fastcache_xdit.runtime.driver import Driver
@@ -60,7 +60,8 @@ def attach_derived(
 
     def build(forward: Forward) -> Driver | OutputDriver:
         try:
-            plan = _derived_plan(host, config, calibration, record, _with_signature(forward, host.transformer))
+            shown = repeatable(_with_signature(forward, host.transformer))
+            plan = _derived_plan(host, config, calibration, record, shown)
         except UsageError as error:
             if not sigmas_of(host) or config.test != "none" or config.tokens or config.calibration or calibration:
                 raise

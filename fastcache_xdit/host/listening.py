@@ -16,8 +16,6 @@ from fastcache_xdit.runtime.session import Session
 from fastcache_xdit.undo import Undo
 from fastcache_xdit.wrapping import Around
 
-ENDS_WITH_CLEAN = ("SCMScheduler",)  # whose last timestep is where the last step leads to
-
 
 def sigmas_of(host: Host) -> Callable[[], list[float]] | None:
     """Return a function that reads the noise levels, 1 to 0, of the request; None in a loop that does not give them.
@@ -27,15 +25,27 @@ def sigmas_of(host: Host) -> Callable[[], list[float]] | None:
     scheduler, given = host.scheduler, host.sigmas
     if scheduler is None:
         return None if given is None else lambda: list(given)
-    inner = getattr(scheduler, "module", scheduler)  # inside xDiT's wrapper
-    stop = -1 if type(inner).__name__ in ENDS_WITH_CLEAN else None
+    return lambda: levels_of(scheduler)[getattr(scheduler, "begin_index", None) or host.begin :]
+
+
+def levels_of(scheduler: Any) -> list[float]:
+    """Return the noise level, 1 to 0, of each step that the scheduler was set up for."""
+    timesteps = [float(timestep) for timestep in scheduler.timesteps.tolist()]
+    if min(timesteps, default=0.0) < 0:  # logarithms of EDM's sigmas
+        data = float(getattr(scheduler.config, "sigma_data", 1.0))
+        return [sigma / (sigma + data) for sigma in scheduler.sigmas.tolist()[: len(timesteps)]]
     train_steps = float(getattr(scheduler.config, "num_train_timesteps", 1000))
+    levels = [timestep / train_steps for timestep in timesteps]
+    if levels and levels[0] < levels[-1]:  # as Mochi counts
+        levels = [1 - level for level in levels]
+    return levels[:-1] if _ends_behind_the_last_step(scheduler, timesteps) else levels
 
-    def sigmas() -> list[float]:
-        timesteps = scheduler.timesteps[getattr(scheduler, "begin_index", None) or host.begin : stop]
-        return [float(timestep) / train_steps for timestep in timesteps.tolist()]
 
-    return sigmas
+def _ends_behind_the_last_step(scheduler: Any, timesteps: list[float]) -> bool:
+    """Return whether the last timestep is where the last step arrives, as with SCM, and none of its own."""
+    steps = getattr(scheduler, "num_inference_steps", None)
+    is_longer = steps is not None and getattr(scheduler, "order", 1) == 1 and len(timesteps) == steps + 1
+    return is_longer and timesteps[-1] == 0 and len(set(timesteps)) == len(timesteps)
 
 
 def listen(host: Host, session: Session, undo: Undo) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import inspect
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -51,6 +52,22 @@ def _lists(module: nn.Module, prefix: str) -> Iterator[tuple[str, nn.ModuleList]
 
 def _may_be_block(item: nn.Module) -> bool:
     return not isinstance(item, nn.ModuleList) and sum(1 for _ in item.modules()) >= LEAST_MODULES
+
+
+def repeatable(forward: functools.partial[Any]) -> functools.partial[Any]:
+    """Return a call that can be made again and again: lists that the model takes apart are copied for each time."""
+
+    @functools.wraps(forward.func)
+    def fresh(*args: Any, **kwargs: Any) -> Any:
+        return forward.func(*_copied(args), **_copied(kwargs))
+
+    return functools.partial(fresh, *forward.args, **forward.keywords)
+
+
+def _copied(value: Any) -> Any:
+    if type(value) in (list, tuple):
+        return type(value)(_copied(part) for part in value)
+    return {name: _copied(part) for name, part in value.items()} if type(value) is dict else value
 
 
 def watched(model: nn.Module, forward: Callable[[], Any]) -> list[BlockCall]:
