@@ -131,6 +131,7 @@ def recipe_of(
     _check_model(model, options.layout)
     check_clips(fps)
     check_lease(lease)
+    pipeline = pipeline or kinds.run_alone(model)
     if pipeline:
         kinds.check_kind(pipeline, model, options.layout)
     return Recipe(

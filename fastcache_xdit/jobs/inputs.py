@@ -18,6 +18,12 @@ from fastcache_xdit.jobs.recipe import BadLine, PromptLine, bad_line
 FOLDER = "inputs"
 # By field of a line: the argument of the pipeline's call.
 ARGUMENTS = {"image": "image", "mask": "mask_image", "video": "video", "control_image": "control_image"}
+EXAMPLES = {  # of classes that take a field
+    "mask": "FluxInpaintPipeline",
+    "video": "WanVideoToVideoPipeline",
+    "num_frames": "WanPipeline",
+    "control_image": "FluxControlNetPipeline",
+}
 
 
 def with_files(line: PromptLine, prompts: Path, number: int) -> PromptLine | BadLine:
@@ -39,7 +45,8 @@ def fitting(line: PromptLine | BadLine, kind: str | None, takes: set[str]) -> Pr
     takes = takes | ({"num_frames"} if "video" in takes else set())
     for field, argument in {**ARGUMENTS, "strength": "strength", "num_frames": "num_frames"}.items():
         if getattr(line, field) is not None and argument not in takes:
-            advice = "leave it out, or name a class that takes it with --pipeline, such as FluxImg2ImgPipeline"
+            example = EXAMPLES.get(field, "FluxImg2ImgPipeline")
+            advice = f"leave it out, or name a class that takes it with --pipeline, such as {example}"
             return bad_line(line.prompt, f"{kind or 'a model without --pipeline'} takes no {field}; {advice}")
         if getattr(line, field) is None and field in ARGUMENTS and argument in takes:
             return bad_line(line.prompt, f"{kind} needs a file as {field} on each line")
@@ -81,7 +88,9 @@ def _opened(field: str, path: Path, num_frames: int | None) -> Any:
 
 def _read(field: str, path: str) -> tuple[Image.Image, ...]:
     """Read the frames of a clip, or an image as the only one."""
-    if not os.path.isfile(path):  # a Path's own question fails for names that are too long
+    if os.path.isdir(path):  # a Path's own question fails for names that are too long
+        raise UsageError("this is a folder", "name one file in it for each line")
+    if not os.path.isfile(path):
         raise UsageError("no such file", "paths begin at the folder of the prompts file")
     if field == "video":
         return read_frames(path)

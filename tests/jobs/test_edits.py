@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 
 import av
+import diffusers
 import numpy as np
 import pytest
 from PIL import Image
@@ -15,7 +16,9 @@ from fastcache_xdit.jobs.export import damaged
 from fastcache_xdit.jobs.store import Store
 from shapes.shapes import draw, parse
 from shapes.videos import draw_clips, parse_clip
+from tests import tiny
 from tests.jobs.launching import kill, launched, ranks_of, told, wait_for
+from tests.models.parts import awake
 
 COLOURS = ("red", "blue", "green", "orange", "pink", "cyan")
 CACHED = ["--cache", "fastcache", "--cache_config", '{"learn": 2}', "--num_inference_steps", "10"]
@@ -72,6 +75,23 @@ def test_images_are_edited_and_do_not_depend_on_who_is_killed(tmp_path, home):
     assert sum(item.recorded for item in job.items()) == 2 and any(item.approximated for item in job.items())
     given, made = (np.asarray(Image.open(path), float) for path in (tmp_path / "killed" / "1.png", output(job, -1)))
     assert np.abs(given - made).mean() < 8, "a strength of a tenth changes little"
+
+
+def test_a_folder_with_a_controlnet_follows_the_picture_of_each_line(tmp_path, home):
+    home("one")
+    made = tiny.pipeline("flux", text=True)
+    size = {"num_layers": 2, "num_single_layers": 2, "attention_head_dim": 16, "num_attention_heads": 4}
+    net = diffusers.FluxControlNetModel.from_transformer(made.transformer, **size, load_weights_from_transformer=False)
+    diffusers.FluxControlNetPipeline(**made.components, controlnet=awake(net)).save_pretrained(tmp_path / "model")
+    lines = []
+    for colour in COLOURS[:2]:
+        picture(draw(parse(f"a {colour} circle on a dark background"))).save(tmp_path / f"{colour}.png")
+        lines.append({"prompt": "a circle", "seed": 1, "control_image": f"{colour}.png", "width": 64, "height": 64})
+    lines.append(lines[0])
+    job = run(submit(tmp_path, lines, "--model", str(tmp_path / "model")))
+    first, second, again = job.items()
+    assert first.checksum != second.checksum, "they differ in the picture alone"
+    assert first.recorded and second.recorded and again.approximated
 
 
 def output(job, number):

@@ -42,7 +42,7 @@ def write(folder, *lines):
     [
         ({"image": "none.png"}, "image none.png: no such file; paths begin at the folder of the prompts file"),
         ({"image": "x" * 200}, "no such file"),
-        ({"image": "pics"}, "no such file"),
+        ({"image": "pics"}, "image pics: this is a folder; name one file in it for each line"),
         ({"image": "edits.jsonl"}, "image edits.jsonl: not an image that can be read"),
         ({"mask": "pics/clip.mp4"}, "mask pics/clip.mp4: not an image that can be read"),
         ({"video": "edits.jsonl"}, "video edits.jsonl: not a clip that can be read"),
@@ -76,7 +76,13 @@ def submit(folder, lines, *words):
     "words, line, reason",
     [
         (EDIT, {}, "FluxImg2ImgPipeline needs a file as image on each line"),
-        (EDIT, {"image": "pics/red.png", "mask": "pics/mask.png"}, "FluxImg2ImgPipeline takes no mask"),
+        (
+            EDIT,
+            {"image": "pics/red.png", "mask": "pics/mask.png"},
+            "FluxImg2ImgPipeline takes no mask; leave it out, or name a class that takes it with --pipeline, such as "
+            "FluxInpaintPipeline",
+        ),
+        (EDIT, {"image": "pics/red.png", "control_image": "pics/red.png"}, "such as FluxControlNetPipeline"),
         (EDIT, {"image": "pics/red.png", "num_frames": 5}, "FluxImg2ImgPipeline takes no num_frames"),
         (EDIT[:2], {"image": "pics/red.png"}, "FluxPipeline takes no image; leave it out, or name a class"),
         (["--model", "some/model"], {"strength": 0.5}, "a model without --pipeline takes no strength"),
@@ -91,6 +97,7 @@ def test_what_the_pipeline_does_not_take_fails_at_submit(folder, words, line, re
     "kind, words, told",
     [
         ("NoPipeline", [], "diffusers has no pipeline NoPipeline"),
+        ("WanVideoToVideoPipeline", [], "WanVideoToVideoPipeline needs a WanTransformer3DModel, and "),
         ("FluxControlNetPipeline", [], "FluxControlNetPipeline needs controlnet, which"),
         ("StableDiffusionImg2ImgPipeline", [], "needs unet, which"),
         ("LTXImageToVideoPipeline", [], "LTXImageToVideoPipeline makes videos; of these, WanPipeline"),

@@ -40,6 +40,12 @@ def has_wrapper(kind: str) -> bool:
         return False
 
 
+def run_alone(model: str) -> str | None:
+    """Return the class that a folder was saved as, if diffusers makes pictures of prompts with it and xDiT does not."""
+    kind = checkpoint.pipeline_class(Path(model)) if Path(model).is_dir() else ""
+    return kind if "prompt" in call_parameters(kind) and not has_wrapper(kind) else None
+
+
 def check_kind(kind: str, model: str, layout: Layout) -> None:
     """Raise UsageError where `model` cannot be loaded as a class that was asked for, or not run in this layout."""
     _refuse_not_supported(kind)
@@ -47,15 +53,25 @@ def check_kind(kind: str, model: str, layout: Layout) -> None:
         raise UsageError(f"diffusers has no pipeline {kind}", "give a class such as FluxImg2ImgPipeline")
     if kind not in video.PIPELINES and call_parameters(kind) & {"video", "num_frames"}:
         raise UsageError(f"{kind} makes videos", f"of these, {', '.join(video.PIPELINES)} are known here")
-    missing = _needed(kind) - checkpoint.parts(Path(model)) if Path(model).is_dir() else set()
-    if missing:
-        raise UsageError(f"{kind} needs {', '.join(sorted(missing))}, which {model} does not have")
+    if Path(model).is_dir():
+        _check_parts(kind, model)
     used = [name for name, degree in layout.degrees.items() if degree > 1 and name != "data_parallel_degree"]
     if used and not has_wrapper(kind):
         raise UsageError(
             f"xDiT has no {kind}, so one process runs it alone: {used[0]} is not possible",
             "divide the items instead, with data_parallel_degree",
         )
+
+
+def _check_parts(kind: str, model: str) -> None:
+    """Raise UsageError where the folder `model` lacks what the class needs, or holds another transformer."""
+    missing = _needed(kind) - checkpoint.parts(Path(model))
+    if missing:
+        raise UsageError(f"{kind} needs {', '.join(sorted(missing))}, which {model} does not have")
+    wanted = [each.__name__ for each in _class(kind)._get_signature_types().get("transformer", ()) if each]
+    held = checkpoint.transformer_class(Path(model))
+    if wanted and held not in wanted:
+        raise UsageError(f"{kind} needs a {' or '.join(wanted)}, and {model} has a {held}")
 
 
 def _refuse_not_supported(kind: str) -> None:
