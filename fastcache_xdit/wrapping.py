@@ -17,6 +17,7 @@ import torch
 
 PREFIX = "_fastcache_"  # of all attributes that copies must not have
 _WRAPPED = f"{PREFIX}wrapped"
+_MADE = f"{PREFIX}made"  # in classes with wrapped methods
 
 Around = Callable[..., Any]  # (original, *args, **kwargs)
 
@@ -99,11 +100,26 @@ def _of(instance: Any) -> Wrapped | None:
 def _set_class(target: Any, wrapped: Wrapped) -> None:
     """Give an instance the class with its wrapped methods; a class that something else gave it meanwhile stays."""
     names = frozenset((*wrapped.around, *wrapped.hidden))
-    if type(target) is wrapped.kind or type(target) in _classes:
+    if type(target) is wrapped.kind or _is_made(type(target)):
         object.__setattr__(target, "__class__", _class_with(wrapped.kind, names))
 
 
-_classes: weakref.WeakSet[type] = weakref.WeakSet()
+def _is_made(kind: type) -> bool:
+    """Return whether a class is one with wrapped methods; an equal one need not be."""
+    return _MADE in vars(kind)
+
+
+@functools.cache
+def _alike(kind: Any) -> Any:
+    """Return a kind of class that equals the one it is made from, for code that compares the types of instances."""
+
+    def __eq__(self: type, other: object) -> bool:
+        return self is other or self.__mro__[1] is other
+
+    def __hash__(self: type) -> int:
+        return hash(self.__mro__[1])
+
+    return type(kind.__name__, (kind,), {"__eq__": __eq__, "__hash__": __hash__})
 
 
 @functools.cache
@@ -112,9 +128,8 @@ def _class_with(kind: Any, names: frozenset[str]) -> Any:
         return kind
     members: dict[str, Any] = {name: _looking_up(kind, name) for name in sorted(names)}
     members |= {"__reduce_ex__": _reduced(kind), "__module__": kind.__module__, "__qualname__": kind.__qualname__}
-    made = type(kind)(kind.__name__, (kind,), members | {"__doc__": kind.__doc__})
-    _classes.add(made)
-    return made
+    alike: Any = _alike
+    return alike(type(kind))(kind.__name__, (kind,), members | {"__doc__": kind.__doc__, _MADE: True})
 
 
 def _looking_up(kind: type, name: str) -> Any:
@@ -164,7 +179,7 @@ def _reduced(kind: Any) -> Callable[..., Any]:
 
 def _plain(part: Any) -> Any:
     """Return a class without wrapped methods, the attributes of an instance without ours, and all else as it is."""
-    if isinstance(part, type) and part in _classes:
+    if isinstance(part, type) and _is_made(part):
         return part.__mro__[1]
     if isinstance(part, dict):
         return {name: value for name, value in part.items() if not str(name).startswith(PREFIX)}

@@ -108,6 +108,16 @@ def test_a_method_that_was_set_on_the_instance_before_or_after_stays_in_use():
     assert owner.method() == "outer own", "what was put on top stays, and so does what it calls"
 
 
+def test_an_instance_with_wrapped_methods_is_of_the_type_that_it_was():
+    """Bria's pipeline asks `type(self.scheduler) != FlowMatchEulerDiscreteScheduler`."""
+    owner = Owner()
+    with Undo() as undo:
+        undo.wrap(owner, "method", lambda original: original())
+        assert type(owner) == Owner and Owner == type(owner) and hash(type(owner)) == hash(Owner)  # noqa: E721
+        assert type(owner) != type(other := nn.Linear(2, 2)) and type(other) != type(owner)  # noqa: E721
+    assert type(owner) is Owner
+
+
 def test_what_cannot_be_restored_is_restored_by_another_call_and_hides_no_exception():
     owner, other, undo = Owner(), Owner(), Undo()
     undo.set(owner, "value", 1)
