@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import sys
+import weakref
 from collections.abc import Callable
 from typing import Any
 
@@ -11,8 +12,8 @@ from fastcache_xdit.undo import Undo
 
 Hear = Callable[[Any], None]  # is given the pipeline
 
-_hearers: list[Hear] = []
-_patch = Undo()
+_hearers: weakref.WeakSet[Hear] = weakref.WeakSet()  # held by their undo logs, which go with their models
+_patches: list[Undo] = []
 
 
 def hear_loops(hear: Hear, undo: Undo) -> None:
@@ -23,17 +24,17 @@ def hear_loops(hear: Hear, undo: Undo) -> None:
     pipelines = sys.modules.get("diffusers.pipelines.pipeline_utils")
     if pipelines is None:
         return
-    if not _hearers:
-        original = pipelines.DiffusionPipeline.progress_bar
-        _patch.set(pipelines.DiffusionPipeline, "progress_bar", _telling(original))
-    _hearers.append(hear)
+    if not _patches:
+        _patches.append(Undo())
+        _patches[0].set(pipelines.DiffusionPipeline, "progress_bar", _telling(pipelines.DiffusionPipeline.progress_bar))
+    _hearers.add(hear)
     undo.callback(_forget, hear)
 
 
 def _forget(hear: Hear) -> None:
-    _hearers.remove(hear)
-    if not _hearers:
-        _patch.close()
+    _hearers.discard(hear)
+    if not _hearers and _patches:
+        _patches.pop().close()
 
 
 def _telling(original: Callable[..., Any]) -> Callable[..., Any]:
