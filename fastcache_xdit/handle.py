@@ -97,7 +97,7 @@ class Handle:
                 other patch was undone, another call restores the rest.
         """
         if self._running:
-            self._running.driver.reset()
+            self._running.driver.release()
             self._outcome = _Outcome(self.report(), self.learnt, self.promise, self.seconds_learning)
             self._running = self._learner = None
             self._keys_values_bytes = _nothing

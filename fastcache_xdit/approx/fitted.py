@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -14,6 +14,8 @@ from fastcache_xdit.approx.fit import STRENGTHS, Places, directions, error_made,
 from fastcache_xdit.approx.forms import FORMS
 from fastcache_xdit.approx.linear import Past, Reference
 from fastcache_xdit.approx.moments import Halves
+
+MOST_SOLVED = 512  # sets of coefficients of one form and segment that are kept: a test chooses ever new masks
 
 
 class Refitted(NamedTuple):
@@ -56,16 +58,36 @@ class SolutionCache:
     """The solutions for one form of one segment; they depend on the calibration alone and are shared between caches.
 
     Attributes:
-        by_schedule: moments, by the noise levels of a request and the stream.
+        by_stream: the noise levels of the newest schedule that something was solved for, and the moments at these.
         coefficients: [D, 2K+2] float64, by noise levels, stream, step, and the computed steps before it.
         missed: for each stream, the accumulated error [D, 2T+1] up to the newest step, behind the key of that step.
         weights: as `coefficients`, also by device and whether the stage follows another.
     """
 
-    by_schedule: dict[tuple[tuple[float, ...], str], Halves] = field(default_factory=dict)
+    by_stream: dict[str, tuple[tuple[float, ...], Halves]] = field(default_factory=dict)
     coefficients: dict[tuple, torch.Tensor] = field(default_factory=dict)
     missed: dict[str, tuple[tuple, torch.Tensor]] = field(default_factory=dict)
     weights: dict[tuple, list[torch.Tensor | None]] = field(default_factory=dict)
+
+    def keep(self, key: tuple, coefficients: torch.Tensor) -> None:
+        """Keep coefficients; with too many, all older ones and their weights are forgotten, to be solved again."""
+        if len(self.coefficients) >= MOST_SOLVED:
+            self.coefficients.clear()
+            self.weights.clear()
+        self.coefficients[key] = coefficients
+
+    def release(self) -> None:
+        """Forget what solving needs, and keep what was solved."""
+        self.by_stream.clear()
+        self.missed.clear()
+
+    def bytes_held(self, calibrated: Iterable[Halves]) -> int:
+        """Return the bytes of what is kept beside the calibrated moments themselves."""
+        own = {id(part.gram) for halves in calibrated for part in halves}
+        grams = [part.gram for _, halves in self.by_stream.values() for part in halves if id(part.gram) not in own]
+        weights = [weight for some in self.weights.values() for weight in some if weight is not None]
+        kept = [*grams, *self.coefficients.values(), *(error for _, error in self.missed.values()), *weights]
+        return sum(tensor.numel() * tensor.element_size() for tensor in kept)
 
 
 class Fitted:
@@ -109,6 +131,14 @@ class Fitted:
         """Begin a request whose steps have these noise levels."""
         self.sigmas = tuple(sigmas)
 
+    def release(self) -> None:
+        """Forget the moments at the noise levels of the last request, and keep what was solved."""
+        self._solutions.release()
+
+    def bytes_held(self) -> int:
+        """Return the bytes of what is kept beside the calibration."""
+        return self._solutions.bytes_held(self._calibrated.values())
+
     def residual(self, stream: str, entered: torch.Tensor, past: Past) -> torch.Tensor:
         """Return sum_k r_k R_k + h H + sum_k h_k H_k + b, with weights [D], summed in at least float32."""
         used = past.references[: self.references]
@@ -122,7 +152,8 @@ class Fitted:
             used = computed[: self.references]
             refit = self._refits.get(Refitted(self.segment, self.name, self.sigmas, stream, step, used))
             coefficients = self._solve(stream, step, computed) if refit is None else refit.double()
-            self._solutions.coefficients[key] = coefficients
+            self._solutions.keep(key, coefficients)
+            return coefficients
         return self._solutions.coefficients[key]
 
     def _solve(self, stream: str, step: int, computed: tuple[int, ...]) -> torch.Tensor:
@@ -146,10 +177,10 @@ class Fitted:
         return directions(self.form, training.plus(held_out), place, self.coefficients(stream, step, computed))
 
     def _halves(self, stream: str) -> Halves:
-        key = (self.sigmas, stream)
-        if key not in self._solutions.by_schedule:
-            self._solutions.by_schedule[key] = self._calibrated[stream].at(self.sigmas)
-        return self._solutions.by_schedule[key]
+        solved = self._solutions.by_stream.get(stream)
+        if solved is None or solved[0] != self.sigmas:
+            solved = self._solutions.by_stream[stream] = self.sigmas, self._calibrated[stream].at(self.sigmas)
+        return solved[1]
 
     def _carried(self, stream: str, step: int, computed: tuple[int, ...]) -> torch.Tensor | None:
         """Return the error of the skipped steps before this one, faded to this step; None if there is none."""

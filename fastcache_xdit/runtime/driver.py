@@ -112,8 +112,13 @@ class Driver:
             self.partial.clear()
 
     def bytes_held(self) -> int:
-        """Return the bytes of the cached tensors."""
-        return sum(part.bytes_held() for part in (*self.states.values(), self.partial) if part)
+        """Return the bytes of the cached tensors, and of what was solved."""
+        return sum(part.bytes_held() for part in (*self.states.values(), self.partial, self.stand_ins) if part)
+
+    def release(self) -> None:
+        """Forget all that a new request does without."""
+        self.reset()
+        self.stand_ins.release()
 
     def rebase(self, entered: Streams, patch: int | None) -> None:
         """Measure the residual of the newest computed step from `entered` on, which entered an earlier stage."""

@@ -48,6 +48,9 @@ class FirstCall:
     def reset(self) -> None:
         """Forget nothing, as nothing is kept."""
 
+    def release(self) -> None:
+        """Forget nothing either."""
+
     def bytes_held(self) -> int:
         """Return 0."""
         return 0

@@ -71,10 +71,15 @@ class OutputDriver:
         self._missed = math.inf
 
     def bytes_held(self) -> int:
-        """Return the bytes of the cached outputs."""
+        """Return the bytes of the cached outputs, and of what was planned."""
         held = [output for past in self._past.values() for _, output in past]
         held += [tensor for output in self._returned.values() for tensor in tensors_in(output)]
-        return sum(output.numel() * output.element_size() for output in held)
+        return sum(output.numel() * output.element_size() for output in held) + self.pilot.bytes_held()
+
+    def release(self) -> None:
+        """Forget all that a new request does without."""
+        self.reset()
+        self.pilot.release()
 
     def call(self, tick: Tick, compute: functools.partial[Any]) -> Any:
         """Run one call of the denoiser, or hand back its last output in the place of a skipped one."""

@@ -102,6 +102,18 @@ class Pilot:
         """Say in one line what is used and what it promises."""
         return described(self.goal, self.calibration)
 
+    def bytes_held(self) -> int:
+        """Return the bytes of the moments at the noise levels that were planned for, beside those of calibrations."""
+        moments = {id(part.gram): part.gram for _, plan, _ in self._planned.values() for part in plan.halves}
+        for used, _, _ in self._planned.values():
+            for part in used.moments[SEGMENT][STREAM]:
+                moments.pop(id(part.gram), None)
+        return sum(gram.numel() * gram.element_size() for gram in moments.values())
+
+    def release(self) -> None:
+        """Forget all plans."""
+        self._planned.clear()
+
     @contextlib.contextmanager
     def at(self, goal: Goal) -> Iterator[None]:
         """Take another goal for the requests inside the with block."""

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from functools import cached_property
 
 from fastcache_xdit.approx.calibration import Calibration
+from fastcache_xdit.approx.fitted import Fitted
 from fastcache_xdit.approx.keys_values import KeysValuesForecast
 from fastcache_xdit.approx.linear import StandIn, unfitted
 from fastcache_xdit.config import FastCacheConfig
@@ -71,6 +72,21 @@ class StandIns:
             stand_in.begin(sigmas)
         if self.forecast:
             self.forecast.begin(sigmas)
+
+    @cached_property
+    def _fitted(self) -> Sequence[Fitted]:
+        """One for each key of the calibration: those of the same key share what was solved."""
+        fitted = {each.segment: each for each in self.by_segment if isinstance(each, Fitted)}
+        return list(fitted.values())
+
+    def bytes_held(self) -> int:
+        """Return the bytes of what was solved, beside the calibration."""
+        return sum(each.bytes_held() for each in self._fitted)
+
+    def release(self) -> None:
+        """Forget what solving needs, and keep what was solved."""
+        for each in self._fitted:
+            each.release()
 
     def static_forecast(self) -> KeysValuesForecast | None:
         """Return the forecast of the keys and values of static tokens; None unless `tokens.static_kv` is `forecast`.
