@@ -92,8 +92,8 @@ def _size(degrees: dict[str, Any]) -> int:
 
 def _possible(fault: str, family: str, degrees: dict[str, Any], config: dict[str, Any]) -> bool:
     stages = "pipefusion_parallel_degree" in degrees
-    if fault == "exception":
-        return not stages  # its callback runs on the last stage alone
+    if fault in ("exception", "slow rank"):
+        return not stages  # xDiT refuses callbacks there, or calls them on the last stage alone
     if fault == "nan":
         return family != "wan" and not stages and config.get("test") != "paper"  # no latents can be given to it
     if fault == "other config":
