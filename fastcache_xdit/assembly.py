@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from torch import nn
 
 from fastcache_xdit.approx.calibration import Calibration
-from fastcache_xdit.approx.identity import check_identity
+from fastcache_xdit.approx.identity import check_adapters, check_identity
 from fastcache_xdit.clock import Clock, Patch
 from fastcache_xdit.config import FastCacheConfig
 from fastcache_xdit.counters import Counters
@@ -17,7 +17,7 @@ from fastcache_xdit.decision.schedule import marks_at
 from fastcache_xdit.errors import UsageError
 from fastcache_xdit.host.base import Host
 from fastcache_xdit.host.group import GroupConsensus, StageRelay
-from fastcache_xdit.host.identity import identity
+from fastcache_xdit.host.identity import adapters, identity
 from fastcache_xdit.host.listening import listen, sigmas_of
 from fastcache_xdit.host.xdit import layout
 from fastcache_xdit.parallel.consensus import Consensus, Solo
@@ -86,7 +86,9 @@ def attach(plan: ExecutionPlan, observer: Observer | None, undo: Undo) -> Sessio
     record = Record(config, consensus_of(host, config, counters), _ledger(plan), counters)
     driver = driver_of(plan, record, Clock(), observer, undo)
     added = host.spec.added if config.tokens else ()
-    return connect(host, Session(host.spec.bypass + added, driver, sigmas_of(host), *calls_of(host)), undo)
+    session = Session(host.spec.bypass + added, driver, sigmas_of(host), *calls_of(host))
+    session.check = adapters_check(host, config, plan.stand_ins.calibration)
+    return connect(host, session, undo)
 
 
 def driver_of(plan: ExecutionPlan, record: Record, clock: Clock, observer: Observer | None, undo: Undo) -> Driver:
@@ -132,6 +134,13 @@ def _check_lead_blocks(host: Host, config: FastCacheConfig) -> None:
             f"skip: it has {first_stage} blocks",
             f"set lead_blocks to at most {first_stage - 1}, or pp_decision=stage",
         )
+
+
+def adapters_check(host: Host, config: FastCacheConfig, calibration: Calibration | None) -> Callable[[], None]:
+    """Return what refuses a request with other adapters than the calibration was made with; no weight is read."""
+    if calibration is None or config.allow_adapters:
+        return lambda: None
+    return lambda: check_adapters(calibration.identity, adapters(host))
 
 
 def _calibration(host: Host, config: FastCacheConfig, calibration: Calibration | None) -> Calibration | None:

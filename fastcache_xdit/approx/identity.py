@@ -31,6 +31,12 @@ def check_identity(calibrated: Mapping[str, Any], running: Mapping[str, Any], al
             )
 
 
+def check_adapters(calibrated: Mapping[str, Any], adapters: list[str]) -> None:
+    """Compare the adapters in a calibration with those that are active now. Raises UsageError as `check_identity`."""
+    if "adapters" in calibrated:
+        check_identity({**calibrated, "weights": {}}, {**calibrated, "weights": {}, "adapters": adapters})
+
+
 def fits(calibrated: Mapping[str, Any], running: Mapping[str, Any]) -> bool:
     """Tell whether a calibration was made for the running model, as `check_identity` says, and for its pipeline."""
     pipelines = {calibrated.get("pipeline"), running.get("pipeline")} - {None}

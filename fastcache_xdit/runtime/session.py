@@ -54,6 +54,7 @@ class Session:
         turns: keeps threads apart.
         memory: chooses the driver of each request, where memory is limited.
         watch: is shown what the scheduler is given and what it makes of it.
+        check: raises UsageError where the cache must not serve the request that begins.
         view: returns in what outputs are stood in for at a step: the clean picture, or None for the outputs themselves.
     """
 
@@ -72,6 +73,7 @@ class Session:
         self.ledgers_agree: bool | None = None
         self.watch: Watch | None = None
         self.memory: MemoryChoice | None = None
+        self.check: Callable[[], None] = lambda: None
         self.view: Callable[[int], OutputView | None] = lambda step: None
         self.turns = Turns()
         self._reads_timestep = not announced
@@ -220,6 +222,7 @@ class Session:
 
     def _begin(self, timestep: float | None) -> None:
         if self._starts(timestep):
+            self.check()
             self.turns.begin()
             self._concluded = False
             self.driver = self.memory.driver() if self.memory else self.driver
