@@ -62,11 +62,16 @@ class Counters:
         self.__init__()  # type: ignore[misc]
 
     def compute_ratio(self, flops_per_token: Mapping[str, float] | None = None) -> float:
-        """Return the executed fraction of all block work; without FLOPs per token, all blocks cost the same."""
+        """Return the executed fraction of all block work; without FLOPs per token, all blocks cost the same.
+
+        A bypassed call counts as much as a mean step does in full.
+        """
         cost = flops_per_token or {}
         done = sum(tokens * cost.get(name, 1.0) for name, tokens in self.computed_tokens.items())
         spared = sum(tokens * cost.get(name, 1.0) for name, tokens in self.approximated_tokens.items())
-        return done / (done + spared) if done + spared else 1.0
+        outside = (done + spared) * self.bypassed_calls / self.transformer_calls if self.transformer_calls else 0.0
+        total = done + spared + outside
+        return (done + outside) / total if total else 1.0
 
     def to_dict(self) -> dict[str, Any]:
         """Return all counts and their totals as plain values."""
@@ -82,5 +87,6 @@ class Counters:
         done, spared, partial = self.computed.total(), self.approximated.total(), self.partial.total()
         parts = f", partial {partial}" if partial else ""
         line = f"computed {done}, approximated {spared}{parts} of {done + spared + partial} block calls"
-        steps = f"{self.transformer_calls} transformer calls, {self.collectives} collectives"
+        bypassed = f", and {self.bypassed_calls} computed in full outside its steps" if self.bypassed_calls else ""
+        steps = f"{self.transformer_calls} transformer calls{bypassed}, {self.collectives} collectives"
         return f"{line} ({steps})" if spared or partial else f"nothing was skipped: {line} ({steps})"

@@ -41,3 +41,12 @@ def test_adding_and_clearing():
     assert total.computed["a.0"] == 4 and total.collectives == 8 and total.to_dict()["approximated_total"] == 2
     total.clear()
     assert total == Counters()
+
+
+def test_bypassed_calls_are_work_that_was_done():
+    counters = Counters(transformer_calls=4, bypassed_calls=4)
+    for step in range(4):
+        counters.note("block", 10, computed=step % 2 == 0)
+    assert counters.compute_ratio() == 0.75
+    assert "4 transformer calls, and 4 computed in full outside its steps" in str(counters)
+    assert Counters(bypassed_calls=12).compute_ratio() == 1
