@@ -21,6 +21,9 @@ from tests.campaigning.draw import Run, draw
 from tests.campaigning.ranks import Ranks
 
 
+SHOWN = 1500  # characters of each problem
+
+
 class Campaign:
     """Runs, and what became of them."""
 
@@ -39,7 +42,7 @@ class Campaign:
         self.kinds[f"{run.kind}, {run.fault}: {ended}"] += 1
         if problems:
             self.faults += 1
-            print("FAULT", *problems, sep="\n  ")
+            print("FAULT", *(problem[-SHOWN:] for problem in problems), sep="\n  ")
             print(f"  repeat it: python -m tests.campaign --seed {run.seed} --run {run.number}", flush=True)
 
     def on_ranks(self, run: Run) -> tuple[str, list[str]]:

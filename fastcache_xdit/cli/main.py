@@ -11,7 +11,7 @@ from importlib.metadata import PackageNotFoundError, metadata, version
 from fastcache_xdit.cli.commands import Command, Group, Main
 from fastcache_xdit.errors import UsageError
 from fastcache_xdit.host.xdit import loading
-from fastcache_xdit.host.xdit.world import is_first_rank
+from fastcache_xdit.host.xdit.world import another_ended, is_first_rank, rank
 
 COMMANDS = {
     "run": "xDiT's own runner, all its flags and models, with --cache fastcache",
@@ -58,6 +58,9 @@ def main(argv: list[str]) -> int:
         if isinstance(error, OSError) and error.errno in OF_THE_DISK:
             print(f"fastcache_xdit: error: {_refused(error)}", file=sys.stderr)
             return MISTAKE
+        if another_ended(error):
+            print(f"fastcache_xdit: rank {rank()} ends because another one has; that one says why", file=sys.stderr)
+            return BUG
         traceback.print_exc()
         print(f"fastcache_xdit: {REQUEST}{_where()}", file=sys.stderr)
         return BUG

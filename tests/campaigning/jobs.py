@@ -62,8 +62,9 @@ class Trial:
 
     def finish(self) -> None:
         """Let everything that failed wait again, run to the end, and compare the images."""
-        if main(["batch", "retry", str(self.job.folder)]) != 0:
-            self.problems.append("batch retry failed")
+        with contextlib.redirect_stdout(io.StringIO()):
+            if main(["batch", "retry", str(self.job.folder)]) != 0:
+                self.problems.append("batch retry failed")
         with self.started():
             pass
         if self.code != 0:

@@ -11,6 +11,9 @@ from fastcache_xdit.host import cpu
 
 RANK_DEFAULTS = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "0"}
 
+# what gloo and NCCL say where a process at the other end has ended
+ENDED = ("Connection closed by peer", "Connection reset by peer", "remote process exited")
+
 
 def be_alone() -> None:
     """Set what torchrun sets in the environment, for a process that it did not start: one rank of one."""
@@ -31,6 +34,11 @@ def is_first_rank() -> bool:
 def size() -> int:
     """Return the number of ranks that torchrun started; 1 without it."""
     return int(os.environ.get("WORLD_SIZE", 1))
+
+
+def another_ended(error: BaseException) -> bool:
+    """Tell whether a message between ranks failed because another one's process had ended."""
+    return size() > 1 and any(words in str(error) for words in ENDED)
 
 
 def gather_objects(value: Any) -> list[Any]:
