@@ -5,8 +5,9 @@ from typing import TYPE_CHECKING, Any
 
 from fastcache_xdit.config import FastCacheConfig
 from fastcache_xdit.errors import FastCacheError, RankDivergenceError, UsageError
-from fastcache_xdit.handle import Handle, Report
+from fastcache_xdit.handle import Handle
 from fastcache_xdit.plugin import enable, fastcache, register
+from fastcache_xdit.runtime.report import Report
 
 if TYPE_CHECKING:
     from fastcache_xdit.tuning.api import calibrate, tune

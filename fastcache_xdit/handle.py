@@ -1,64 +1,21 @@
-"""The handle of an enabled cache, and its report."""
+"""The handle of an enabled cache."""
 
 from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 from fastcache_xdit.approx.calibration import Calibration
 from fastcache_xdit.config import FastCacheConfig
-from fastcache_xdit.counters import Counters
 from fastcache_xdit.errors import UsageError
 from fastcache_xdit.goal import GOALS
 from fastcache_xdit.learning.learner import Learner
-from fastcache_xdit.parallel.ledger import Entry
+from fastcache_xdit.runtime.handover import Watch
 from fastcache_xdit.runtime.output import OutputDriver
-from fastcache_xdit.runtime.session import Session, Watch
+from fastcache_xdit.runtime.report import Outcome, Report
+from fastcache_xdit.runtime.session import Session
 from fastcache_xdit.undo import Undo
-
-
-@dataclass(frozen=True)
-class Report:
-    """What happened on this rank since the cache was enabled or reset.
-
-    Attributes:
-        counters: counts of computed and skipped block calls.
-        ledger: decisions of the last request, in order.
-        ledgers_agree: whether all ranks that must agree ended the last request with the same ledger; None before the
-            end of the first request.
-        bytes_held: bytes of the tensors that the cache holds.
-        fixes: names of the xDiT defects that are fixed while the cache is on.
-        plan: one line on what is planned by, and what it promises.
-        guarded: likeness in dB to the same request computed in full, of each one that was looked at (`guard_every`).
-        remarks: what was computed in full although the cache is on, and why; each was logged once.
-    """
-
-    counters: Counters
-    ledger: tuple[Entry, ...]
-    ledgers_agree: bool | None
-    bytes_held: int
-    fixes: tuple[str, ...]
-    plan: str = ""
-    guarded: tuple[float, ...] = ()
-    remarks: tuple[str, ...] = ()
-
-    def __str__(self) -> str:
-        return str(self.counters)
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return plain values for JSON."""
-        return {
-            **self.counters.to_dict(),
-            "ledger": [entry._asdict() for entry in self.ledger],
-            "ledgers_agree": self.ledgers_agree,
-            "bytes_held": self.bytes_held,
-            "fixes": list(self.fixes),
-            "plan": self.plan,
-            "guarded": list(self.guarded),
-            "remarks": list(self.remarks),
-        }
 
 
 class Handle:
@@ -81,7 +38,7 @@ class Handle:
         self._fixes = tuple(fixes)
         self._keys_values_bytes = keys_values_bytes
         self._learner = learner
-        self._outcome: _Outcome | None = None
+        self._outcome: Outcome | None = None
 
     @property
     def _session(self) -> Session:
@@ -98,7 +55,7 @@ class Handle:
         """
         if self._running:
             self._running.driver.release()
-            self._outcome = _Outcome(self.report(), self.learnt, self.promise, self.seconds_learning)
+            self._outcome = Outcome(self.report(), self.learnt, self.promise, self.seconds_learning)
             self._running = self._learner = None
             self._keys_values_bytes = _nothing
         self._undo.close()
@@ -178,12 +135,12 @@ class Handle:
     @contextlib.contextmanager
     def watched(self, watch: Watch) -> Iterator[None]:
         """Show `watch` what the scheduler is given, and what it makes of it, at every step inside a with block."""
-        session = self._session
-        outer, session.watch = session.watch, watch
+        handover = self._session.handover
+        outer, handover.watch = handover.watch, watch
         try:
             yield
         finally:
-            session.watch = outer
+            handover.watch = outer
 
     def focus(self, mask: Any) -> None:
         """Set the region that an edit may change; with `tokens.score: region`, partial steps compute its tokens alone.
@@ -215,16 +172,6 @@ class Handle:
         agree = self._session.ledgers_agree
         remarks = tuple(record.remarks.lines)
         return Report(record.counters, entries, agree, bytes_held, self._fixes, self.plan, guarded, remarks)
-
-
-@dataclass(frozen=True)
-class _Outcome:
-    """What is known of a cache once it is off."""
-
-    report: Report
-    learnt: Calibration | None
-    promise: float | None
-    seconds_learning: float
 
 
 def _plan_of(session: Session) -> str:

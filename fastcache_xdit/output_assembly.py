@@ -51,7 +51,7 @@ def attach_output(
     driver, effects = _driver(host, config, known, record, Clock())
     sigmas, announced, pilot = sigmas_of(host), host.scheduler is not None, driver.pilot
     session = Session((), driver, sigmas, host.current_patch, announced)
-    session.view, session.check = effects.view, adapters_check(host, config, known)
+    session.handover.view, session.check = effects.view, adapters_check(host, config, known)
     return connect(host, session, undo), pilot, effects
 
 

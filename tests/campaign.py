@@ -20,7 +20,6 @@ from tests.campaigning import jobs
 from tests.campaigning.draw import Run, draw
 from tests.campaigning.ranks import Ranks
 
-
 SHOWN = 1500  # characters of each problem
 
 

@@ -34,12 +34,12 @@ class Replays:
 
     def watched(self, trajectory: Trajectory, make: Callable[[], Any]) -> Any:
         """Make a call, record what its scheduler sees, and take its pictures."""
-        self.session.watch, self.is_busy = trajectory, True
+        self.session.handover.watch, self.is_busy = trajectory, True
         try:
             with self.pictures.taking():
                 return make()
         finally:
-            self.session.watch, self.is_busy = None, False
+            self.session.handover.watch, self.is_busy = None, False
 
     def again(self, call: Call, recorded: RecordedCall, mask: str, known: Calibration, **changes: Any) -> Trajectory:
         """Make a recorded call once more under a mask; return what its scheduler saw."""

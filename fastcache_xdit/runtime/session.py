@@ -6,7 +6,7 @@ import functools
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import nn
@@ -14,28 +14,15 @@ from torch import nn
 from fastcache_xdit.clock import FUSED, Clock, Patch, Tick
 from fastcache_xdit.models.spec import Streams, named, timestep_of
 from fastcache_xdit.models.watch import signature_of
-from fastcache_xdit.runtime.branches import UnnamedCalls
 from fastcache_xdit.runtime.driver import Driver
 from fastcache_xdit.runtime.first_call import FirstCall
+from fastcache_xdit.runtime.handover import Handover
 from fastcache_xdit.runtime.memory import MemoryChoice
 from fastcache_xdit.runtime.output import OutputDriver
 from fastcache_xdit.runtime.record import Record
 from fastcache_xdit.runtime.remarks import FOREIGN, OUTSIDE, THREADS, UNSEEN
 from fastcache_xdit.runtime.turns import Turns
 from fastcache_xdit.undo import Undo
-
-# Is shown, each time a scheduler advances: the position, the output that it was given, the latents that it returned.
-Watch = Callable[[Tick, torch.Tensor, torch.Tensor], None]
-
-
-class OutputView(Protocol):
-    """What stands for an output, such as the clean picture that it shows."""
-
-    def of(self, output: torch.Tensor, latents: torch.Tensor) -> torch.Tensor:
-        """Return what stands for an output at these latents."""
-
-    def output_for(self, clean: torch.Tensor, latents: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
-        """Return the output that it stands for."""
 
 
 class Session:
@@ -53,9 +40,9 @@ class Session:
         ledgers_agree: see `Report`.
         turns: keeps threads apart.
         memory: chooses the driver of each request, where memory is limited.
-        watch: is shown what the scheduler is given and what it makes of it.
+        handover: gives outputs to the scheduler.
         check: raises UsageError where the cache must not serve the request that begins.
-        view: returns in what outputs are stood in for at a step: the clean picture, or None for the outputs themselves.
+        latest: the last call that was a step; None outside of requests.
     """
 
     def __init__(
@@ -71,17 +58,14 @@ class Session:
         self.sigmas = sigmas
         self.current_patch = current_patch
         self.ledgers_agree: bool | None = None
-        self.watch: Watch | None = None
+        self.handover = Handover()
         self.memory: MemoryChoice | None = None
         self.check: Callable[[], None] = lambda: None
-        self.view: Callable[[int], OutputView | None] = lambda step: None
         self.turns = Turns()
         self._reads_timestep = not announced
         self._concluded = False
         self._local = threading.local()
-        self._latest: Tick | None = None  # the last call that was a step
-        self._advanced = False  # whether the scheduler has, in the running request
-        self._unnamed = UnnamedCalls()
+        self.latest: Tick | None = None
 
     @property
     def clock(self) -> Clock:
@@ -143,31 +127,17 @@ class Session:
         """Let the scheduler advance its latents by `advance`, with the last output or what stands in for it."""
         if self.is_bypassed or not self.turns.is_mine:
             return advance(output)
-        self._unnamed.advanced()
-        tick = self._latest
-        if tick is None:
+        self.handover.unnamed.advanced()
+        if self.latest is None:
             return advance(output)
         assert not isinstance(self.driver, FirstCall)
-        self._advanced = True
-        view = self.view(tick.step)
-        shown = view.of(output, latents) if view else output
-        taken = self.driver.handed_over(shown, tick)
-        if taken is not shown:
-            output = view.output_for(taken, latents, output) if view else taken
-        result = advance(output)
-        if self.watch:
-            self.watch(tick, taken, result[0])
-        return result
-
-    def begin(self) -> None:
-        """Begin the announced request before its first call."""
-        self._begin(None)
+        return self.handover.advance(self.driver, self.latest, output, latents, advance)
 
     @property
     def is_in_first_step(self) -> bool:
         """Whether the scheduler has not advanced in the running request."""
-        is_begun = self._latest is not None and not self.is_bypassed and self.turns.is_mine
-        return is_begun and not self._advanced
+        is_begun = self.latest is not None and not self.is_bypassed and self.turns.is_mine
+        return is_begun and not self.handover.has_advanced
 
     def begin_late(self) -> None:
         """Plan the running request anew, which has turned out in its first step to have fewer noise levels."""
@@ -175,6 +145,10 @@ class Session:
         sigmas = self.sigmas()
         self.driver.plan(sigmas)
         self.clock.num_steps = len(sigmas)
+
+    def begin(self) -> None:
+        """Begin the announced request before its first call."""
+        self._begin(None)
 
     def rebase(self, entered: Streams) -> None:
         """Measure the residual of the current patch's newest computed step from `entered` on."""
@@ -185,7 +159,7 @@ class Session:
     def record_remote_skip(self, step: int) -> None:
         """Record a skipped step of the current patch that another pipeline stage runs alone."""
         with self.clock.at(step), self.clock.tick(self.current_patch()) as tick:
-            self._latest = tick
+            self.latest = tick
             assert not isinstance(self.driver, FirstCall)
             self.driver.record_remote_skip(tick)
 
@@ -200,7 +174,7 @@ class Session:
         What was kept of a request that was given up is forgotten.
         """
         if self.turns.is_mine:
-            self._latest = None
+            self.latest = None
             if not self._concluded:
                 self.driver.reset()
         self.turns.end()
@@ -226,8 +200,8 @@ class Session:
             self.turns.begin()
             self._concluded = False
             self.driver = self.memory.driver() if self.memory else self.driver
-            self._latest, self._advanced = None, False
-            self._unnamed.begin()
+            self.latest = None
+            self.handover.begin()
             sigmas = self.sigmas() if self.sigmas else []
             self.driver.begin(sigmas)
             self.record.ledger.begin_request()
@@ -246,7 +220,7 @@ class Session:
         """Count a call that nobody names for a branch of its own, if it is a further one of its step."""
         if not is_mine or self._reads_timestep or self.clock.branch != FUSED or self.current_patch():
             return nullcontext()
-        name = self._unnamed.branch(timestep)
+        name = self.handover.unnamed.branch(timestep)
         return self.clock.in_branch(name) if name else nullcontext()
 
     def _is_outside(self, arguments: Mapping[str, Any], timestep: float | None, is_mine: bool) -> bool:
@@ -266,7 +240,7 @@ class Session:
         patch = self.current_patch()
         try:
             with self.clock.tick(patch, timestep) as tick:
-                self._latest = tick
+                self.latest = tick
                 yield tick
         except BaseException:
             self.driver.reset()  # the references of an interrupted step must not be used
