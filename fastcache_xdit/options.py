@@ -35,11 +35,14 @@ class Options(BaseModel):
         return values
 
 
-def unknown_option(name: str, options: Iterable[str]) -> UsageError:
-    """Make the error for an option that is not among `options`; it suggests the nearest one."""
+def unknown_option(name: str, options: Iterable[str], otherwise: str = "") -> UsageError:
+    """Make the error for an option that is not among `options`; it suggests the nearest one.
+
+    Without one that is near, its advice is `otherwise`, or the list of them all.
+    """
     options = list(options)
     nearest = difflib.get_close_matches(name, options, n=1)
-    hint = f"did you mean {nearest[0]!r}?" if nearest else f"known options: {', '.join(options)}"
+    hint = f"did you mean {nearest[0]!r}?" if nearest else otherwise or f"known options: {', '.join(options)}"
     return UsageError(f"unknown option {name!r}", hint)
 
 

@@ -10,12 +10,13 @@ import importlib.util
 import random
 import sys
 from pathlib import Path
-from typing import Any
-
-import numpy as np
-import torch
+from typing import TYPE_CHECKING, Any
 
 from fastcache_xdit.errors import UsageError
+
+if TYPE_CHECKING:
+    import numpy as np
+    import torch
 
 SHIPPED = ("shapes-pixart", "shapes-flux", "shapes-video")
 IMAGE_SIZE = 128  # pixels along each side of the pictures that they draw and that the classifier takes

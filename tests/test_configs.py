@@ -79,7 +79,7 @@ def ready_to_run(path):
 def ready_to_generate(path, output):
     """Options of `generate`, checked up to the pipeline, which xDiT must have a wrapper for; nothing is loaded."""
     argv = ["--config", str(path), "--prompt", "x", "--output", str(output)]
-    options = pipeline_options(generate.GenerateOptions, "generate", argv, generate.add_arguments)
+    options = pipeline_options(generate.GenerateOptions, argv, generate.add_arguments)
     generate._Job(options)
     return options
 
@@ -111,7 +111,7 @@ def test_every_number_of_gpus_has_a_layout(name):
 def test_degrees_as_flags_take_the_place_of_the_table(monkeypatch, tmp_path):
     monkeypatch.setenv("WORLD_SIZE", "3")
     argv = ["--config", str(path_of("flux1-dev")), "--ring_degree=3", "--prompt", "x"]
-    options = pipeline_options(generate.GenerateOptions, "generate", argv, generate.add_arguments)
+    options = pipeline_options(generate.GenerateOptions, argv, generate.add_arguments)
     assert options.layout.degrees == dict.fromkeys(layout.DEGREES, 1) | {"ring_degree": 3, "cfg_degree": 1}
 
 

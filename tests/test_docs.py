@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from fastcache_xdit.cli import (
+from fastcache_xdit.cli import catalogue
+from fastcache_xdit.cli.options import (
     batch,
-    batch_arguments,
     bench,
     bench_peers,
     bench_speed,
@@ -20,13 +20,11 @@ from fastcache_xdit.cli import (
     calibrations,
     doctor,
     generate,
-    main,
     report,
     run,
     tune,
 )
-from fastcache_xdit.cli.pipeline import engine_parser
-from fastcache_xdit.plugin import register
+from fastcache_xdit.host.xdit.flags import ENGINE, names
 from tests.metadata import PROJECT
 
 ROOT = Path(__file__).parents[1]
@@ -39,10 +37,10 @@ INLINE, REFERENCE = re.compile(r"\]\(([^)\s]+)\)"), re.compile(r"^\[[^\]]+\]: (\
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.M | re.S)
 COMMAND = re.compile(r"(?:fastcache-xdit|-m fastcache_xdit) ([a-z]+)(?: ([a-z]+))?")
 FLAG = re.compile(r"(?<![\w-])--([a-z][\w-]*)")
-GROUPS = {"batch": batch.ACTIONS, "bench": bench.BENCHMARKS, "calibrations": calibrations.ACTIONS}
+GROUPS = {"batch": catalogue.BATCH, "bench": catalogue.BENCH, "calibrations": catalogue.CALIBRATIONS}
 OWN = [generate, run, doctor, calibrate, tune, bench, bench_peers, bench_speed, report]
 OTHERS = {
-    *("nproc_per_node", "help"),  # torchrun, everybody
+    *("nproc_per_node", "help", "help-xdit", "version"),  # torchrun, everybody
     *("file", "tag", "rm", "gpus", "ipc", "volume", "build"),  # docker
 }
 
@@ -107,19 +105,17 @@ def test_the_example_of_the_readme_runs_as_pasted():
 @pytest.mark.parametrize("page", PAGES, ids=named)
 def test_commands_exist(page):
     for command, action in COMMAND.findall(page.read_text()):
-        assert command in main.COMMANDS, f"{named(page)} names the command {command}"
+        assert command in catalogue.COMMANDS, f"{named(page)} names the command {command}"
         assert not action or command not in GROUPS or action in GROUPS[command], f"{named(page)}: {command} {action}"
 
 
 @pytest.fixture(scope="module")
 def flags() -> set[str]:
     """Return every flag of a command, of xDiT's or of a script, without its dashes."""
-    register()
-    parser = engine_parser("docs", lambda _: None)
-    known = {flag.removeprefix("--") for flag in parser._option_string_actions}
+    known = {flag.removeprefix("--") for flag in names(ENGINE)}
     adders = [command.add_arguments for command in OWN]
-    adders += [batch_arguments.add_submit, batch_arguments.add_run, batch_arguments.add_status]
-    adders += [batch_arguments.add_job, batch_arguments.add_export]
+    adders += [batch.add_submit, batch.add_run, batch.add_status]
+    adders += [batch.add_job, batch.add_export]
     adders += [calibrations.add_list, calibrations.add_remove, calibrations.add_export]
     for add in adders:
         own = argparse.ArgumentParser(add_help=False)

@@ -6,7 +6,7 @@ import subprocess
 
 import pytest
 
-from fastcache_xdit.cli.main import COMMANDS
+from fastcache_xdit.cli.catalogue import COMMANDS
 from tests.launchers import JOBS, OPTIONS, OWN_TOOLS, ROOT, TOOLS, launch, printed, stand_ins, write_tool
 
 SCRIPTS = [*sorted(ROOT.glob("scripts/*.sh")), ROOT / ".ci" / "run"]

@@ -7,9 +7,9 @@ import argparse
 import pytest
 
 import fastcache_xdit
-from fastcache_xdit.cli import (
+from fastcache_xdit.cli import catalogue
+from fastcache_xdit.cli.options import (
     batch,
-    batch_arguments,
     bench,
     bench_peers,
     bench_speed,
@@ -17,7 +17,6 @@ from fastcache_xdit.cli import (
     calibrations,
     doctor,
     generate,
-    main,
     models,
     report,
     run,
@@ -190,7 +189,7 @@ FLAGS = {
 }
 BATCH = {
     "submit": (
-        batch_arguments.add_submit,
+        batch.add_submit,
         [
             "--batch_size",
             "--budget",
@@ -204,10 +203,10 @@ BATCH = {
             "--speedup",
         ],
     ),
-    "run": (batch_arguments.add_run, ["--max_attempts", "--ray", "--replicas"]),
-    "status": (batch_arguments.add_status, ["--json"]),
-    "retry": (batch_arguments.add_job, []),
-    "export": (batch_arguments.add_export, ["--output"]),
+    "run": (batch.add_run, ["--max_attempts", "--ray", "--replicas"]),
+    "status": (batch.add_status, ["--json"]),
+    "retry": (batch.add_job, []),
+    "export": (batch.add_export, ["--output"]),
 }
 CALIBRATIONS = {
     "list": (calibrations.add_list, ["--json"]),
@@ -248,7 +247,7 @@ def test_handle_methods():
 
 
 def test_commands():
-    assert sorted(main.COMMANDS) == [
+    assert sorted(catalogue.COMMANDS) == [
         "batch",
         "bench",
         "calibrate",
@@ -277,8 +276,8 @@ def test_flags_of_actions(add_arguments, flags):
 
 
 def test_actions():
-    assert sorted(BATCH) == sorted(batch.ACTIONS)
-    assert sorted(CALIBRATIONS) == sorted(calibrations.ACTIONS)
+    assert sorted(BATCH) == sorted(catalogue.BATCH)
+    assert sorted(CALIBRATIONS) == sorted(catalogue.CALIBRATIONS)
 
 
 def test_fields_of_a_prompts_file():

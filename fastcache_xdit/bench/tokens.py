@@ -21,8 +21,6 @@ from fastcache_xdit.host.xdit import world
 from fastcache_xdit.tuning.calls import PipelineCall
 from fastcache_xdit.tuning.runner import Runner
 
-SETTINGS = ("text", "edit")
-BUDGETS = (1 / 1.5, 1 / 2, 1 / 2.5)
 KEPT = 0.25  # share of a whole picture's tokens that a partial step computes
 EDITED = 0.25  # side of the edited box over the picture's; a partial step of an edit computes the box
 SOME, REGION = {"keep_ratio": KEPT}, {"score": "region", "bucket": 1}

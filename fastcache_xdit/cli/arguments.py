@@ -1,13 +1,11 @@
-"""What all commands share: parsing that speaks on one rank only, typed options, and options from a YAML file."""
+"""What all commands share: parsing, typed options, and options from a YAML file."""
 
 from __future__ import annotations
 
 import argparse
-import contextlib
 import dataclasses
 import json
-import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NoReturn, TypeVar
 
 from fastcache_xdit.approx.calibration import Calibration
@@ -21,13 +19,9 @@ Kind = TypeVar("Kind")
 
 
 def parse(parser: argparse.ArgumentParser, argv: list[str]) -> argparse.Namespace:
-    """Parse on every rank; `--help` is printed by the first one only. Raises UsageError for bad arguments."""
+    """Parse a command line. Raises UsageError for bad arguments."""
     parser.error = _raise  # type: ignore[method-assign]  # xDiT's usage has a page of flags: the sentence is enough
-    with contextlib.ExitStack() as stack:
-        if not world.is_first_rank():
-            silence = stack.enter_context(open(os.devnull, "w"))
-            stack.enter_context(contextlib.redirect_stdout(silence))
-        return parser.parse_args(argv)
+    return parser.parse_args(argv)
 
 
 def fill(kind: type[Kind], parsed: argparse.Namespace, **made: Any) -> Kind:
@@ -38,6 +32,18 @@ def fill(kind: type[Kind], parsed: argparse.Namespace, **made: Any) -> Kind:
     names = {field.name for field in dataclasses.fields(kind)} - made.keys()  # type: ignore[arg-type]
     values = {name: getattr(parsed, name) for name in names}
     return kind(**{name: tuple(value) if isinstance(value, list) else value for name, value in values.items()}, **made)
+
+
+def parsed(argv: list[str], add_arguments: Callable[[Any], None]) -> argparse.Namespace:
+    """Parse the words of a command that takes no flags of xDiT's. Raises UsageError as `parse`."""
+    parser = argparse.ArgumentParser()
+    add_arguments(parser)
+    return parse(parser, argv)
+
+
+def own_options(kind: type[Kind], argv: list[str], add_arguments: Callable[[Any], None]) -> Kind:
+    """Build the options of such a command. Raises UsageError as `parse`."""
+    return fill(kind, parsed(argv, add_arguments))
 
 
 def _raise(message: str) -> NoReturn:

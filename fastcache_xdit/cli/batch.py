@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any, TypeVar
 
-from fastcache_xdit.cli.arguments import fill, parse
-from fastcache_xdit.cli.batch_arguments import (
+from fastcache_xdit.cli.arguments import fill, own_options, parse
+from fastcache_xdit.cli.batch_checks import check_layout, check_replicas, recipe_of, refuse_settled
+from fastcache_xdit.cli.options.batch import (
     BatchRunOptions,
     ExportOptions,
     RetryOptions,
@@ -21,16 +19,11 @@ from fastcache_xdit.cli.batch_arguments import (
     add_run,
     add_status,
     add_submit,
-    check_layout,
-    check_replicas,
-    recipe_of,
-    refuse_settled,
 )
-from fastcache_xdit.cli.commands import Command, Group, no_action
 from fastcache_xdit.cli.pipeline import engine_parser, kept_options, pipeline_options
 from fastcache_xdit.errors import UsageError
 from fastcache_xdit.files import writable_file
-from fastcache_xdit.host.xdit import checkpoint, kinds, layout, world
+from fastcache_xdit.host.xdit import checkpoint, flags, kinds, layout, world
 from fastcache_xdit.host.xdit.loading import xdit_options
 from fastcache_xdit.host.xdit.replica import check_machines
 from fastcache_xdit.jobs.export import damaged, export
@@ -46,18 +39,12 @@ from fastcache_xdit.jobs.submit import items_of
 from fastcache_xdit.plugin import register
 
 SHOWN = 20  # failed items that `status` names
-Kind = TypeVar("Kind")
-
-
-def main(argv: list[str]) -> int:
-    """Carry out one of the actions and return its exit code."""
-    return Group("fastcache_xdit batch", "ACTION", ACTIONS, no_action("batch", ACTIONS)).main(argv)
 
 
 def submit(argv: list[str]) -> int:
     """Check everything that can be checked without a model, and write the job."""
     register()
-    options = pipeline_options(SubmitOptions, "batch submit", argv, add_submit)
+    options = pipeline_options(SubmitOptions, argv, add_submit)
     if options.prompt:
         raise UsageError("batch takes prompts from a file: give --prompts FILE instead of --prompt")
     if not options.prompts:
@@ -107,10 +94,10 @@ def _refuse_files(job: Path) -> None:
 
 def _run_options(argv: list[str]) -> tuple[BatchRunOptions, Recipe]:
     """Read the options of `run`, whose defaults are those of the job, and the job's recipe."""
-    parser = engine_parser("batch run", add_run)
+    parser = engine_parser(add_run)
     job = parse(parser, argv).job
     recipe = Recipe.load(job)
-    if foreign := recipe.engine.keys() - kept_options(engine_parser("plain", lambda _: None)):
+    if foreign := recipe.engine.keys() - kept_options(flags.parser(flags.ENGINE)):
         problem = f"{job / RECIPE}: {', '.join(sorted(foreign))} is not for a job to set"
         raise UsageError(problem, "was the job made by somebody else? submit it anew")
     parser.set_defaults(**recipe.engine)
@@ -120,7 +107,7 @@ def _run_options(argv: list[str]) -> tuple[BatchRunOptions, Recipe]:
 
 def status(argv: list[str]) -> int:
     """Print how far a job is, and why items failed; the exit code says it as that of `run` does."""
-    options = _options(StatusOptions, "status", argv, add_status)
+    options = own_options(StatusOptions, argv, add_status)
     store = Store(options.job)
     counts, totals = store.counts(), store.totals()
     if options.json:
@@ -140,7 +127,7 @@ def status(argv: list[str]) -> int:
 
 def retry(argv: list[str]) -> int:
     """Let failed items wait again, and done ones whose image is gone or altered."""
-    store = Store(_options(RetryOptions, "retry", argv, add_job).job)
+    store = Store(own_options(RetryOptions, argv, add_job).job)
     again = store.retry(damaged(store))
     failed = store.counts()["failed"]
     told = f"; {failed} were bad lines of the prompts file: correct them and submit them as another job"
@@ -150,25 +137,10 @@ def retry(argv: list[str]) -> int:
 
 def export_items(argv: list[str]) -> int:
     """Write the job's items to a table; the exit code tells whether all images are what was made."""
-    options = _options(ExportOptions, "export", argv, add_export)
+    options = own_options(ExportOptions, argv, add_export)
     store = Store(options.job)
     export(store, writable_file(options.output))
     print(f"fastcache: {describe(store.counts(), store.totals())} -> {options.output}")
     if broken := damaged(store):
         print(f"fastcache: {len(broken)} images are gone or altered; make them anew: batch retry, then run")
     return SOME_FAILED if broken else 0
-
-
-ACTIONS = {
-    "submit": Command("check prompts and options, and write them into a new job; no model is loaded", submit),
-    "run": Command("work on a job, or go on with one, on the ranks of torchrun or on a Ray cluster", run),
-    "status": Command("how far a job is, and why items failed", status),
-    "retry": Command("let failed items wait again, and those whose image is gone", retry),
-    "export": Command("write a job's items, with what became of each, to a table", export_items),
-}
-
-
-def _options(kind: type[Kind], action: str, argv: list[str], add_arguments: Callable[[Any], None]) -> Kind:
-    parser = argparse.ArgumentParser(prog=f"fastcache_xdit batch {action}")
-    add_arguments(parser)
-    return fill(kind, parse(parser, argv))

@@ -9,8 +9,8 @@ from typing import Any
 
 from fastcache_xdit.bench.approximations import ApproximationRow, panels
 from fastcache_xdit.bench.frontier import draw
-from fastcache_xdit.cli import bench_peers, bench_speed
-from fastcache_xdit.cli.batch_arguments import recipe_of
+from fastcache_xdit.cli.arguments import check_least
+from fastcache_xdit.cli.batch_checks import recipe_of
 from fastcache_xdit.cli.bench_kinds import (
     MEMORY_ITEMS,
     run_approximations,
@@ -21,20 +21,18 @@ from fastcache_xdit.cli.bench_kinds import (
     run_tokens,
     say,
 )
-from fastcache_xdit.cli.bench_options import BenchOptions, add_arguments, check
-from fastcache_xdit.cli.commands import Command, Group
+from fastcache_xdit.cli.options.bench import BenchOptions, add_arguments
 from fastcache_xdit.cli.pipeline import call_arguments, model_folder, pipeline_options
 from fastcache_xdit.errors import UsageError
 from fastcache_xdit.files import writable_folder
 from fastcache_xdit.host.xdit import engine, world
 from fastcache_xdit.plugin import register
-from fastcache_xdit.shipped import held_out_scenes
+from fastcache_xdit.shipped import SHIPPED, calibration_path, held_out_scenes
 from fastcache_xdit.tuning.calls import PipelineCall
 from fastcache_xdit.tuning.runner import Runner
 from fastcache_xdit.tuning.versions import versions
 
-__all__ = ["add_arguments", "main"]
-
+CALIBRATED = ("approximations", "significance", "tokens")
 KINDS = {
     "approximations": run_approximations,
     "significance": run_significance,
@@ -44,21 +42,12 @@ KINDS = {
 }
 
 
-def main(argv: list[str]) -> int:
-    """Run the benchmark that the first word names; the first rank prints, and writes its results."""
-    return Group("fastcache_xdit bench", "BENCHMARK", BENCHMARKS, _no_benchmark).main(argv)
-
-
-def _no_benchmark(argv: list[str]) -> UsageError:
-    return UsageError(f"which benchmark? give one of {', '.join(BENCHMARKS)}")
-
-
 def _measure(name: str, argv: list[str]) -> int:
     """Write one JSON for each number of steps, and one figure of all; costs are those of a step, so once is enough."""
     register()
-    options = pipeline_options(BenchOptions, f"bench {name}", argv, add_arguments)
+    options = pipeline_options(BenchOptions, argv, add_arguments)
     source, call = model_folder(options.model), call_arguments(options)
-    model, folder = check(name, options), writable_folder(options.output)
+    model, folder = _check(name, options), writable_folder(options.output)
     loaded = engine.Engine(source, options.xdit, options.dtype)
     loaded.pipe.set_progress_bar_config(disable=True)
     batches = engine.batches(held_out_scenes(options.count, options.seed), options.batch_size, options.seed)
@@ -77,11 +66,11 @@ def _measure(name: str, argv: list[str]) -> int:
     return 0
 
 
-def _batch(argv: list[str]) -> int:
+def batch(argv: list[str]) -> int:
     """Run replicas of one rank beside each other, and one process over many items, each with `batch run`."""
     register()
-    options = pipeline_options(BenchOptions, "bench batch", argv, add_arguments)
-    recipe, model = recipe_of(options), check("batch", options)
+    options = pipeline_options(BenchOptions, argv, add_arguments)
+    recipe, model = recipe_of(options), _check("batch", options)
     texts = held_out_scenes(max(MEMORY_ITEMS, options.count), options.seed)
     folder = writable_folder(options.output)
     results = run_batch(recipe, texts, options.count, folder / "jobs")
@@ -95,19 +84,20 @@ def _write(path: Path, values: dict[str, Any]) -> None:
     say(f"fastcache: -> {path}")
 
 
-BENCHMARKS = {
-    "peers": Command(
-        "every cache over a sweep of its own knob, on the same weights, prompts and seeds", bench_peers.main
-    ),
-    "speed": Command("how much time the saved compute saves, at published models' size", bench_speed.main),
-    "approximations": Command(
-        "what can replace a block, at each share of the FLOPs", functools.partial(_measure, "approximations")
-    ),
-    "significance": Command(
-        "what the calibrated test promises, and what comes out", functools.partial(_measure, "significance")
-    ),
-    "tokens": Command("partial steps beside skipping alone", functools.partial(_measure, "tokens")),
-    "costs": Command("what partial steps cost on this machine", functools.partial(_measure, "costs")),
-    "overhead": Command("what the cache itself takes of a request's time", functools.partial(_measure, "overhead")),
-    "batch": Command("what replicas gain, and what memory a job takes", _batch),
-}
+def _check(name: str, options: BenchOptions) -> str:
+    """Return the shipped model's name. Raises UsageError, before anything is loaded, for what cannot be measured."""
+    if options.model not in SHIPPED:
+        raise UsageError(f"bench knows held-out prompts of shipped models only: {', '.join(SHIPPED)}")
+    check_least(1, steps=options.steps, count=options.count, repeats=options.repeats)
+    if not 0 < options.tolerance < 1:
+        raise UsageError(f"tolerance={options.tolerance} is not possible", "set a number between 0 and 1")
+    if name in CALIBRATED:
+        calibration_path(options.model)
+    return options.model
+
+
+approximations = functools.partial(_measure, "approximations")
+significance = functools.partial(_measure, "significance")
+tokens = functools.partial(_measure, "tokens")
+costs = functools.partial(_measure, "costs")
+overhead = functools.partial(_measure, "overhead")

@@ -13,7 +13,7 @@ from fastcache_xdit.bench.costs import costs
 from fastcache_xdit.bench.overhead import overhead, overhead_of_plan
 from fastcache_xdit.bench.significance import ALPHAS, significance
 from fastcache_xdit.bench.tokens import PartialBench, TokensRow
-from fastcache_xdit.cli.bench_options import BenchOptions
+from fastcache_xdit.cli.options.bench import BenchOptions
 from fastcache_xdit.config import FastCacheConfig
 from fastcache_xdit.evaluate.token_maps import TokenMap, sheet
 from fastcache_xdit.host.xdit import world

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,9 +21,8 @@ from fastcache_xdit.bench.peers.results import Results, write_csv
 from fastcache_xdit.bench.peers.score import score
 from fastcache_xdit.bench.peers.study import RESULTS, UNCACHED, studies
 from fastcache_xdit.cli.arguments import cache_config, check_least
+from fastcache_xdit.cli.options.bench_peers import PeersOptions, add_arguments
 from fastcache_xdit.cli.pipeline import (
-    PipelineOptions,
-    add_pipeline_arguments,
     call_arguments,
     model_folder,
     pipeline_options,
@@ -41,33 +40,10 @@ QUICK_COUNT, QUICK_EVERY = 8, 3
 REHEARSALS, REHEARSED_SEED = 4, 1000
 
 
-@dataclass(frozen=True, kw_only=True)
-class PeersOptions(PipelineOptions):
-    """Options of `bench peers`."""
-
-    count: int
-    repetitions: int
-    configs: tuple[str, ...]
-    only: tuple[str, ...] | None
-    quick: bool
-    output: str
-
-
-def add_arguments(group: Any) -> None:
-    """Add the command's own options, beside xDiT's engine flags."""
-    add_pipeline_arguments(group, batch_size=8)
-    group.add_argument("--count", type=int, default=32, help="prompts, held out from calibration; default: %(default)s")
-    group.add_argument("--repetitions", type=int, default=3, help="of each timing; default: %(default)s")
-    group.add_argument("--configs", nargs="+", default=[], metavar="FILE.yaml", help="FastCache configs of this model")
-    group.add_argument("--only", nargs="+", metavar="NAME", help="caches whose name has one of these in it")
-    group.add_argument("--quick", action="store_true", help="8 prompts, and every third setting of each other cache")
-    group.add_argument("--output", metavar="FOLDER", default="results/peers", help="default: %(default)s")
-
-
 def main(argv: list[str]) -> int:
     """Run what is not in the results folder yet; the first rank writes."""
     register()
-    options = pipeline_options(PeersOptions, "bench peers", argv, add_arguments)
+    options = pipeline_options(PeersOptions, argv, add_arguments)
     folder, call = model_folder(options.model), call_arguments(options)
     check_least(1, count=options.count, repetitions=options.repetitions)
     layout.check_degrees(options.layout, world.size())

@@ -2,24 +2,24 @@
 
 from __future__ import annotations
 
-import argparse
 import json
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from tqdm import tqdm
 
+from fastcache_xdit.bench.peers.architectures import ARCHITECTURES
 from fastcache_xdit.bench.peers.catalogue import unscored
 from fastcache_xdit.bench.peers.environment import circumstances, package_version
-from fastcache_xdit.bench.peers.full_size import ARCHITECTURES, FullSize
+from fastcache_xdit.bench.peers.full_size import FullSize
 from fastcache_xdit.bench.peers.measure import BenchPlan, PeerBench
 from fastcache_xdit.bench.peers.peer import Peer
 from fastcache_xdit.bench.peers.results import plain
 from fastcache_xdit.bench.peers.study import ResultRow, pace
-from fastcache_xdit.cli.arguments import check_least, fill, parse
+from fastcache_xdit.cli.arguments import check_least, own_options
 from fastcache_xdit.cli.bench_peers import chosen, thinned
+from fastcache_xdit.cli.options.bench_speed import SpeedOptions, add_arguments
 from fastcache_xdit.errors import UsageError
 from fastcache_xdit.files import writable_folder
 from fastcache_xdit.host import cpu
@@ -28,40 +28,10 @@ from fastcache_xdit.plugin import register
 from fastcache_xdit.tuning.versions import versions
 
 
-@dataclass(frozen=True, kw_only=True)
-class SpeedOptions:
-    """Options of `bench speed`; a size that is None is the model's own."""
-
-    architecture: str
-    num_inference_steps: int
-    height: int | None
-    width: int | None
-    num_frames: int | None
-    dtype: str | None
-    repetitions: int
-    only: tuple[str, ...] | None
-    output: str
-
-
-def add_arguments(group: Any) -> None:
-    """Add the command's options."""
-    names = sorted(ARCHITECTURES)
-    group.add_argument("--architecture", choices=names, default="flux.1-dev", help="default: %(default)s")
-    group.add_argument("--num_inference_steps", type=int, default=20, help="default: %(default)s")
-    for name in ("height", "width", "num_frames"):
-        group.add_argument(f"--{name}", type=int, help="default: the model's own")
-    group.add_argument("--dtype", choices=sorted(loading.DTYPES), help="default: bfloat16, float32 without accelerator")
-    group.add_argument("--repetitions", type=int, default=3, help="of each timing; default: %(default)s")
-    group.add_argument("--only", nargs="+", metavar="NAME", help="caches whose name has one of these in it")
-    group.add_argument("--output", metavar="FOLDER", default="results/speed", help="default: %(default)s")
-
-
 def main(argv: list[str]) -> int:
     """Measure in one process; each row is written at once. A cache that fails is reported in its own words."""
     register()
-    parser = argparse.ArgumentParser(prog="fastcache_xdit bench speed")
-    add_arguments(parser)
-    options = fill(SpeedOptions, parse(parser, argv))
+    options = own_options(SpeedOptions, argv, add_arguments)
     sizes = _sizes(options)
     check_least(1, **sizes, repetitions=options.repetitions)
     if world.size() > 1:

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import argparse
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from pathlib import Path
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from fastcache_xdit.approx.calibration import Calibration
-from fastcache_xdit.cli.arguments import parse
-from fastcache_xdit.cli.commands import Command, Group, no_action
+from fastcache_xdit.cli.arguments import parsed
+from fastcache_xdit.cli.options.calibrations import add_export, add_list, add_remove, add_show
 from fastcache_xdit.errors import UsageError, one_line
 from fastcache_xdit.home import VARIABLE, Home, Kept, kept_at
 
@@ -19,14 +17,9 @@ RIGHT = ("STEPS", "SIZE")  # columns of numbers
 SAID_APART = ("when", "requests", "steps", "promises")  # facts that have a line of their own
 
 
-def main(argv: list[str]) -> int:
-    """Carry out one of the actions and return its exit code."""
-    return Group("fastcache_xdit calibrations", "ACTION", ACTIONS, no_action("calibrations", ACTIONS)).main(argv)
-
-
 def list_all(argv: list[str]) -> int:
     """Print a table of what is kept, the newest first."""
-    as_json, home = _parsed("list", argv, add_list).json, Home()
+    as_json, home = parsed(argv, add_list).json, Home()
     kept = home.listed()
     if as_json:
         print(json.dumps({"folder": str(home.calibrations), "calibrations": [_plain(each) for each in kept]}, indent=1))
@@ -44,7 +37,7 @@ def list_all(argv: list[str]) -> int:
 
 def show(argv: list[str]) -> int:
     """Print all that a calibration says of itself; one that is not whole is a mistake."""
-    path = Home().path_of(_parsed("show", argv, add_show).name)
+    path = Home().path_of(parsed(argv, add_show).name)
     calibration, kept = Calibration.load(path), kept_at(path)
     print(one_line(kept.name))
     for line in _laid_out(_said(calibration, kept)):
@@ -54,7 +47,7 @@ def show(argv: list[str]) -> int:
 
 def remove(argv: list[str]) -> int:
     """Remove calibrations: all that are named, or where one name is wrong, none."""
-    options, home = _parsed("remove", argv, add_remove), Home()
+    options, home = parsed(argv, add_remove), Home()
     if bool(options.names) == options.all:
         raise UsageError("remove takes either names or --all", "calibrations list shows the names")
     names = home.names() if options.all else [home.path_of(name).stem for name in options.names]
@@ -67,45 +60,9 @@ def remove(argv: list[str]) -> int:
 
 def export(argv: list[str]) -> int:
     """Copy a calibration to a file, for another machine or as `calibration` in a config."""
-    options = _parsed("export", argv, add_export)
+    options = parsed(argv, add_export)
     print(f"fastcache: -> {Home().export(options.name, options.output)}")
     return 0
-
-
-def add_list(group: Any) -> None:
-    """Add the options of `calibrations list`."""
-    group.add_argument("--json", action="store_true", help="for programs: the folder, and all facts of each")
-
-
-def add_show(group: Any) -> None:
-    """Add what takes one calibration."""
-    group.add_argument("name", metavar="NAME", help="of calibrations list, or its beginning")
-
-
-def add_remove(group: Any) -> None:
-    """Add the options of `calibrations remove`."""
-    group.add_argument("names", nargs="*", metavar="NAME", help="of calibrations list, or its beginning")
-    group.add_argument("--all", action="store_true", help="all of them")
-
-
-def add_export(group: Any) -> None:
-    """Add the options of `calibrations export`."""
-    add_show(group)
-    group.add_argument("--output", type=Path, required=True, metavar="FILE", help="a .safetensors file")
-
-
-ACTIONS = {
-    "list": Command("what is kept, the newest first", list_all),
-    "show": Command("all that one of them says of itself", show),
-    "remove": Command("remove some, or all; their models are learnt anew", remove),
-    "export": Command("copy one to a file, for another machine or for `calibration` in a config", export),
-}
-
-
-def _parsed(action: str, argv: list[str], add_arguments: Callable[[Any], None]) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog=f"fastcache_xdit calibrations {action}")
-    add_arguments(parser)
-    return parse(parser, argv)
 
 
 def _plain(kept: Kept) -> dict[str, Any]:

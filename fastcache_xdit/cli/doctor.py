@@ -2,52 +2,29 @@
 
 from __future__ import annotations
 
-import argparse
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from fastcache_xdit.cli.arguments import fill, parse
+from fastcache_xdit.cli.arguments import own_options
+from fastcache_xdit.cli.options.doctor import DoctorOptions, add_arguments
 from fastcache_xdit.cli.pipeline import model_folder
 from fastcache_xdit.doctor import checkpoint, machine
 from fastcache_xdit.doctor.finding import Finding
 from fastcache_xdit.host.xdit import world
-from fastcache_xdit.shipped import SHIPPED, in_clone, shipped_calibrations
+from fastcache_xdit.shipped import SHIPPED, shipped_calibrations
 
 STYLES = {"fine": "green", "hint": "yellow", "problem": "bold red"}
 MARKS, PLAIN_MARKS = dict(zip(STYLES, "✓!✗", strict=True)), dict(zip(STYLES, "+!x", strict=True))
 
 
-@dataclass(frozen=True)
-class DoctorOptions:
-    """Options of `doctor`."""
-
-    model: str | None
-    calibration: tuple[Path, ...] | None
-    json: bool
-
-
-def add_arguments(parser: Any) -> None:
-    """Add the command's options."""
-    usual = SHIPPED[0] if in_clone() else None
-    parser.add_argument("--model", default=usual, help="folder, hub id or shipped model; default: %(default)s")
-    parser.add_argument(
-        "--calibration", type=Path, nargs="*", metavar="FILE", help="of this model; default: those shipped with it"
-    )
-    parser.add_argument("--json", action="store_true", help="findings as one JSON object")
-
-
 def main(argv: list[str]) -> int:
     """Examine everything; the first rank prints, and its exit code is 1 where there is a problem."""
-    parser = argparse.ArgumentParser(prog="fastcache_xdit doctor", description=__doc__)
-    add_arguments(parser)
-    options = fill(DoctorOptions, parse(parser, argv))
+    options = own_options(DoctorOptions, argv, add_arguments)
     findings = _findings(options.model, options.calibration)
     if not world.is_first_rank():
         return 0

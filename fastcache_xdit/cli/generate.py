@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from fastcache_xdit.cli.clips import add_clips, check_clips
-from fastcache_xdit.cli.goals import add_goals
+from fastcache_xdit.cli.options.clips import check_clips
+from fastcache_xdit.cli.options.generate import GenerateOptions, add_arguments
 from fastcache_xdit.cli.pipeline import (
-    PipelineOptions,
-    add_pipeline_arguments,
     call_arguments,
     chosen_cache,
     model_folder,
@@ -36,30 +33,10 @@ from fastcache_xdit.shipped import SHIPPED
 INCOMPLETE = 1  # exit code where an image is not finite
 
 
-@dataclass(frozen=True, kw_only=True)
-class GenerateOptions(PipelineOptions):
-    """Options of `generate`."""
-
-    compare: bool
-    fps: int | None
-    output: str
-    overwrite: bool
-
-
-def add_arguments(group: Any) -> None:
-    """Add the command's own options, beside xDiT's engine flags."""
-    add_pipeline_arguments(group, batch_size=1)
-    add_goals(group)
-    add_clips(group)
-    group.add_argument("--compare", action="store_true", help="also run uncached with the same seeds, and measure")
-    group.add_argument("--output", default="results/generate", metavar="FOLDER", help="default: %(default)s")
-    group.add_argument("--overwrite", action="store_true", help="replace the results of an earlier job in FOLDER")
-
-
 def main(argv: list[str]) -> int:
     """Check everything that can be checked, then load, generate, measure and write the results."""
     register()
-    options = pipeline_options(GenerateOptions, "generate", argv, add_arguments)
+    options = pipeline_options(GenerateOptions, argv, add_arguments)
     job = _Job(options)
     complete = job.run(engine.Engine(job.model, options.xdit, options.dtype, options.fps))
     world.finish()

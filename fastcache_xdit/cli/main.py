@@ -3,31 +3,15 @@
 from __future__ import annotations
 
 import errno
-import importlib
 import sys
 import traceback
 from importlib.metadata import PackageNotFoundError, metadata, version
 
-from fastcache_xdit.cli.commands import Command, Group, Main
+from fastcache_xdit.cli.catalogue import COMMANDS
+from fastcache_xdit.cli.commands import Group, program
 from fastcache_xdit.errors import UsageError
-from fastcache_xdit.host.xdit import loading
 from fastcache_xdit.host.xdit.world import another_ended, is_first_rank, rank
 
-COMMANDS = {
-    "run": "xDiT's own runner, all its flags and models, with --cache fastcache",
-    "generate": "images for prompts with any pipeline xDiT has; --compare measures the cache",
-    "batch": "thousands of prompts as a job that survives any crash: batch submit, run, status, retry, export",
-    "calibrate": "measure a model once, so that stand-ins are fitted and tests mean something",
-    "tune": "from a target (speedup, psnr or budget) to a config for --cache_config",
-    "calibrations": "what was learnt and is kept for the next process: calibrations list, show, remove, export",
-    "bench": "benchmarks: bench peers, speed, approximations, significance, tokens, costs, overhead, batch",
-    "report": "one page on the results of bench peers, and Markdown tables",
-    "models": "the transformer classes that were tried, and what of the cache works with each",
-    "doctor": "what is installed, what this machine can run, and what to do about what does not fit",
-}
-UNPREPARED = ("doctor", "models")  # the one tells what stands in the way of preparing, the other loads nothing
-PROG = "python -m fastcache_xdit"
-USAGE = f"usage: {PROG} COMMAND [options]; COMMAND --help lists its options"
 MISTAKE, BUG = 2, 1  # exit codes
 OF_THE_DISK = {
     getattr(errno, name)
@@ -45,11 +29,11 @@ def entry() -> None:
 def main(argv: list[str]) -> int:
     """Run one command line and return its exit code: 2 for a user's mistake, 1 for a bug."""
     if argv == ["--version"]:
-        print(f"fastcache_xdit {_version('fastcache_xdit')}")
+        if is_first_rank():
+            print(f"fastcache_xdit {_version('fastcache_xdit')}")
         return 0
-    commands = {name: Command(about, _imported(name)) for name, about in COMMANDS.items()}
     try:
-        return Group(PROG, "COMMAND", commands, _no_command).main(argv)
+        return Group("all commands", "COMMAND", COMMANDS, more="; --version prints the version").main(program(), argv)
     except UsageError as error:
         if is_first_rank():
             print(f"fastcache_xdit: error: {error}", file=sys.stderr)
@@ -70,21 +54,6 @@ def _refused(error: OSError) -> UsageError:
     """Name the file that the system refuses."""
     advice = "is there room on its disk, and permission; was its folder moved?"
     return UsageError(f"{error.filename or 'a file cannot be written'}: {error.strerror}", advice)
-
-
-def _imported(name: str) -> Main:
-    """Return the main function of a command; its module is imported when it is called."""
-
-    def command(argv: list[str]) -> int:
-        if name not in UNPREPARED:
-            loading.prepare()  # before libraries that a command imports read their settings
-        return importlib.import_module(f"fastcache_xdit.cli.{name}").main(argv)
-
-    return command
-
-
-def _no_command(argv: list[str]) -> UsageError:
-    return UsageError(f"unknown command {argv[0]!r}", f"commands: {', '.join(COMMANDS)}") if argv else UsageError(USAGE)
 
 
 def _where() -> str:

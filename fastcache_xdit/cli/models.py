@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import argparse
 import difflib
 import json
 from collections.abc import Iterable, Iterator
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import asdict
 
 from rich.console import Console
 from rich.table import Table
 
-from fastcache_xdit.cli.arguments import fill, parse
+from fastcache_xdit.cli.arguments import own_options
+from fastcache_xdit.cli.options.models import ModelsOptions, add_arguments
 from fastcache_xdit.errors import UsageError
 from fastcache_xdit.host.xdit.world import is_first_rank
 from fastcache_xdit.models.tried import Tried, all_tried, versions
@@ -20,25 +19,9 @@ from fastcache_xdit.models.tried import Tried, all_tried, versions
 WIDTH = 125  # columns that the table needs, also where there is no terminal
 
 
-@dataclass(frozen=True)
-class ModelsOptions:
-    """Options of `models`."""
-
-    name: str | None
-    json: bool
-
-
-def add_arguments(parser: Any) -> None:
-    """Add the command's options."""
-    parser.add_argument("name", nargs="?", help="a transformer class; default: all of them")
-    parser.add_argument("--json", action="store_true", help="as one JSON object")
-
-
 def main(argv: list[str]) -> int:
     """Print the table, or all that is known of one class."""
-    parser = argparse.ArgumentParser(prog="fastcache_xdit models", description=__doc__)
-    add_arguments(parser)
-    options = fill(ModelsOptions, parse(parser, argv))
+    options = own_options(ModelsOptions, argv, add_arguments)
     shown = {options.name: _named(options.name)} if options.name else all_tried()
     if not is_first_rank():
         return 0

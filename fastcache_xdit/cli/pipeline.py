@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
 
 from fastcache_xdit.cli.arguments import cache_config, check_least, fill, look_ahead, parse, read_options
-from fastcache_xdit.cli.goals import goals_of, refuse_goals
+from fastcache_xdit.cli.options.goals import goals_of, refuse_goals
+from fastcache_xdit.cli.options.pipeline import PipelineOptions
 from fastcache_xdit.config import FastCacheConfig
 from fastcache_xdit.errors import UsageError
 from fastcache_xdit.goal import GOALS
-from fastcache_xdit.host.xdit import registration
+from fastcache_xdit.host.xdit import flags
 from fastcache_xdit.host.xdit.layout import Layout, check_cache
-from fastcache_xdit.host.xdit.loading import DTYPES, XditOptions, default_dtype, xdit_options
+from fastcache_xdit.host.xdit.loading import default_dtype, xdit_options
+from fastcache_xdit.plugin import register
 from fastcache_xdit.shipped import SHIPPED, generation_defaults, model_path
 
 CALL = (
@@ -41,57 +42,21 @@ OF_WHO_RUNS = (
 )  # fmt: skip
 
 
-@dataclass(frozen=True, kw_only=True)
-class PipelineOptions:
-    """Options of every command that loads a pipeline; a command's own are added in a subclass.
-
-    Attributes:
-        model: a folder, a hub id or a shipped model, as given; see `model_folder`.
-        prompt: prompts of the command line.
-        prompts: file of prompts.
-        seed: of the first prompt's start noise.
-        batch_size: prompts per call.
-        dtype: of weights and activations, a key of `DTYPES`.
-        cache_method: `fastcache`, a method of xDiT's own, or None.
-        cache_config: JSON object or file, for `chosen_cache`.
-        goals: of the command line, for `chosen_cache`; at most one is possible.
-        call: arguments of every pipeline call, unchecked; see `call_arguments`.
-        xdit: all of xDiT's options.
-        layout: those of them that say how the work is divided.
-        engine: those of them that differ from xDiT's defaults and do not make the image, as a job keeps them.
-    """
-
-    model: str | None
-    prompt: tuple[str, ...] | None
-    prompts: str | None
-    seed: int
-    batch_size: int
-    dtype: str
-    cache_method: str | None
-    cache_config: str | None
-    goals: Mapping[str, float]
-    call: Mapping[str, Any]
-    xdit: XditOptions
-    layout: Layout
-    engine: Mapping[str, Any]
-
-
 Options = TypeVar("Options", bound=PipelineOptions)
 AddArguments = Callable[[Any], None]  # adds a command's own options to a group of its parser
 
 
-def pipeline_options(kind: type[Options], command: str, argv: list[str], add_arguments: AddArguments) -> Options:
+def pipeline_options(kind: type[Options], argv: list[str], add_arguments: AddArguments) -> Options:
     """Read a command's options: command line over config file over the shipped model's own defaults over xDiT's.
 
     Args:
         kind: a subclass of `PipelineOptions`, which has a field for each option that `add_arguments` adds.
-        command: its name, such as `batch submit`.
         argv: the words behind the command's name.
         add_arguments: adds the command's own options, `add_pipeline_arguments` among them.
     Raises:
         UsageError: an option that is not known, or a value that is not possible.
     """
-    parser = engine_parser(command, add_arguments)
+    parser = engine_parser(add_arguments)
     ahead, _ = look_ahead(argv, "config", "model")
     values = read_options(parser, ahead.config, argv) if ahead.config else {}
     model = ahead.model or values.get("model")
@@ -106,7 +71,7 @@ def pipeline_options(kind: type[Options], command: str, argv: list[str], add_arg
 
 
 def _engine_options(parsed: argparse.Namespace) -> dict[str, Any]:
-    plain = engine_parser("plain", lambda _: None)
+    plain = flags.parser(flags.ENGINE)
     names = sorted(kept_options(plain))
     return {name: given for name in names if (given := getattr(parsed, name)) != plain.get_default(name)}
 
@@ -116,31 +81,21 @@ def kept_options(parser: argparse.ArgumentParser) -> set[str]:
     return {action.dest for action in parser._actions} - {*MAKES_THE_IMAGE, *OF_WHO_RUNS, "help"}
 
 
-def engine_parser(command: str, add_arguments: AddArguments) -> argparse.ArgumentParser:
-    """Make a parser of a command's own options, which `--help` shows first, and xDiT's engine flags."""
-    from xfuser import xFuserArgs
-    from xfuser.config import FlexibleArgumentParser
-
-    parser = FlexibleArgumentParser(prog=f"fastcache_xdit {command}")
-    xFuserArgs.add_cli_args(parser)
-    own = parser.add_argument_group(f"options of {command}")
-    add_arguments(own)
-    places = [f"{action.metavar} " for action in own._group_actions if not action.option_strings]
-    parser.usage = f"{parser.prog} {''.join(places)}[options]"  # without xDiT's page of flags
-    parser._action_groups.sort(key=lambda group: group is not own)
+def engine_parser(add_arguments: AddArguments) -> argparse.ArgumentParser:
+    """Make a parser of a command's own options and xDiT's engine flags."""
+    parser: argparse.ArgumentParser = flags.parser(flags.ENGINE)
+    add_arguments(parser.add_argument_group("options of the command"))
     parser._option_string_actions["--model"].required = False
     parser.set_defaults(model=None)
     return parser
 
 
-def add_pipeline_arguments(group: Any, batch_size: int) -> None:
-    """Add the options of every command that loads a pipeline, beside xDiT's engine flags."""
-    group.add_argument("--config", metavar="FILE.yaml", help="options by name; flags win over it")
-    group.add_argument(
-        "--prompts", metavar="FILE", help="prompts: .txt (one a line, # begins a comment), .jsonl, .csv or .parquet"
-    )
-    group.add_argument("--batch_size", type=int, default=batch_size, help="prompts per call; default: %(default)s")
-    group.add_argument("--dtype", choices=sorted(DTYPES), help="default: bfloat16, float32 without accelerator")
+def xdit_help(prog: str, kind: str) -> str:
+    """Describe all flags of xDiT's that the command `prog` takes, a kind of `flags`."""
+    register()
+    parser = flags.parser(kind)
+    parser.usage = f"{prog} [options]"
+    return str(parser.format_help())
 
 
 def model_folder(name: str | None) -> str:
@@ -181,7 +136,7 @@ def chosen_cache(command: str, options: PipelineOptions) -> FastCacheConfig | No
     if options.cache_method is None:
         refuse_goals(options.goals)
         return None
-    if options.cache_method != registration.METHOD:
+    if options.cache_method != flags.METHOD:
         raise UsageError(
             f"{command} knows --cache fastcache only, not {options.cache_method}", "xDiT's own methods work with run"
         )

@@ -6,35 +6,18 @@ import argparse
 import json
 import runpy
 import sys
-from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from fastcache_xdit.cli.arguments import as_flags, cache_config, fill, look_ahead, parse, read_options
-from fastcache_xdit.cli.goals import add_goals, goals_of, refuse_goals
+from fastcache_xdit.cli.options.goals import goals_of, refuse_goals
+from fastcache_xdit.cli.options.run import RunOptions, add_arguments
 from fastcache_xdit.goal import GOALS
 from fastcache_xdit.host import cpu
-from fastcache_xdit.host.xdit import checkpoint, registration, world
+from fastcache_xdit.host.xdit import checkpoint, flags, world
 from fastcache_xdit.host.xdit.layout import Layout, check_cache, check_degrees
-from fastcache_xdit.host.xdit.loading import XditOptions, xdit_options
+from fastcache_xdit.host.xdit.loading import xdit_options
 from fastcache_xdit.host.xdit.runner import add_local_model, check_accepted, check_registered
 from fastcache_xdit.plugin import applied, register
-
-
-@dataclass(frozen=True, kw_only=True)
-class RunOptions:
-    """Options of `run`: what it reads itself of xDiT's runner flags, and all of them, which xDiT's runner takes."""
-
-    model: str
-    cache_method: str | None
-    cache_config: str | None
-    goals: Mapping[str, float]
-    attention_backend: str | None
-    output_directory: str | None
-    layout: Layout
-    xdit: XditOptions
-    flags: Mapping[str, Any]
 
 
 def main(argv: list[str]) -> int:
@@ -54,24 +37,10 @@ def main(argv: list[str]) -> int:
     return 0
 
 
-def add_arguments(parser: Any) -> None:
-    """Add what `run` takes beside xDiT's runner flags."""
-    parser.add_argument("--config", metavar="FILE.yaml", help="options by name; flags win over it")
-    add_goals(parser)
-
-
 def runner_parser() -> argparse.ArgumentParser:
-    """Make a parser of the command's own options, which `--help` shows first, and xDiT's runner flags."""
-    from xfuser import xFuserArgs
-    from xfuser.config import FlexibleArgumentParser
-
-    parser = FlexibleArgumentParser(
-        prog="fastcache_xdit run", usage="fastcache_xdit run [options]", description=__doc__
-    )
-    own = parser.add_argument_group("options of run")
-    add_arguments(own)
-    xFuserArgs.add_runner_args(parser)
-    parser._action_groups.sort(key=lambda group: group is not own)
+    """Make a parser of the command's own options and xDiT's runner flags."""
+    parser: argparse.ArgumentParser = flags.parser(flags.RUNNER)
+    add_arguments(parser)
     return parser
 
 
@@ -97,7 +66,7 @@ def run_options(parser: argparse.ArgumentParser, argv: list[str]) -> RunOptions:
 def check(options: RunOptions) -> None:
     """Raise UsageError for what cannot run here; a folder becomes a model of xDiT's runner."""
     check_degrees(options.layout, world.size())
-    if options.cache_method == registration.METHOD:
+    if options.cache_method == flags.METHOD:
         check_cache(options.layout, cache_config(options.cache_config, options.goals))
     else:
         refuse_goals(options.goals)

@@ -16,9 +16,9 @@ from fastcache_xdit.home import Home
 from fastcache_xdit.jobs.item import Figures, Item, ItemOutcome
 from fastcache_xdit.jobs.learnt import LearntFile
 from fastcache_xdit.jobs.owner import Owner
+from fastcache_xdit.jobs.recipe import MAX_ATTEMPTS
 from fastcache_xdit.jobs.store import Store
 
-MAX_ATTEMPTS = 5
 PAUSE = 0.2  # seconds between two looks for what others hold, or make
 QUIET = 30.0  # seconds of waiting for others, after which it is said
 _log = logging.getLogger(__name__)

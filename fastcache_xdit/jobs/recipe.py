@@ -18,6 +18,7 @@ LONGEST_PROMPT = 10_000  # characters; far more than any text encoder reads
 LARGEST_SIDE = 16_384  # pixels
 MOST_FRAMES = 10_000
 LEASE = 600.0  # seconds; more than a step, or decoding a picture, takes
+MAX_ATTEMPTS = 5  # of an item, each of which ended with a dead process
 # By argument of the pipeline's call: the field of a line that wins over it.
 FIELDS = {
     "width": "width",

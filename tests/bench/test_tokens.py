@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from fastcache_xdit.bench.tokens import BUDGETS, KEPT, partial_mask, region_mask
+from fastcache_xdit.bench.choices import BUDGETS
+from fastcache_xdit.bench.tokens import KEPT, partial_mask, region_mask
 from fastcache_xdit.tuning.search import compute_ratio
 
 

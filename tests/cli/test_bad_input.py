@@ -41,7 +41,7 @@ GENERATE = ("generate", "--model", "shapes-pixart", "--prompt", "a red circle on
     [
         ([], ["COMMAND"]),
         (["paint"], ["unknown command 'paint'", "generate"]),
-        ([*GENERATE, "--colour", "red"], ["unrecognized arguments: --colour"]),
+        ([*GENERATE, "--colour", "red"], ["unknown option '--colour'; --help lists the options"]),
         ([*GENERATE, "--cache", "slowcache"], ["invalid choice: 'slowcache'", "fastcache"]),
         ([*GENERATE, "--cache", "teacache"], ["fastcache only, not teacache", "run"]),
         ([*GENERATE, "--cache", "fastcache", "--cache_config", '{"bugdet": 1}'], ["did you mean 'budget'?"]),
@@ -90,6 +90,7 @@ def test_mistakes_are_told(capsys, argv, words):
             ["pp_decision=leader with granularity=block", "set pp_decision=stage or granularity=step"],
         ),
         (2, ["--pipefusion_parallel_degree", 2, "--warmup_steps", 0], ["warmup_steps=0 is not", "at least 1"]),
+        (2, [], ["2 ranks were started", "add --ulysses_degree 2"]),
         (4, ["--ulysses_degree", 2], ["ulysses_degree=2 needs 2 ranks, but 4 were started"]),
     ],
 )

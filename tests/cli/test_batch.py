@@ -101,8 +101,8 @@ def test_status_retry_and_export_follow_a_job(submit, run, tmp_path):
 @pytest.mark.parametrize(
     "words, sentences",
     [
-        ([], ["which action?", "submit, run, status, retry, export"]),
-        (["paint"], ["which action?"]),
+        ([], ["which action?", "batch ACTION --help", "submit, run, status, retry, export"]),
+        (["paint"], ["unknown action 'paint'", "submit, run, status, retry, export"]),
         (["status", "/no/such"], ["no job in /no/such", "batch submit"]),
         (["run", "/no/such"], ["no job in /no/such"]),
         (["export", "JOB"], ["--output"]),

@@ -86,7 +86,7 @@ def test_names_that_are_wrong_list_what_there_is(told, kept):
     assert "2 calibrations begin with 'this'" in told("show", "this", code=2)
     assert "takes either names or --all" in told("remove", code=2)
     assert "takes either names or --all" in told("remove", "pixart", "--all", code=2)
-    assert "which action?" in told(code=2) and "which action?" in told("rename", code=2)
+    assert "which action?" in told(code=2) and "unknown action 'rename'" in told("rename", code=2)
 
 
 def test_remove(told, home, kept):

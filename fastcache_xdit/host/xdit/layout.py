@@ -77,9 +77,15 @@ def check_degrees(layout: Layout, world_size: int) -> None:
     for name, degree in layout.degrees.items():
         if degree < 1:
             raise UsageError(f"{name}={degree} is not possible", "degrees are 1 or more")
+    if layout.ranks == 1 < world_size:
+        raise UsageError(
+            f"{world_size} ranks were started, and no parallel degree says how they divide the work",
+            f"add --ulysses_degree {world_size} to share each picture, or --data_parallel_degree {world_size} for "
+            "copies of the model that share the prompts",
+        )
     if layout.ranks != world_size:
         used = [f"{name}={degree}" for name, degree in layout.degrees.items() if degree > 1]
-        mix, needed = " x ".join(used) or "no parallel degree", layout.ranks
+        mix, needed = " x ".join(used), layout.ranks
         raise UsageError(
             f"{mix} needs {needed} rank{'s' * (needed > 1)}, "
             f"but {world_size} {'were' if world_size > 1 else 'was'} started",

@@ -13,13 +13,13 @@ import torch
 
 from fastcache_xdit.errors import UsageError
 from fastcache_xdit.host import cpu
-from fastcache_xdit.host.xdit import kinds, video, world
+from fastcache_xdit.host.xdit import flags, kinds, video, world
 
 if TYPE_CHECKING:
     from xfuser import xFuserArgs
 
 XditOptions: TypeAlias = "xFuserArgs"  # xDiT is imported where it is used, once `prepare` has run
-DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
+DTYPES: dict[str, torch.dtype] = {name: getattr(torch, name) for name in flags.DTYPE_NAMES}
 
 
 def default_dtype() -> str:

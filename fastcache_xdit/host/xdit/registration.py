@@ -9,9 +9,9 @@ from collections.abc import Callable
 from typing import Any
 
 from fastcache_xdit.host.xdit import ray_workers
+from fastcache_xdit.host.xdit.flags import ENGINE, METHOD, RUNNER
 from fastcache_xdit.undo import Undo
 
-METHOD = "fastcache"
 Apply = Callable[[Any, "str | None"], Any]  # (pipeline, text of --cache_config)
 
 _chosen: dict[str, str | None] = {}  # what a script's command line asked for, until a pipeline is built
@@ -30,7 +30,7 @@ def install(apply: Apply, hook: str, undo: Undo) -> None:
 def _extend_flags(undo: Undo) -> None:
     from xfuser import xFuserArgs
 
-    for name, extra in (("add_runner_args", _add_pipefusion_flags), ("add_cli_args", _add_nothing)):
+    for name, extra in ((RUNNER, _add_pipefusion_flags), (ENGINE, _add_nothing)):
         original = getattr(xFuserArgs, name)
 
         def add(parser: Any, original: Any = original, extra: Any = extra) -> Any:

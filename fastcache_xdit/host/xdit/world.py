@@ -1,13 +1,15 @@
-"""The ranks of this job: who they are, and what they exchange outside of cache decisions."""
+"""The ranks of this job: who they are, and what they exchange outside of cache decisions.
+
+Who this rank is must be known before anything is imported that takes seconds, so torch is where it is used.
+"""
 
 from __future__ import annotations
 
 import os
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
-
-from fastcache_xdit.host import cpu
+if TYPE_CHECKING:
+    import torch
 
 RANK_DEFAULTS = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "0"}
 
@@ -45,6 +47,7 @@ def gather_objects(value: Any) -> list[Any]:
     """Gather a value from each rank: all of them, in rank order, on the first rank, an empty list elsewhere."""
     if size() == 1:
         return [value]
+    import torch.distributed
     from xfuser.core.distributed import get_world_group
 
     everyone: list[Any] | None = [None] * size() if rank() == 0 else None
@@ -56,6 +59,7 @@ def all_gather_objects(value: Any) -> list[Any]:
     """Gather a value from each rank: all of them, in rank order, on every rank."""
     if size() == 1:
         return [value]
+    import torch.distributed
     from xfuser.core.distributed import get_world_group
 
     everyone: list[Any] = [None] * size()
@@ -65,6 +69,8 @@ def all_gather_objects(value: Any) -> list[Any]:
 
 def sum_over_ranks(tensor: torch.Tensor) -> torch.Tensor:
     """Sum a CPU tensor over all ranks, in rank order, so that every rank holds the same bits."""
+    import torch
+
     return torch.stack(all_gather_objects(tensor)).sum(dim=0) if size() > 1 else tensor
 
 
@@ -82,12 +88,16 @@ def gather_cfg_branches(states: torch.Tensor) -> torch.Tensor:
 
 def synchronize() -> None:
     """Finish this rank's work on the accelerator."""
-    if cpu.has_accelerator():
-        torch.cuda.synchronize()
+    import torch
+
+    if torch.accelerator.is_available():
+        torch.accelerator.synchronize()
 
 
 def barrier() -> None:
     """Finish this rank's work and wait until every rank has: around what is timed."""
+    import torch.distributed
+
     synchronize()
     if size() > 1:
         torch.distributed.barrier()
@@ -95,6 +105,8 @@ def barrier() -> None:
 
 def finish() -> None:
     """Leave the process groups in order, so that no rank warns about another."""
+    import torch.distributed
+
     if torch.distributed.is_initialized():
         barrier()
         torch.distributed.destroy_process_group()

@@ -3,8 +3,9 @@
 import pytest
 
 from fastcache_xdit.bench.peers import own
+from fastcache_xdit.bench.peers.architectures import ARCHITECTURES
 from fastcache_xdit.bench.peers.catalogue import unscored
-from fastcache_xdit.bench.peers.full_size import ARCHITECTURES, FullSize
+from fastcache_xdit.bench.peers.full_size import FullSize
 from fastcache_xdit.bench.peers.measure import BenchPlan, PeerBench
 from fastcache_xdit.bench.peers.measurement import RAN
 from fastcache_xdit.host import cpu

@@ -6,13 +6,8 @@ import argparse
 from dataclasses import dataclass
 from typing import Any
 
-from fastcache_xdit.bench.tokens import BUDGETS, SETTINGS
-from fastcache_xdit.cli.arguments import check_least
-from fastcache_xdit.cli.pipeline import PipelineOptions, add_pipeline_arguments
-from fastcache_xdit.errors import UsageError
-from fastcache_xdit.shipped import SHIPPED, calibration_path
-
-CALIBRATED = ("approximations", "significance", "tokens")
+from fastcache_xdit.bench.choices import BUDGETS, SETTINGS
+from fastcache_xdit.cli.options.pipeline import PipelineOptions, add_pipeline_arguments
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,18 +41,6 @@ def add_arguments(group: Any) -> None:
         "--maps", metavar="FILE", help="of calibrate --maps, for the paper's W H + b with whole matrices"
     )
     group.add_argument("--output", metavar="FOLDER", default="results/bench", help="default: %(default)s")
-
-
-def check(name: str, options: BenchOptions) -> str:
-    """Return the shipped model's name. Raises UsageError, before anything is loaded, for what cannot be measured."""
-    if options.model not in SHIPPED:
-        raise UsageError(f"bench knows held-out prompts of shipped models only: {', '.join(SHIPPED)}")
-    check_least(1, steps=options.steps, count=options.count, repeats=options.repeats)
-    if not 0 < options.tolerance < 1:
-        raise UsageError(f"tolerance={options.tolerance} is not possible", "set a number between 0 and 1")
-    if name in CALIBRATED:
-        calibration_path(options.model)
-    return options.model
 
 
 def _share(word: str) -> float:

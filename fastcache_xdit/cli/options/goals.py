@@ -8,7 +8,7 @@ from typing import Any
 
 from fastcache_xdit.errors import UsageError
 from fastcache_xdit.goal import GOALS
-from fastcache_xdit.host.xdit import registration
+from fastcache_xdit.host.xdit.flags import METHOD
 
 HELP = {
     "budget": "the share of the steps that are computed, such as 0.4; default: 0.5",
@@ -31,4 +31,4 @@ def goals_of(parsed: argparse.Namespace) -> dict[str, float]:
 def refuse_goals(goals: Mapping[str, float]) -> None:
     """Raise UsageError where there are any, without the cache whose goals they are."""
     if goals:
-        raise UsageError(f"--{next(iter(goals))} is a goal of the cache", f"add --cache {registration.METHOD}")
+        raise UsageError(f"--{next(iter(goals))} is a goal of the cache", f"add --cache {METHOD}")

@@ -1,0 +1,1 @@
+"""What each command takes, for `--help` and for parsing; these modules import neither torch nor xDiT."""
