@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import Field, ValidationError, field_validator, model_validator
 
 from fastcache_xdit.errors import UsageError
 from fastcache_xdit.goal import GOALS, Goal
-from fastcache_xdit.options import SCHEDULE_DECIDES, Options, TokensConfig, usage_error
+from fastcache_xdit.options import SCHEDULE_DECIDES, Options, TokensConfig, unknown_option, usage_error
 from fastcache_xdit.reading import Readable
+from fastcache_xdit.shipped import SHIPPED, calibration_path, presets
 
 
 class FastCacheConfig(Readable, Options):
@@ -45,8 +47,8 @@ class FastCacheConfig(Readable, Options):
         affine_rank: rank of the matrix that `affine` adds to its per-channel weights: W = diagonal + low rank. 0 keeps
             the diagonal alone; the width of the model or more gives a full matrix. Above 0 the calibration must have
             been made with `--maps`.
-        calibration: path of a file that `fastcache-xdit calibrate` wrote. In a config file, a relative path starts from
-            the folder of that file.
+        calibration: path of a file that `fastcache-xdit calibrate` wrote, or a shipped model's name. In a config file,
+            a relative path starts from the folder of that file.
         allow_adapters: accept a calibration that was made without the LoRA adapters that are now loaded or fused, or
             with other ones.
         schedule: which steps are computed, as one mask for each number of steps, such as `{20: "1110p001..."}`: 1 is a
@@ -105,6 +107,12 @@ class FastCacheConfig(Readable, Options):
     verify_every: int = Field(0, ge=0)
     tokens: TokensConfig | None = None
     memory_budget: Annotated[float, Field(gt=0)] | None = None
+
+    @field_validator("calibration")
+    @classmethod
+    def _of_shipped_model(cls, calibration: str | None) -> str | None:
+        is_name = calibration in SHIPPED and not Path(calibration).exists()
+        return str(calibration_path(calibration)) if calibration and is_name else calibration
 
     @field_validator("schedule")
     @classmethod
@@ -195,6 +203,19 @@ class FastCacheConfig(Readable, Options):
             raise UsageError(f"masks are a text such as '1010', or a text for each number of steps, not {masks!r}")
         schedule = {len(masks): masks} if isinstance(masks, str) else dict(masks)
         return cls.from_dict({**SCHEDULE_DECIDES, "schedule": schedule, **options})
+
+    @classmethod
+    def preset(cls, model: str, name: str) -> FastCacheConfig:
+        """Read a config that was tuned for a shipped model, such as `third` of `shapes-flux`.
+
+        Raises:
+            UsageError: this is no clone of the repository, or there is no such model or preset.
+        """
+        paths = presets(model)
+        if name not in paths:
+            error = unknown_option(name, paths, f"it has {', '.join(paths)}")
+            raise UsageError(f"{model} has no preset {name!r}", error.advice)
+        return cls.from_file(paths[name])
 
     def to_dict(self) -> dict[str, Any]:
         """Return all options as plain values, ready for YAML or JSON."""

@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 
 from fastcache_xdit.cli import generate, run
-from fastcache_xdit.cli.arguments import cache_config, read_options
+from fastcache_xdit.cli.arguments import read_options
+from fastcache_xdit.cli.cache import cache_config
 from fastcache_xdit.cli.pipeline import pipeline_options
 from fastcache_xdit.config import FastCacheConfig
 from fastcache_xdit.host.xdit import layout

@@ -18,6 +18,7 @@ from fastcache_xdit.cli.options import (
     doctor,
     generate,
     models,
+    presets,
     report,
     run,
     tune,
@@ -121,6 +122,7 @@ FLAGS = {
     run: ["--budget", "--config", "--psnr", "--speedup"],
     doctor: ["--calibration", "--json", "--model"],
     models: ["--json"],
+    presets: ["--json"],
     calibrate: [
         "--batch_size",
         "--config",
@@ -255,6 +257,7 @@ def test_commands():
         "doctor",
         "generate",
         "models",
+        "presets",
         "report",
         "run",
         "tune",

@@ -8,8 +8,6 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NoReturn, TypeVar
 
-from fastcache_xdit.approx.calibration import Calibration
-from fastcache_xdit.config import FastCacheConfig
 from fastcache_xdit.errors import UsageError, quoted
 from fastcache_xdit.host.xdit import layout, world
 from fastcache_xdit.options import unknown_option
@@ -101,28 +99,17 @@ def check_least(least: int, **numbers: float | Sequence[float] | None) -> None:
                 raise UsageError(f"{name}={number} is not possible", f"set {least} or more")
 
 
-def cache_config(text: str | None, goals: Mapping[str, float] | None = None) -> FastCacheConfig:
-    """Build the config that `--cache_config` names, a JSON object or a YAML or JSON file, with a goal of its own.
-
-    Raises:
-        UsageError: as `FastCacheConfig.from_json` and `from_file`; or its calibration is missing, broken or altered; or
-            there are two goals, or one for a config that plans nothing.
-    """
-    config = FastCacheConfig.from_text(text)
-    if goals:
-        config = FastCacheConfig.from_dict(config.to_dict() | dict(goals))
-    if config.calibration:
-        Calibration.cached(config.calibration)  # what is wrong with the file is said before a model loads
-    return config
+def named_in(argv: Sequence[str]) -> set[str]:
+    """Name the options that a command line gives, as they are called in a config file."""
+    return {word.partition("=")[0].lstrip("-").replace("-", "_") for word in argv if word.startswith("--")}
 
 
 def _with_layout(path: str, values: dict[str, Any], argv: Sequence[str]) -> dict[str, Any]:
     if "layouts" not in values:
         return values
-    given = {word.partition("=")[0].lstrip("-").replace("-", "_") for word in argv if word.startswith("--")}
     table = values.pop("layouts")
     try:
-        return values if given & set(layout.PARALLEL) else values | layout.from_table(table, world.size())
+        return values if named_in(argv) & set(layout.PARALLEL) else values | layout.from_table(table, world.size())
     except UsageError as error:
         raise error.of(path) from None
 

@@ -6,13 +6,13 @@ from pathlib import Path
 from typing import Any
 
 from fastcache_xdit.cli.arguments import check_least
+from fastcache_xdit.cli.cache import chosen_cache
 from fastcache_xdit.cli.options.batch import BatchRunOptions
 from fastcache_xdit.cli.options.clips import check_clips
 from fastcache_xdit.cli.options.pipeline import PipelineOptions
 from fastcache_xdit.cli.pipeline import (
     MAKES_THE_IMAGE,
     call_arguments,
-    chosen_cache,
     model_folder,
 )
 from fastcache_xdit.config import FastCacheConfig

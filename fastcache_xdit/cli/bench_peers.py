@@ -20,7 +20,8 @@ from fastcache_xdit.bench.peers.peer import Peer, Setting
 from fastcache_xdit.bench.peers.results import Results, write_csv
 from fastcache_xdit.bench.peers.score import score
 from fastcache_xdit.bench.peers.study import RESULTS, UNCACHED, studies
-from fastcache_xdit.cli.arguments import cache_config, check_least
+from fastcache_xdit.cli.arguments import check_least
+from fastcache_xdit.cli.cache import cache_config
 from fastcache_xdit.cli.options.bench_peers import PeersOptions, add_arguments
 from fastcache_xdit.cli.pipeline import (
     call_arguments,

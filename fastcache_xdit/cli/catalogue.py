@@ -102,6 +102,12 @@ COMMANDS: dict[str, Command | Group] = {
         "ACTION",
         CALIBRATIONS,
     ),
+    "presets": Command(
+        "the tuned configs of the small trained models, by the names that --cache_config takes",
+        "presets.main",
+        "presets.add_arguments",
+        prepares=False,
+    ),
     "bench": Group(f"benchmarks: bench {', '.join(BENCH)}", "BENCHMARK", BENCH),
     "report": Command(
         "one page on the results of bench peers, and Markdown tables",

@@ -6,11 +6,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from fastcache_xdit.cli.cache import chosen_cache
 from fastcache_xdit.cli.options.clips import check_clips
 from fastcache_xdit.cli.options.generate import GenerateOptions, add_arguments
 from fastcache_xdit.cli.pipeline import (
     call_arguments,
-    chosen_cache,
     model_folder,
     pipeline_options,
 )

@@ -7,14 +7,14 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
 
-from fastcache_xdit.cli.arguments import cache_config, check_least, fill, look_ahead, parse, read_options
-from fastcache_xdit.cli.options.goals import goals_of, refuse_goals
+from fastcache_xdit.cli.arguments import check_least, fill, look_ahead, named_in, parse, read_options
+from fastcache_xdit.cli.cache import check_flags
+from fastcache_xdit.cli.options.goals import goals_of
 from fastcache_xdit.cli.options.pipeline import PipelineOptions
-from fastcache_xdit.config import FastCacheConfig
 from fastcache_xdit.errors import UsageError
 from fastcache_xdit.goal import GOALS
 from fastcache_xdit.host.xdit import flags
-from fastcache_xdit.host.xdit.layout import Layout, check_cache
+from fastcache_xdit.host.xdit.layout import Layout
 from fastcache_xdit.host.xdit.loading import default_dtype, xdit_options
 from fastcache_xdit.plugin import register
 from fastcache_xdit.shipped import SHIPPED, generation_defaults, model_path
@@ -63,6 +63,7 @@ def pipeline_options(kind: type[Options], argv: list[str], add_arguments: AddArg
     defaults = generation_defaults(model) if model in SHIPPED else {}
     parser.set_defaults(**{name: value for name, value in defaults.items() if name in CALL} | values)
     parsed = parse(parser, argv)
+    check_flags(parsed, named_in(argv) | values.keys())
     parsed.dtype = parsed.dtype or default_dtype()
     call = defaults | {name: given for name in CALL if (given := getattr(parsed, name)) not in (None, "", [])}
     xdit, layout = xdit_options(vars(parsed)), Layout.of(parsed)
@@ -125,21 +126,3 @@ def call_arguments(options: PipelineOptions) -> dict[str, Any]:
     if not 0 <= options.seed < 2**63:
         raise UsageError(f"seed={options.seed} is not possible", "set a number from 0 to 2**63 - 1")
     return dict(options.call)
-
-
-def chosen_cache(command: str, options: PipelineOptions) -> FastCacheConfig | None:
-    """Build the config of the cache that is asked for; None for no cache.
-
-    Raises:
-        UsageError: a method of xDiT's own, a goal without the cache, an impossible option, or an unsupported layout.
-    """
-    if options.cache_method is None:
-        refuse_goals(options.goals)
-        return None
-    if options.cache_method != flags.METHOD:
-        raise UsageError(
-            f"{command} knows --cache fastcache only, not {options.cache_method}", "xDiT's own methods work with run"
-        )
-    config = cache_config(options.cache_config, options.goals)
-    check_cache(options.layout, config)
-    return config

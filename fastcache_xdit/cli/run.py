@@ -8,7 +8,8 @@ import runpy
 import sys
 from pathlib import Path
 
-from fastcache_xdit.cli.arguments import as_flags, cache_config, fill, look_ahead, parse, read_options
+from fastcache_xdit.cli.arguments import as_flags, fill, look_ahead, named_in, parse, read_options
+from fastcache_xdit.cli.cache import cache_config, check_flags, is_preset
 from fastcache_xdit.cli.options.goals import goals_of, refuse_goals
 from fastcache_xdit.cli.options.run import RunOptions, add_arguments
 from fastcache_xdit.goal import GOALS
@@ -29,7 +30,7 @@ def main(argv: list[str]) -> int:
     check(options)
     if options.output_directory:
         Path(options.output_directory).mkdir(parents=True, exist_ok=True)  # xDiT fails there, after all the work
-    sys.argv = ["fastcache_xdit run", *with_goal(argv, options), *_needed_here(options)]
+    sys.argv = ["fastcache_xdit run", *with_cache(argv, options), *_needed_here(options)]
     runpy.run_module("xfuser.runner", run_name="__main__", alter_sys=True)
     if world.is_first_rank():
         for handle in applied():
@@ -53,6 +54,7 @@ def command_line(parser: argparse.ArgumentParser, argv: list[str]) -> list[str]:
 def run_options(parser: argparse.ArgumentParser, argv: list[str]) -> RunOptions:
     """Parse a command line for xDiT's runner."""
     parsed = parse(parser, argv)
+    check_flags(parsed, named_in(argv))
     return fill(
         RunOptions,
         parsed,
@@ -67,7 +69,7 @@ def check(options: RunOptions) -> None:
     """Raise UsageError for what cannot run here; a folder becomes a model of xDiT's runner."""
     check_degrees(options.layout, world.size())
     if options.cache_method == flags.METHOD:
-        check_cache(options.layout, cache_config(options.cache_config, options.goals))
+        check_cache(options.layout, cache_config(options.cache_config, options.goals, options.model))
     else:
         refuse_goals(options.goals)
     folder = Path(options.model)
@@ -78,12 +80,12 @@ def check(options: RunOptions) -> None:
     check_accepted(options.model, options.xdit, options.flags)
 
 
-def with_goal(argv: list[str], options: RunOptions) -> list[str]:
-    """Write a goal into the cache's config, because xDiT's runner has no flags for goals."""
-    if not options.goals:
+def with_cache(argv: list[str], options: RunOptions) -> list[str]:
+    """Write a goal, or a preset, into the cache's config, because xDiT's runner knows neither."""
+    if not options.goals and not is_preset(options.cache_config):
         return argv
     _, rest = look_ahead(argv, *GOALS)
-    config = cache_config(options.cache_config, options.goals)
+    config = cache_config(options.cache_config, options.goals, options.model)
     return [*rest, f"--cache_config={json.dumps(config.to_dict())}"]
 
 

@@ -14,9 +14,14 @@ def marks_at(schedule: Mapping[int, str], num_steps: int) -> str:
     """
     if num_steps in schedule:
         return schedule[num_steps]
-    nearest = min(schedule, key=lambda steps: (abs(steps - num_steps), steps))
+    nearest = nearest_to(schedule, num_steps)
     places = [(mark, round(step * num_steps / nearest)) for step, mark in enumerate(schedule[nearest])]
     return "".join(next((mark for mark in "1p" if (mark, step) in places), "0") for step in range(num_steps))
+
+
+def nearest_to(schedule: Mapping[int, str], num_steps: int) -> int:
+    """Return the number of steps of the mask that serves `num_steps` steps; of two that are as near, the smaller."""
+    return min(schedule, key=lambda steps: (abs(steps - num_steps), steps))
 
 
 def computed_steps(schedule: Mapping[int, str], num_steps: int) -> list[bool]:

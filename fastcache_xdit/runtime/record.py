@@ -30,7 +30,7 @@ class Record:
         consensus: confirms decisions every `verify_every` steps.
         ledger: decisions of the current request.
         counters: totals since the cache was enabled or reset.
-        remarks: what was not cached, and why.
+        remarks: what was not cached or not as asked for, and why.
     """
 
     config: FastCacheConfig

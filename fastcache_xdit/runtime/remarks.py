@@ -3,6 +3,12 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Iterator
+
+from fastcache_xdit.config import FastCacheConfig
+from fastcache_xdit.decision.policy import planned_skips
+from fastcache_xdit.decision.schedule import marks_at, nearest_to
+from fastcache_xdit.goal import Known
 
 logger = logging.getLogger(__name__)
 
@@ -23,6 +29,34 @@ UNSEEN = (
     "a call of the pipeline was not cached: its transformer or scheduler is another one than when the cache was "
     "enabled; enable it anew"
 )
+
+
+def on_steps(config: FastCacheConfig, steps: int) -> Iterator[str]:
+    """Say what a config that was meant for other numbers of steps makes of a request of this many."""
+    if config.schedule and steps not in config.schedule:
+        computed = marks_at(config.schedule, steps).count("1")
+        yield (
+            f"the schedule has no mask for {steps} steps: that for {nearest_to(config.schedule, steps)} is stretched, "
+            f"and computes {computed} of them ({computed / steps:.0%}). Give a mask for each number of steps"
+        )
+    if steps and not _may_skip(config, steps):
+        yield f"nothing of a request of {steps} steps can be skipped: {_hindrance(config)}"
+
+
+def _may_skip(config: FastCacheConfig, steps: int) -> bool:
+    if config.test == "plan" and not config.schedule:
+        return config.goal.computed(steps, Known()) < steps
+    marks = marks_at(config.schedule, steps) if config.schedule else "0" * steps
+    return any(planned_skips(marks, config)) or (config.tokens is not None and "p" in marks)
+
+
+def _hindrance(config: FastCacheConfig) -> str:
+    if config.test == "plan" and not config.schedule:
+        return f"{config.goal} computes all of them"
+    names = ("warmup_steps", "cooldown_steps", "max_consecutive_skips")
+    limits = ", ".join(f"{name}={getattr(config, name)}" for name in names)
+    schedule = " and the schedule" if config.schedule else ""
+    return f"{limits}{schedule} leave none. Take more steps, or lower warmup_steps"
 
 
 class Remarks:

@@ -20,7 +20,7 @@ from fastcache_xdit.runtime.handover import Handover
 from fastcache_xdit.runtime.memory import MemoryChoice
 from fastcache_xdit.runtime.output import OutputDriver
 from fastcache_xdit.runtime.record import Record
-from fastcache_xdit.runtime.remarks import FOREIGN, OUTSIDE, THREADS, UNSEEN
+from fastcache_xdit.runtime.remarks import FOREIGN, OUTSIDE, THREADS, UNSEEN, on_steps
 from fastcache_xdit.runtime.turns import Turns
 from fastcache_xdit.undo import Undo
 
@@ -207,6 +207,8 @@ class Session:
             self.record.ledger.begin_request()
             self.clock.begin_request(len(sigmas) if self.sigmas else None)
             self.record.counters.requests += 1
+            for line in on_steps(self.record.config, len(sigmas)):
+                self.record.remarks.make(line)
 
     def _starts(self, timestep: float | None) -> bool:
         """Return whether a call begins a request; in a loop without scheduler and timestep, its steps are counted."""

@@ -33,6 +33,7 @@ def run(capsys, *argv):
 
 
 CACHED = ("--cache", "fastcache")
+RUN = ("run", "--model", "FLUX.1-dev", "--prompt", "x")
 GENERATE = ("generate", "--model", "shapes-pixart", "--prompt", "a red circle on a dark background")
 
 
@@ -46,6 +47,19 @@ GENERATE = ("generate", "--model", "shapes-pixart", "--prompt", "a red circle on
         ([*GENERATE, "--cache", "teacache"], ["fastcache only, not teacache", "run"]),
         ([*GENERATE, "--cache", "fastcache", "--cache_config", '{"bugdet": 1}'], ["did you mean 'budget'?"]),
         ([*GENERATE, "--cache", "fastcache", "--cache_config", "none.yaml"], ["no such config file: none.yaml"]),
+        ([*GENERATE, *CACHED, "--threshold", 0], ["--threshold is of xDiT's DiTFastAttn", "--budget"]),
+        ([*GENERATE, *CACHED, "--threshold=0.3"], ["no effect with --cache fastcache"]),
+        (
+            [*GENERATE, *CACHED, "--warmup_steps", 5],
+            ["of xDiT's PipeFusion", """--cache_config '{"warmup_steps": 5}'"""],
+        ),
+        ([*RUN, *CACHED, "--warmup_steps", 5], ["of xDiT's PipeFusion", "no effect without it"]),
+        ([*GENERATE, "--cache_config", "third"], ["--cache_config without --cache", "add --cache fastcache"]),
+        ([*RUN, "--cache_config", "{}"], ["--cache_config without --cache", "add --cache fastcache"]),
+        ([*GENERATE, *CACHED, "--cache_config", "thrid"], ["shapes-pixart has no preset 'thrid'", "mean 'third'?"]),
+        ([*GENERATE, *CACHED, "--cache_config", "best"], ["no preset 'best'; it has quality, half, balanced, third"]),
+        ([*RUN, *CACHED, "--cache_config", "third"], ["no such config file: third", "fastcache-xdit presets lists"]),
+        (["presets", "shapes-flax"], ["no shipped model is called 'shapes-flax'", "shapes-flux"]),
         ([*GENERATE, "--compare"], ["add --cache fastcache"]),
         ([*GENERATE, "--budget", 0.4], ["--budget is a goal of the cache", "add --cache fastcache"]),
         (["run", "--model", "FLUX.1-dev", "--prompt", "x", "--psnr", 36], ["--psnr is a goal of the cache"]),

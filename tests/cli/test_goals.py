@@ -22,7 +22,7 @@ def handed():
 
     def handed(*words):
         argv = run.command_line(parser, [*WORDS, *words])
-        argv = run.with_goal(argv, run.run_options(parser, argv))
+        argv = run.with_cache(argv, run.run_options(parser, argv))
         return argv, FastCacheConfig.from_text(run.run_options(parser, argv).cache_config)
 
     return handed
@@ -38,6 +38,11 @@ def test_it_becomes_a_part_of_the_config(handed, words):
 def test_a_file_gives_one_too(handed, tmp_path):
     (tmp_path / "options.yaml").write_text("psnr: 36\n")
     assert handed("--config", str(tmp_path / "options.yaml"))[1].psnr == 36
+
+
+def test_a_preset_of_a_shipped_model_becomes_the_config(handed):
+    config = handed("--model", "shapes-flux", "--cache_config", "third")[1]
+    assert config == FastCacheConfig.preset("shapes-flux", "third") and config.schedule
 
 
 def test_without_one_nothing_changes(handed):
