@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from fastcache_xdit.models.spec import named
+from fastcache_xdit.models.spec import Streams, named
 from fastcache_xdit.models.streams import tensors_in
 from fastcache_xdit.models.watch import signature_of
 from fastcache_xdit.segments.segment import Block, Segment
@@ -16,51 +16,84 @@ from fastcache_xdit.undo import Undo
 
 TOLERANCE = 1e-4  # relative; what is wrong is off by far more, and kernels need not repeat themselves to the last bit
 
+_Added = tuple[torch.Tensor, torch.dtype]  # what a segment added to a stream, and the type of what it returned
+
 
 def missed(segments: Sequence[Segment], forward: Callable[[], Any]) -> Iterator[torch.Tensor]:
     """Yield, for each way to skip segments, squared error and squared norm of the model's output, [2] float64.
 
-    The blocks of skipped segments hand their input on, and the last one returns what it had returned in full. So the
-    output is the same unless something reads a block inside of a segment, or a segment hides what others need. All
-    segments are skipped together, and every other one.
+    The blocks of skipped segments hand their input on, and the last one adds what the segment had added in full. So the
+    output is the same unless something reads a block inside of a segment, or a segment hides what others need: what
+    comes in wrong goes out wrong, also where the reader is skipped itself.
 
     Args:
         segments: of the model.
         forward: one call of it.
     """
-    last = {segment.blocks[-1].name: segment.blocks[-1] for segment in segments}
-    outputs: dict[str, Any] = {}
-    whole = _flat(_with_hooks(last.values(), outputs, forward))
-    skipped = [segments, segments[::2], segments[1::2]] if len(segments) > 1 else [segments]
-    for some in skipped:
-        with Undo() as undo:
-            for block in (block for segment in some for block in segment.blocks):
-                undo.wrap(block.module, "__call__", _skipping(block, outputs))
-            difference = _flat(forward()) - whole
+    replays = [_Replay(segment) for segment in segments]
+    whole = _flat(_around(replays, _Replay.noting, forward))
+    for some in _ways(replays):
+        difference = _flat(_around(some, _Replay.skipping, forward)) - whole
         yield torch.stack([difference.square().sum(), whole.square().sum()])
 
 
-def _with_hooks(blocks: Any, outputs: dict[str, Any], forward: Callable[[], Any]) -> Any:
-    with Undo() as hooks:
-        for block in blocks:
-            note = functools.partial(_note, outputs, block.name)
-            hooks.callback(block.module.register_forward_hook(note).remove)
+def _ways(replays: Sequence[_Replay]) -> Iterator[list[_Replay]]:
+    """Yield all segments, and so many selections of them that each is once skipped while each other one is computed."""
+    yield list(replays)
+    for bit in range((len(replays) - 1).bit_length()):
+        for chosen in (0, 1):
+            yield [replay for number, replay in enumerate(replays) if number >> bit & 1 == chosen]
+
+
+def _around(replays: Sequence[_Replay], what: Callable[..., Any], forward: Callable[[], Any]) -> Any:
+    with Undo() as undo:
+        for replay in replays:
+            for block in replay.segment.blocks:
+                around = functools.partial(what, replay, block, signature_of(block.module))
+                undo.wrap(block.module, "__call__", torch.compiler.disable(around, recursive=False))
         return forward()
 
 
-def _note(outputs: dict[str, Any], name: str, _: Any, __: Any, output: Any) -> None:
-    outputs[name] = output
+class _Replay:
+    """One segment, with what it added to its streams, and the type of what it returned."""
+
+    def __init__(self, segment: Segment) -> None:
+        self.segment = segment
+        self._entered: Sequence[torch.Tensor | None] = ()
+        self._added: Sequence[_Added | None] = ()
+
+    def noting(self, block: Block, signature: Any, original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        """Compute a block; behind the last one note what the segment added."""
+        self._enter(block, block.spec.read(named(signature, args, kwargs)))
+        output = original(*args, **kwargs)
+        if block is self.segment.blocks[-1]:
+            pairs = zip(block.spec.unpack(output), self._entered, strict=True)
+            self._added = [_added(after, before) for after, before in pairs]
+        return output
+
+    def skipping(self, block: Block, signature: Any, _: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        """Hand the input of a block on; the last one returns that of the segment with what was added."""
+        streams = block.spec.read(named(signature, args, kwargs))
+        self._enter(block, streams)
+        if block is not self.segment.blocks[-1]:
+            return block.spec.pack(streams)
+        pairs = zip(self._entered, self._added, strict=True)
+        return block.spec.pack(Streams(*(_with(before, added) for before, added in pairs)))
+
+    def _enter(self, block: Block, streams: Streams) -> None:
+        if block is self.segment.blocks[0]:
+            self._entered = streams
 
 
-def _skipping(block: Block, outputs: dict[str, Any]) -> Callable[..., Any]:
-    signature = signature_of(block.module)
+def _added(output: torch.Tensor | None, entered: torch.Tensor | None) -> _Added | None:
+    """Return what was added: of halves exactly, so that no rounding is taken for a miss."""
+    if output is None or entered is None:
+        return None
+    return output.to(torch.promote_types(output.dtype, torch.float32)) - entered, output.dtype
 
-    def call(original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-        if block.name in outputs:
-            return outputs[block.name]
-        return block.spec.pack(block.spec.read(named(signature, args, kwargs)))
 
-    return call
+def _with(entered: torch.Tensor | None, added: _Added | None) -> Any:
+    return None if entered is None or added is None else (entered + added[0]).to(added[1])
 
 
 def _flat(output: Any) -> torch.Tensor:

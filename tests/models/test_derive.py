@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import nn
 
+from fastcache_xdit import FastCacheConfig, fastcache
 from fastcache_xdit.errors import UsageError
 from fastcache_xdit.models.derive import derive
 
@@ -101,3 +102,63 @@ def test_blocks_that_overwrite_their_input_are_refused():
     model.blocks = nn.ModuleList(InPlace() for _ in range(3))
     with torch.no_grad(), pytest.raises(UsageError, match="its blocks write into hidden_states"):
         derive(model, functools.partial(model.forward, LATENTS.clone()), lambda flags: flags)
+
+
+class LongSkips(nn.Module):
+    """A U-ViT: each block upwards reads what a block downwards returned."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.down = nn.ModuleList(Block() for _ in range(4))
+        self.up = nn.ModuleList(Block() for _ in range(4))
+        self.join = nn.ModuleList(nn.Linear(2 * WIDTH, WIDTH) for _ in range(4))
+
+    def forward(self, latents: torch.Tensor, timestep: torch.Tensor) -> torch.Tensor:
+        kept = []
+        for block in self.down:
+            latents = block(latents)
+            kept.append(latents)
+        for block, join in zip(self.up, self.join, strict=True):
+            latents = block(join(torch.cat([latents, kept.pop()], -1)))
+        return latents
+
+
+class Context(Block):
+    def forward(self, hidden_states: torch.Tensor, context: torch.Tensor) -> torch.Tensor:
+        return super().forward(hidden_states + context.mean(1, keepdim=True))
+
+
+class TwoTowers(nn.Module):
+    """Blocks of a second list read all that the first list returned."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.ModuleList(Block() for _ in range(4))
+        self.second = nn.ModuleList(Context() for _ in range(4))
+
+    def forward(self, latents: torch.Tensor, timestep: torch.Tensor) -> torch.Tensor:
+        kept, other = [], latents + 1
+        for block in self.first:
+            other = block(other)
+            kept.append(other)
+        for block, context in zip(self.second, kept, strict=True):
+            latents = block(latents, context)
+        return latents
+
+
+def repeated(model, granularity, grad_mode=torch.no_grad):
+    """Return what each step gives where nothing changes from one to the next, and the report."""
+    config = FastCacheConfig.scheduled("1101", lead_blocks=0).model_copy(update={"granularity": granularity})
+    sigmas = [1.0, 0.8, 0.6, 0.4]
+    with grad_mode(), fastcache(model, config, sigmas=sigmas) as handle:
+        outputs = [model(LATENTS.clone(), torch.tensor([sigma])).clone() for sigma in sigmas]
+        return outputs, handle.report()
+
+
+@pytest.mark.parametrize("granularity", ["step", "group", "block"])
+@pytest.mark.parametrize("kind", [LongSkips, TwoTowers])
+def test_blocks_that_others_read_from_afar_are_skipped_alone(kind, granularity):
+    torch.manual_seed(0)
+    outputs, report = repeated(kind().eval(), granularity)
+    assert report.counters.approximated.total() == 8
+    torch.testing.assert_close(outputs[2], outputs[1])
