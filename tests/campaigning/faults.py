@@ -30,14 +30,14 @@ class Stop(Exception):
 
 
 def other_config(pipe: Any, config: dict) -> list[str]:
-    """Enable with other options on one rank: every rank that works with it must say so."""
+    """Enable with other options on one rank: every rank that works or learns with it must say so."""
     mine = {**config, "max_consecutive_skips": 2} if dist.get_rank() == VICTIM else config
 
     def enable() -> None:
         with fastcache(pipe, FastCacheConfig(**mine)):
             pass
 
-    expected = VICTIM in host_of(pipe).topology.replica_ranks()
+    expected = VICTIM in host_of(pipe).topology.replica_ranks() or config.get("learn", 0) > 0
     return _unlike(_divergence(enable), expected, "enabled with different options")
 
 
