@@ -163,18 +163,22 @@ def repaired(target: Any) -> Iterator[list[str]]:
 
 _registration: list[Undo] = []
 _applied: list[weakref.ref[Handle]] = []
+_kept: list[list[Handle]] = []
 
 
-def register() -> None:
+def register(handles: list[Handle] | None = None) -> None:
     """Make `fastcache` a cache method of xDiT in this process, for scripts that call xDiT themselves.
 
     Afterwards `--cache fastcache` and `--cache_method fastcache` work in xDiT's parsers, runner models and pipeline
-    wrappers. Call this before xfuser is used; a second call does nothing.
+    wrappers. Call this before xfuser is used; a second call registers nothing anew.
 
+    Args:
+        handles: a list that gets the handle of each cache which xDiT turns on, and so keeps its pipeline alive.
     Raises:
         UsageError: there is no accelerator, and xfuser was imported before or is not installed.
     """
     cpu.prepare()
+    _kept.extend([handles] if handles is not None else [])
     if not _registration:
         _registration.append(Undo())
         registration.install(_apply, f"{__name__}.{register.__name__}", _registration[0])
@@ -191,6 +195,8 @@ def applied() -> list[Handle]:
 def _apply(pipe: Any, text: str | None) -> Handle:
     handle = enable(pipe, FastCacheConfig.from_text(text))
     _applied[:] = [reference for reference in _applied if reference()] + [weakref.ref(handle)]
+    for handles in _kept:
+        handles.append(handle)
     return handle
 
 

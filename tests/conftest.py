@@ -31,6 +31,7 @@ TOGETHER = (
 )
 
 
+@pytest.hookimpl(tryfirst=True)  # before xdist reads the groups
 def pytest_collection_modifyitems(items):
     """Give each file to one of the processes that run tests side by side, whose ranks it starts once."""
     for item in items:

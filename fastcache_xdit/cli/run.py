@@ -13,17 +13,19 @@ from fastcache_xdit.cli.cache import cache_config, check_flags, is_preset
 from fastcache_xdit.cli.options.goals import goals_of, refuse_goals
 from fastcache_xdit.cli.options.run import RunOptions, add_arguments
 from fastcache_xdit.goal import GOALS
+from fastcache_xdit.handle import Handle
 from fastcache_xdit.host import cpu
 from fastcache_xdit.host.xdit import checkpoint, flags, world
 from fastcache_xdit.host.xdit.layout import Layout, check_cache, check_degrees
 from fastcache_xdit.host.xdit.loading import xdit_options
 from fastcache_xdit.host.xdit.runner import add_local_model, check_accepted, check_registered
-from fastcache_xdit.plugin import applied, register
+from fastcache_xdit.plugin import register
 
 
 def main(argv: list[str]) -> int:
     """Check the command line, then hand it to xDiT's runner. Raises UsageError for bad input, before a model loads."""
-    register()
+    handles: list[Handle] = []  # xDiT's runner lets go of its pipeline at the end
+    register(handles)
     parser = runner_parser()
     argv = command_line(parser, argv)
     options = run_options(parser, argv)
@@ -33,7 +35,7 @@ def main(argv: list[str]) -> int:
     sys.argv = ["fastcache_xdit run", *with_cache(argv, options), *_needed_here(options)]
     runpy.run_module("xfuser.runner", run_name="__main__", alter_sys=True)
     if world.is_first_rank():
-        for handle in applied():
+        for handle in handles:
             print(f"fastcache: {handle.report()}")
     return 0
 
