@@ -18,7 +18,7 @@ from fastcache_xdit.errors import UsageError
 from fastcache_xdit.host.base import Host
 from fastcache_xdit.host.listening import sigmas_of
 from fastcache_xdit.models.catalogue import keep_derived, known_models
-from fastcache_xdit.models.derive import derive, refined
+from fastcache_xdit.models.derive import Unskippable, derive, refined
 from fastcache_xdit.models.watch import block_lists, repeatable, uncompiled
 from fastcache_xdit.output_assembly import limit_memory, output_driver
 from fastcache_xdit.parallel.ledger import Ledger
@@ -62,7 +62,7 @@ def attach_derived(
         try:
             shown = repeatable(_with_signature(forward, host.transformer))
             plan = _derived_plan(host, config, calibration, record, shown)
-        except UsageError as error:
+        except Unskippable as error:
             if not sigmas_of(host) or config.test != "none" or config.tokens or config.calibration or calibration:
                 raise
             logger.warning("%s; FastCache stands in for the output instead", error.problem)
@@ -82,7 +82,8 @@ def _derived_plan(
     """Derive the blocks of a model from one call, with as few segments as leave the model as it is.
 
     Raises:
-        UsageError: it cannot be told how the blocks are called, or what else reads them; or as `plan_for`.
+        Unskippable: it cannot be told how the blocks are called, or what else reads them.
+        UsageError: as `plan_for`.
     """
     for spec in refined(derive(host.model, forward, functools.partial(_add_up, record))):
         host.describe(spec)
@@ -90,7 +91,7 @@ def _derived_plan(
         if _repeats(plan, record, forward):
             keep_derived(host.model, spec)
             return plan
-    raise UsageError(
+    raise Unskippable(
         f"the blocks of {type(host.model).__name__} cannot be skipped: something else reads what they return",
         "set granularity: output, or leave test and granularity out",
     )

@@ -22,7 +22,12 @@ from fastcache_xdit.models.streams import Unclear, fits, outputs_of, stream_argu
 from fastcache_xdit.models.watch import BlockCall, watched
 
 Anywhere = Callable[[list[bool]], list[bool]]
+NONE = "they are looked for in lists (torch.nn.ModuleList), of which none ran"
 LEAST_SHARE = 1 / 3  # of the parameters in blocks that can be skipped to those in other blocks
+
+
+class Unskippable(UsageError):
+    """The blocks of a model cannot be skipped, but its output can be stood in for."""
 
 
 def derive(model: nn.Module, forward: partial[Any], add_up: Callable[[torch.Tensor], torch.Tensor]) -> ModelSpec:
@@ -33,7 +38,7 @@ def derive(model: nn.Module, forward: partial[Any], add_up: Callable[[torch.Tens
         forward: the forward with the arguments of the call; the first floating-point ones are the latents.
         add_up: adds up [K] float64 over the ranks that must derive the same.
     Raises:
-        UsageError: there are no blocks whose streams can be told.
+        Unskippable: there are no blocks whose streams can be told.
     """
     calls, others = watched(model, forward), watched(model, with_other_latents(forward))
     anywhere = partial(_anywhere, add_up, _device(calls))
@@ -49,7 +54,7 @@ def derive(model: nn.Module, forward: partial[Any], add_up: Callable[[torch.Tens
             computed[list_name] = str(reason)
             takes.pop(list_name, None)
     if LEAST_SHARE * _size(model, computed) >= _size(model, takes):
-        raise _refused(model, "; ".join(f"{name}: {reason}" for name, reason in computed.items()) or "it has none")
+        raise _refused(model, "; ".join(f"{name}: {reason}" for name, reason in computed.items()) or NONE)
     shown = [call for call in calls if call.list_name in takes]
     roles, changed = _roles(shown, takes, moved)
     joints = {name for name, flag in zip(changed, anywhere(list(changed.values())), strict=True) if flag}
@@ -95,8 +100,8 @@ def _changed(latents: Any) -> Any:
     return latents * 0.9 + 0.1
 
 
-def _refused(model: nn.Module, why: str) -> UsageError:
-    return UsageError(
+def _refused(model: nn.Module, why: str) -> Unskippable:
+    return Unskippable(
         f"the blocks of {type(model).__name__} cannot be skipped one by one: {why}",
         "set granularity: output, or leave test and granularity out",
     )
@@ -174,6 +179,7 @@ def _first_roles(call: BlockCall, arguments: Sequence[str], left: dict[str, Any]
 
 def _block(call: BlockCall, takes: Sequence[str | None], roles: dict[str, str]) -> BlockSpec:
     returns = tuple(name and roles[name] for name in takes)
-    return BlockSpec(
-        returns, {role: name for name, role in roles.items()}, boxed=not isinstance(call.output, torch.Tensor)
-    )
+    arguments = {role: name for name, role in roles.items()}
+    if isinstance(call.output, torch.Tensor):
+        return BlockSpec(returns, arguments)
+    return BlockSpec(returns, arguments, boxed=True, container=type(call.output))

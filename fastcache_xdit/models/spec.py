@@ -27,6 +27,7 @@ class BlockSpec:
         returns: the streams among its outputs in order; None for an output that is always None.
         takes: names of the arguments that streams come in by; a stream without one comes in by its own name.
         boxed: whether a single output comes in a tuple; otherwise it is a bare tensor.
+        container: type of what holds the outputs, such as a named tuple.
         attentions: names of its attention modules whose `to_k` and `to_v` see the image tokens. If it mixes tokens
             nowhere else, some tokens can go through the block without the others; empty where it does, or may.
         rotary: whether they rotate queries and keys by tables [M + N, d] for text and image tokens, with the
@@ -36,6 +37,7 @@ class BlockSpec:
     returns: tuple[str | None, ...] = (HIDDEN,)
     takes: Mapping[str, str] = field(default_factory=dict)
     boxed: bool = False
+    container: type = tuple
     attentions: tuple[str, ...] = ()
     rotary: bool = False
 
@@ -58,7 +60,9 @@ class BlockSpec:
         """Turn streams into what the block would return."""
         if self._is_bare:
             return streams.hidden_states
-        return tuple(name and getattr(streams, name) for name in self.returns)
+        parts = [name and getattr(streams, name) for name in self.returns]
+        is_named = hasattr(self.container, "_fields")
+        return self.container(*parts) if is_named else self.container(parts)
 
     @property
     def _is_bare(self) -> bool:

@@ -27,6 +27,8 @@ def stream_arguments(group: Sequence[BlockCall], calls: Sequence[BlockCall]) -> 
         raise Unclear("its blocks run more than once")
     if filled := sorted({name for call in group for name in call.filled}):
         raise Unclear(f"its blocks write into {filled[0]}")
+    if other := [type(part).__name__ for call in group for part in outputs_of(call.output) if not _may_be_stream(part)]:
+        raise Unclear(f"its blocks return {other[0]}, and not tensors")
     flows = _flows(group[0].list_name, calls)
     found: list[str | None] = []
     for index in range(max(len(outputs_of(call.output)) for call in group)):
@@ -81,6 +83,10 @@ def fits(value: Any, output: Any) -> bool:
     """Return whether an argument may be the stream that an output is: floating-point numbers of the same shape."""
     tensors = isinstance(value, torch.Tensor) and isinstance(output, torch.Tensor)
     return tensors and value.shape == output.shape and value.is_floating_point()
+
+
+def _may_be_stream(part: Any) -> bool:
+    return part is None or isinstance(part, torch.Tensor)
 
 
 def outputs_of(output: Any) -> Sequence[Any]:

@@ -74,13 +74,21 @@ def watched(model: nn.Module, forward: Callable[[], Any]) -> list[BlockCall]:
     """Run a forward of the model and return the calls of all blocks, in the order in which they ended."""
     calls: list[BlockCall] = []
     with contextlib.ExitStack() as hooks:
-        for list_name, blocks in block_lists(model).items():
-            for number, block in enumerate(blocks):
-                noter = _Noter(calls, f"{list_name}.{number}", list_name, signature_of(block))
-                hooks.callback(block.register_forward_pre_hook(noter.before, with_kwargs=True).remove)
-                hooks.callback(block.register_forward_hook(noter.after, with_kwargs=True).remove)
+        for block, (list_name, number) in _places(model).items():
+            noter = _Noter(calls, f"{list_name}.{number}", list_name, signature_of(block))
+            hooks.callback(block.register_forward_pre_hook(noter.before, with_kwargs=True).remove)
+            hooks.callback(block.register_forward_hook(noter.after, with_kwargs=True).remove)
         forward()
     return calls
+
+
+def _places(model: nn.Module) -> dict[nn.Module, tuple[str, int]]:
+    """Return list and number of each block; one that is in several lists belongs to the longest."""
+    places: dict[nn.Module, tuple[str, int]] = {}
+    for name, blocks in sorted(block_lists(model).items(), key=lambda each: -len(each[1])):
+        for number, block in enumerate(blocks):
+            places.setdefault(block, (name, number))
+    return places
 
 
 def uncompiled(module: nn.Module) -> nn.Module:
@@ -113,13 +121,13 @@ class _Noter:
 
 
 def _contents(arguments: dict[str, Any]) -> dict[str, Any]:
-    """Return what the arguments hold: tensors by their version, which writing into one raises, others by identity."""
+    """Return what the arguments hold: tensors by identity and state, others by identity."""
     return {name: _held(value, DEEPEST) for name, value in arguments.items()}
 
 
 def _held(value: Any, depth: int) -> Any:
     if isinstance(value, torch.Tensor):
-        return id(value), 0 if value.is_inference() else value._version
+        return id(value), _state(value)
     if isinstance(value, dict):
         parts = value
     elif isinstance(value, list | tuple):
@@ -129,3 +137,11 @@ def _held(value: Any, depth: int) -> Any:
     if not parts or not depth:
         return id(value)
     return {key: _held(part, depth - 1) for key, part in parts.items()}
+
+
+def _state(tensor: torch.Tensor) -> Any:
+    """Return what writing into a tensor changes: its version, or its sum under `torch.inference_mode`, without one."""
+    if not tensor.is_inference():
+        return tensor._version
+    wide = torch.complex128 if tensor.is_complex() else torch.float64
+    return str(tensor.sum(dtype=wide).item())  # NaN is like itself

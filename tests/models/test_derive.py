@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from typing import NamedTuple
 
 import pytest
 import torch
@@ -162,3 +163,102 @@ def test_blocks_that_others_read_from_afar_are_skipped_alone(kind, granularity):
     outputs, report = repeated(kind().eval(), granularity)
     assert report.counters.approximated.total() == 8
     torch.testing.assert_close(outputs[2], outputs[1])
+
+
+class Plain(nn.Module):
+    """Six blocks, one after the other."""
+
+    def __init__(self, kind=Block) -> None:
+        super().__init__()
+        self.blocks = nn.ModuleList(kind() for _ in range(6))
+
+    def forward(self, latents: torch.Tensor, timestep: torch.Tensor) -> torch.Tensor:
+        latents = latents + 1
+        for block in self.blocks:
+            latents = block(latents)
+        return latents
+
+
+@pytest.mark.parametrize("grad_mode", [torch.no_grad, torch.inference_mode])
+def test_where_blocks_overwrite_their_input_the_output_is_stood_in_for(grad_mode):
+    torch.manual_seed(0)
+    model = Plain(InPlace).eval()
+    outputs, report = repeated(model, "step", grad_mode)
+    assert set(report.counters.approximated) == {"output"}
+    torch.testing.assert_close(outputs, repeated(model, "output", grad_mode)[0])
+
+
+@pytest.mark.parametrize("first", [True, False])
+def test_a_block_of_two_lists_is_one_block(first):
+    torch.manual_seed(0)
+    model = Plain().eval()
+    blocks = model.blocks
+    if first:
+        del model.blocks
+    model.early = nn.ModuleList(blocks[:2])
+    model.blocks = blocks
+    outputs, report = repeated(model, "step")
+    assert report.counters.approximated == {f"blocks.{number}": 1 for number in range(6)}
+    torch.testing.assert_close(outputs[2], outputs[1])
+
+
+class Pair(NamedTuple):
+    image: torch.Tensor
+    text: torch.Tensor
+
+
+class Named(Block):
+    def forward(self, image: torch.Tensor, text: torch.Tensor) -> Pair:
+        return Pair(super().forward(image + text), super().forward(text))
+
+
+class NamedModel(Plain):
+    def forward(self, latents: torch.Tensor, timestep: torch.Tensor) -> torch.Tensor:
+        pair = Pair(latents, latents + 1)
+        for block in self.blocks:
+            pair = block(pair.image, pair.text)
+        return pair.image
+
+
+def test_named_tuples_stay_named_tuples():
+    torch.manual_seed(0)
+    outputs, report = repeated(NamedModel(Named).eval(), "step")
+    assert report.counters.approximated.total() == 6
+    torch.testing.assert_close(outputs[2], outputs[1])
+
+
+def test_lead_blocks_that_leave_nothing_to_skip_are_refused():
+    model, config = Plain(), FastCacheConfig.scheduled("1101", lead_blocks=6)
+    refused = pytest.raises(UsageError, match="lead_blocks=6 leaves nothing to skip: Plain has 6 blocks")
+    with torch.no_grad(), fastcache(model, config, sigmas=[1.0, 0.8, 0.6, 0.4]), refused:
+        model(LATENTS, torch.tensor([1.0]))
+
+
+class Dicts(Block):
+    def forward(self, state: dict) -> dict:
+        return {"states": super().forward(state["states"])}
+
+
+class DictModel(Plain):
+    def forward(self, latents: torch.Tensor, timestep: torch.Tensor) -> torch.Tensor:
+        state = {"states": latents}
+        for block in self.blocks:
+            state = block(state)
+        return state["states"]
+
+
+@pytest.mark.parametrize(
+    ("model", "words"),
+    [(lambda: DictModel(Dicts), "its blocks return dict"), (lambda: NoList(), "looked for in lists")],
+)
+def test_the_reason_is_named(model, words):
+    with pytest.raises(UsageError, match=words):
+        derive(made := model(), functools.partial(made.forward, LATENTS, torch.tensor([1.0])), lambda flags: flags)
+
+
+class NoList(nn.Sequential):
+    def __init__(self) -> None:
+        super().__init__(Block(), Block())
+
+    def forward(self, latents: torch.Tensor, timestep: torch.Tensor) -> torch.Tensor:
+        return super().forward(latents)
