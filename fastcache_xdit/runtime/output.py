@@ -21,6 +21,7 @@ from fastcache_xdit.parallel.ledger import Entry
 from fastcache_xdit.partial.steps import PartialSteps
 from fastcache_xdit.runtime.pilot import Pilot
 from fastcache_xdit.runtime.record import Record
+from fastcache_xdit.runtime.returned import tensor_of, with_tensor
 from fastcache_xdit.segments.sums import ErrorSums
 
 COMPUTED, SKIPPED = Decision(False, "plan", 0.0, 0.0), Decision(True, "plan", 0.0, 0.0)
@@ -169,23 +170,6 @@ class OutputDriver:
 def _batch_size(call: functools.partial[Any]) -> int:
     """Return the batch size of a call; guidance that is switched off within a request halves it."""
     return next((len(given) for given in tensors_in([call.args, call.keywords]) if given.ndim > 1), 0)
-
-
-def tensor_of(output: Any) -> torch.Tensor:
-    """Return the tensor in what a denoiser returned: itself, or the first one of a tuple or of fields.
-
-    What xDiT's FLUX.1 returns is a tuple in a tuple.
-    """
-    return output if isinstance(output, torch.Tensor) else tensor_of(output[0])
-
-
-def with_tensor(output: Any, tensor: torch.Tensor) -> Any:
-    """Return an output like this one with another tensor in it."""
-    if isinstance(output, torch.Tensor):
-        return tensor
-    if isinstance(output, tuple):
-        return (with_tensor(output[0], tensor), *output[1:])
-    return type(output)(**{**output, next(iter(output)): tensor})
 
 
 def _part(full: torch.Tensor, like: torch.Tensor, rows: tuple[int, int]) -> torch.Tensor:

@@ -98,4 +98,5 @@ def _with(entered: torch.Tensor | None, added: _Added | None) -> Any:
 
 def _flat(output: Any) -> torch.Tensor:
     """Return all numbers that a model returned, [N] float64."""
-    return torch.cat([part.double().flatten() for part in tensors_in(output)])
+    fields = output if isinstance(output, torch.Tensor | dict | tuple | list) else vars(output)
+    return torch.cat([part.double().flatten() for part in tensors_in(fields)])

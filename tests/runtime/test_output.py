@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -11,7 +12,7 @@ from diffusers.models.modeling_outputs import Transformer2DModelOutput
 from fastcache_xdit import FastCacheConfig, fastcache
 from fastcache_xdit.errors import UsageError
 from fastcache_xdit.host.xdit.layout import Layout, check_cache
-from fastcache_xdit.runtime.output import tensor_of, with_tensor
+from fastcache_xdit.runtime.returned import tensor_of, with_tensor
 from tests import tiny
 
 STEPS = 12
@@ -172,3 +173,17 @@ def test_the_tensor_of_every_form_of_output_is_found_and_replaced(wrap):
     assert tensor_of(wrap(old)) is old
     changed = with_tensor(wrap(old), new)
     assert tensor_of(changed) is new and type(changed) is type(wrap(old)) and len(changed) == len(wrap(old))
+
+
+@pytest.mark.parametrize("wrap", [lambda part: {"velocity": part, "scale": 2}, lambda part: SimpleNamespace(out=part)])
+def test_the_only_tensor_of_a_dict_or_an_object_is_found_and_replaced(wrap):
+    old, new = torch.zeros(2), torch.ones(2)
+    output = wrap(old)
+    changed = with_tensor(output, new)
+    assert tensor_of(output) is old and tensor_of(changed) is new and type(changed) is type(output)
+
+
+@pytest.mark.parametrize("output", [{"a": torch.zeros(2), "b": torch.zeros(2)}, SimpleNamespace(), None])
+def test_an_output_without_one_tensor_is_refused_by_the_name_of_its_type(output):
+    with pytest.raises(UsageError, match=f"the model returns {type(output).__name__} with"):
+        tensor_of(output)
