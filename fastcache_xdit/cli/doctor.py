@@ -15,7 +15,9 @@ from fastcache_xdit.cli.options.doctor import DoctorOptions, add_arguments
 from fastcache_xdit.cli.pipeline import model_folder
 from fastcache_xdit.doctor import checkpoint, machine
 from fastcache_xdit.doctor.finding import Finding
-from fastcache_xdit.host.xdit import world
+from fastcache_xdit.errors import UsageError
+from fastcache_xdit.host.xdit import loading, world
+from fastcache_xdit.host.xdit.runner import hub_id
 from fastcache_xdit.shipped import SHIPPED, shipped_calibrations
 
 STYLES = {"fine": "green", "hint": "yellow", "problem": "bold red"}
@@ -39,10 +41,22 @@ def main(argv: list[str]) -> int:
 def _findings(model: str | None, calibrations: Sequence[Path] | None) -> list[Finding]:
     if model is None:
         return list(machine.examine())
-    folder = checkpoint.on_disk(model_folder(model))
+    findings = list(machine.examine())
+    folder = checkpoint.on_disk(_place(model))
     files = (shipped_calibrations(model) if model in SHIPPED else []) if calibrations is None else calibrations
     ranks = world.size() if world.size() > 1 else machine.places()
-    return [*machine.examine(), *checkpoint.examine(model, folder, ranks, files)]
+    return [*findings, *checkpoint.examine(model, folder, ranks, files)]
+
+
+def _place(model: str) -> str:
+    """Return the folder or the hub id of a model, also of one that xDiT's runner knows by name."""
+    try:
+        return model_folder(model)
+    except UsageError:
+        if not model[:1].isalnum() or "/" in model:
+            raise
+    loading.prepare()
+    return hub_id(model)
 
 
 def _show(findings: Sequence[Finding]) -> None:

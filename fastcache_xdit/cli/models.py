@@ -16,6 +16,7 @@ from fastcache_xdit.errors import UsageError
 from fastcache_xdit.host.xdit.world import is_first_rank
 from fastcache_xdit.models.tried import Tried, all_tried, versions
 
+MOST_NEAR = 5  # classes that are suggested
 WIDTH = 125  # columns that the table needs, also where there is no terminal
 
 
@@ -38,11 +39,18 @@ def _named(name: str) -> Tried:
     tried = all_tried()
     if name in tried:
         return tried[name]
-    close = difflib.get_close_matches(name, tried, n=3)
+    close = _near(name, tried)
     raise UsageError(
         f"{name} was not tried",
         f"did you mean {' or '.join(close)}?" if close else "most models work all the same: enable it and see",
     )
+
+
+def _near(name: str, tried: Iterable[str]) -> list[str]:
+    """Return classes that have these letters in their name, or one that is spelt much like it."""
+    inside = [other for other in tried if name.lower() in other.lower()]
+    spelt = {other.lower(): other for other in tried}
+    return inside[:MOST_NEAR] or [spelt[near] for near in difflib.get_close_matches(name.lower(), spelt, n=MOST_NEAR)]
 
 
 def _print_table(rows: Iterable[tuple[str, Tried]]) -> None:

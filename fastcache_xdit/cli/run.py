@@ -15,10 +15,10 @@ from fastcache_xdit.cli.options.run import RunOptions, add_arguments
 from fastcache_xdit.goal import GOALS
 from fastcache_xdit.handle import Handle
 from fastcache_xdit.host import cpu
-from fastcache_xdit.host.xdit import checkpoint, flags, world
+from fastcache_xdit.host.xdit import checkpoint, flags, hub, world
 from fastcache_xdit.host.xdit.layout import Layout, check_cache, check_degrees
 from fastcache_xdit.host.xdit.loading import xdit_options
-from fastcache_xdit.host.xdit.runner import add_local_model, check_accepted, check_registered
+from fastcache_xdit.host.xdit.runner import add_local_model, check_accepted, check_registered, hub_id
 from fastcache_xdit.plugin import register
 
 
@@ -30,6 +30,7 @@ def main(argv: list[str]) -> int:
     argv = command_line(parser, argv)
     options = run_options(parser, argv)
     check(options)
+    hub.check_there(hub_id(options.model))
     if options.output_directory:
         Path(options.output_directory).mkdir(parents=True, exist_ok=True)  # xDiT fails there, after all the work
     sys.argv = ["fastcache_xdit run", *with_cache(argv, options), *_needed_here(options)]

@@ -14,6 +14,7 @@ from fastcache_xdit.doctor.finding import Finding, problem, tried
 from fastcache_xdit.errors import UsageError
 from fastcache_xdit.host.identity import saved_identity
 from fastcache_xdit.host.xdit import checkpoint
+from fastcache_xdit.host.xdit.hub import INDEX
 from fastcache_xdit.models.tried import Tried, all_tried
 
 NAMES = {
@@ -34,23 +35,31 @@ def examine(name: str, folder: Path, ranks: int, calibrations: Sequence[Path]) -
     finding = tried("model", partial(model, name, folder), "give the folder of a whole diffusers pipeline")
     yield finding
     if not finding.problem:
-        yield from blocks(folder)
+        if folder.is_dir():
+            yield from blocks(folder)
         yield layouts(folder, ranks)
         yield from calibrated(calibrations, folder)
 
 
 def on_disk(name: str) -> Path:
-    """Find a folder, or a hub id in the hub's cache; return `name` itself for one that was never downloaded."""
+    """Find a folder, or a hub id in the hub's cache; return `name` itself for one that was never downloaded whole."""
+    if Path(name).is_dir():
+        return Path(name)
     try:
-        return Path(name) if Path(name).is_dir() else Path(snapshot_download(name, local_files_only=True))
+        folder = Path(snapshot_download(name, local_files_only=True))
     except (OSError, ValueError):
         return Path(name)
+    return folder if (folder / INDEX).is_file() else Path(name)
 
 
 def model(name: str, folder: Path) -> Finding:
     """Tell whether the model is here, and what of the cache works with its transformer."""
     if not folder.is_dir():
-        return Finding("model", f"{name} is not on this machine", f"it is downloaded at first use: hf download {name}")
+        place = str(folder)  # its id on the hub
+        called = name if name == place else f"{name} ({place})"
+        return Finding(
+            "model", f"{called} is not on this machine", f"it is downloaded at first use: hf download {place}"
+        )
     kind = checkpoint.transformer_class(folder)
     if kind not in (tried := all_tried()):
         return Finding("model", f"{name}: {kind}, which was not tried; its blocks are found out in its first call")

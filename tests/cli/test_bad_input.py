@@ -4,6 +4,8 @@ import pytest
 
 from fastcache_xdit.cli import generate as command
 from fastcache_xdit.cli.main import main
+from fastcache_xdit.errors import UsageError
+from fastcache_xdit.host.xdit import loading
 from shapes.loading import calibration_path
 from tests import tiny
 
@@ -34,6 +36,7 @@ def run(capsys, *argv):
 
 CACHED = ("--cache", "fastcache")
 RUN = ("run", "--model", "FLUX.1-dev", "--prompt", "x")
+QWEN = ("run", "--model", "Qwen-Image", "--prompt", "x", "--height", 64, "--width", 64)
 GENERATE = ("generate", "--model", "shapes-pixart", "--prompt", "a red circle on a dark background")
 
 
@@ -145,6 +148,26 @@ def test_videos_are_told_which_layouts_they_have(capsys, monkeypatch, tmp_path):
     for flags in (["--pipefusion_parallel_degree", 2], ["--use_cfg_parallel"]):
         code, told = run(capsys, "generate", "--model", tmp_path, "--prompt", "x", "--cache", "fastcache", *flags)
         assert code == 2 and "for Wan2.1-T2V; it has ulysses, ring, data" in told
+
+
+def test_a_model_that_cannot_be_had_is_one_line(capsys, monkeypatch, tmp_path):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    monkeypatch.chdir(tmp_path)
+    for argv in ([*QWEN, *CACHED], [*QWEN, *CACHED, "--num_inference_steps", 8]):
+        code, told = run(capsys, *argv)
+        assert code == 2 and len(told.splitlines()) == 1
+        assert "Qwen/Qwen-Image is not on this machine, and the hub cannot be reached" in told
+    with pytest.raises(UsageError, match="some/model is not on this machine.*hf download some/model"):
+        loading.load_pipeline("some/model", None, "float32")
+
+
+def test_what_a_model_of_the_runner_cannot_do_is_told_by_its_name(capsys, monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    code, told = run(capsys, *QWEN, *CACHED, "--pipefusion_parallel_degree", 2)
+    assert code == 2 and "Qwen/Qwen-Image does not support pipefusion_parallel_degree" in told
+    monkeypatch.setenv("WORLD_SIZE", "1")
+    code, told = run(capsys, "run", "--model", "Qwen-Imag", "--prompt", "x")
+    assert code == 2 and "no such model: Qwen-Imag; did you mean 'Qwen-Image'?" in told
 
 
 def test_only_the_first_rank_speaks(capsys, monkeypatch):

@@ -21,6 +21,14 @@ def test_json_holds_all_findings(capsys):
     assert not told["fine"] and [each["topic"] for each in told["findings"] if each["problem"]] == ["calibration"]
 
 
+@pytest.mark.parametrize("model", ["Qwen-Image", "Qwen/Qwen-Image"])
+def test_a_model_that_is_not_here_is_told_by_its_name(capsys, monkeypatch, tmp_path, model):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    assert main(["doctor", "--model", model]) == 0
+    told = " ".join(capsys.readouterr().out.split())
+    assert "Qwen/Qwen-Image" in told and "is not on this machine" in told and "hf download Qwen/Qwen-Image" in told
+
+
 @pytest.fixture
 def found(monkeypatch):
     def pretend(*findings):

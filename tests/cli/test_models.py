@@ -43,5 +43,8 @@ def test_json_is_the_same(told):
 def test_a_misspelt_class_is_told_what_is_like_it(capsys):
     assert main(["models", "Flux2Transformer2D"]) == 2
     assert "was not tried; did you mean Flux2Transformer2DModel" in capsys.readouterr().err
+    for part in ("flux", "Flux"):
+        assert main(["models", part]) == 2
+        assert "FluxTransformer2DModel" in capsys.readouterr().err
     assert main(["models", "MyOwnThing"]) == 2
     assert "enable it and see" in capsys.readouterr().err

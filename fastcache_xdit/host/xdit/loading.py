@@ -13,7 +13,7 @@ import torch
 
 from fastcache_xdit.errors import UsageError
 from fastcache_xdit.host import cpu
-from fastcache_xdit.host.xdit import flags, kinds, video, world
+from fastcache_xdit.host.xdit import flags, hub, kinds, video, world
 
 if TYPE_CHECKING:
     from xfuser import xFuserArgs
@@ -69,8 +69,9 @@ def load_pipeline(model: str, options: XditOptions, dtype: str, kind: str | None
         dtype: a key of `DTYPES`; also the type that PipeFusion sends.
         kind: the diffusers class to load it as, which `kinds.check_kind` takes; None for the one that it was saved as.
     Raises:
-        UsageError: xDiT has no wrapper for the pipeline, or it is not one from text.
+        UsageError: the model cannot be had, xDiT has no wrapper for the pipeline, or it is not one from text.
     """
+    hub.check_there(model)
     world.be_alone()
     engine_config = _engine_config(model, options)
     engine_config.runtime_config.dtype = DTYPES[dtype]

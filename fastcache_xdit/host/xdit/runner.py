@@ -12,6 +12,7 @@ from fastcache_xdit.errors import UsageError
 from fastcache_xdit.host.xdit import world
 from fastcache_xdit.host.xdit.checkpoint import pipeline_class
 from fastcache_xdit.host.xdit.loading import XditOptions
+from fastcache_xdit.options import unknown_option
 
 # Pipeline class: xDiT's model name.
 RUNNERS = {"FluxPipeline": "FLUX.1-dev", "StableDiffusion3Pipeline": "SD3.5", "WanPipeline": "Wan2.1-T2V"}
@@ -23,7 +24,16 @@ def check_registered(name: str) -> None:
 
     if name not in MODEL_REGISTRY:
         known = ", ".join(sorted(MODEL_REGISTRY, key=str.lower))
-        raise UsageError(f"no such model: {name}", f"give a checkpoint folder, or a model of xDiT's runner: {known}")
+        near = unknown_option(name, MODEL_REGISTRY, f"give a checkpoint folder, or a model of xDiT's runner: {known}")
+        raise UsageError(f"no such model: {name}", near.advice)
+
+
+def hub_id(name: str) -> str:
+    """Return the folder or hub id that xDiT's model called `name` is loaded from. Raises UsageError as above."""
+    from xfuser.model_executor.models.runner_models.base_model import MODEL_REGISTRY
+
+    check_registered(name)
+    return MODEL_REGISTRY[name].settings.model_name or name
 
 
 def check_accepted(name: str, options: XditOptions, flags: Mapping[str, Any]) -> None:
