@@ -14,6 +14,7 @@ from fastcache_xdit.cli.pipeline import (
     model_folder,
     pipeline_options,
 )
+from fastcache_xdit.cli.progress import progress, stage
 from fastcache_xdit.cli.prompts import prompts_of
 from fastcache_xdit.config import FastCacheConfig
 from fastcache_xdit.errors import UsageError
@@ -38,6 +39,7 @@ def main(argv: list[str]) -> int:
     register()
     options = pipeline_options(GenerateOptions, argv, add_arguments)
     job = _Job(options)
+    stage(f"loading {options.model}")
     complete = job.run(engine.Engine(job.model, options.xdit, options.dtype, options.fps))
     world.finish()
     return 0 if complete else INCOMPLETE
@@ -72,7 +74,11 @@ class _Job:
 
     def run(self, running: engine.Engine) -> bool:
         """Generate on every rank; the first one writes the figures, and returns whether all images are finite."""
-        running.pipe.set_progress_bar_config(disable=not world.is_first_rank(), leave=False)
+        running.pipe.set_progress_bar_config(disable=True)  # it would begin anew with each call
+        if world.is_first_rank():
+            self.output.clear()
+        twice = ", each also uncached" if self.options.compare else ""
+        stage(f"generating {len(self.prompts)} in {len(self.batches)} calls{twice}")
         with Watch().following(running.pipe):
             result = self._generate(running)
         agreement = self.config.cfg_agreement if self.config else True
@@ -83,9 +89,9 @@ class _Job:
 
     def _generate(self, running: engine.Engine) -> compare.Comparison:
         if self.config is None:
-            return compare.run_plain(running, self.batches, self.call, self.output.keep)
+            return compare.run_plain(running, self.batches, self.call, self.output.keep, progress)
         compares = self.options.compare
-        return compare.run_cached(running, self.batches, self.config, self.call, self.output.keep, compares)
+        return compare.run_cached(running, self.batches, self.config, self.call, self.output.keep, compares, progress)
 
     def _write(self, views: Sequence[summary.View]) -> None:
         figures = {**self._settings(), **summary.clip_figures(views), "seconds": summary.seconds_of(views, "cached")}

@@ -12,7 +12,7 @@ from fastcache_xdit.cli.commands import Group, program
 from fastcache_xdit.errors import UsageError
 from fastcache_xdit.host.xdit.world import another_ended, is_first_rank, rank
 
-MISTAKE, BUG = 2, 1  # exit codes
+MISTAKE, BUG, INTERRUPTED = 2, 1, 130  # exit codes
 OF_THE_DISK = {
     getattr(errno, name)
     for name in ("ENOSPC", "EDQUOT", "EFBIG", "EROFS", "EIO", "EACCES", "EPERM", "ENOENT", "EISDIR", "ENOTDIR", "ELOOP")
@@ -38,6 +38,10 @@ def main(argv: list[str]) -> int:
         if is_first_rank():
             print(f"fastcache_xdit: error: {error}", file=sys.stderr)
         return MISTAKE
+    except KeyboardInterrupt:
+        if is_first_rank():
+            print("fastcache_xdit: interrupted; what was finished by then is kept", file=sys.stderr)
+        return INTERRUPTED
     except Exception as error:
         if isinstance(error, OSError) and error.errno in OF_THE_DISK:
             print(f"fastcache_xdit: error: {_refused(error)}", file=sys.stderr)

@@ -70,3 +70,5 @@ def _quality(figures: dict[str, Any], promised: str = "") -> Iterator[str]:
 def _compute(figures: dict[str, Any]) -> Iterator[str]:
     if "compute_ratio" in figures:
         yield f"{figures['compute_ratio']:.0%} of block FLOPs"
+        if figures["compute_ratio"] == 1 and not figures.get("learning"):
+            yield "NOTHING WAS SKIPPED"

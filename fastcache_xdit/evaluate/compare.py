@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -21,6 +21,7 @@ from fastcache_xdit.parallel.ledger import Entry
 from fastcache_xdit.plugin import fastcache, repaired
 
 WARM_UP_STEPS = 4
+Progress = Callable[[Sequence[Batch]], Iterator[Batch]]
 Keep = Callable[[str, int, Any], None]  # (kind, index, image): called as soon as a finite image is there
 
 
@@ -92,6 +93,7 @@ def run_cached(
     call: Mapping[str, Any],
     keep: Keep,
     compares: bool = False,
+    progress: Progress = iter,
 ) -> Comparison:
     """Generate every batch with one cache that stays on, so that it learns from batch to batch.
 
@@ -103,10 +105,11 @@ def run_cached(
         keep: takes each image.
         compares: generate every batch without the cache as well, right before, so that both meet a machine's ups and
             downs alike. xDiT's known defects are cured in both.
+        progress: gives one batch after the other, and shows how far it is.
     """
     result = Comparison(flops=_warm_up(engine, batches[0], config, call)) if compares else Comparison()
     with fastcache(engine.pipe, config, observer=result.cached.tokens) as handle:
-        for batch in batches:
+        for batch in progress(batches):
             if compares:
                 with handle.paused():
                     result.uncached.served.append(_served(engine, batch, call, keep, "uncached"))
@@ -115,10 +118,12 @@ def run_cached(
     return result
 
 
-def run_plain(engine: Engine, batches: Sequence[Batch], call: Mapping[str, Any], keep: Keep) -> Comparison:
+def run_plain(
+    engine: Engine, batches: Sequence[Batch], call: Mapping[str, Any], keep: Keep, progress: Progress = iter
+) -> Comparison:
     """Generate every batch as xDiT does, without a cache and with its defects; arguments as in `run_cached`."""
     result = Comparison()
-    result.cached.served += [_served(engine, batch, call, keep, "cached") for batch in batches]
+    result.cached.served += [_served(engine, batch, call, keep, "cached") for batch in progress(batches)]
     return result
 
 

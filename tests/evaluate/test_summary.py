@@ -188,3 +188,11 @@ def test_images_are_saved_as_they_come_and_results_are_not_lost(tmp_path):
     with pytest.raises(ValueError, match="--overwrite or another --output"):
         OutputFolder(tmp_path / "job", overwrite=False)
     OutputFolder(tmp_path / "job", overwrite=True)
+
+
+def test_a_job_that_skipped_nothing_says_so():
+    figures = {"num_images": 1, "seconds": 1.0, "compute_ratio": 1.0}
+    assert "100% of block FLOPs, NOTHING WAS SKIPPED -> report" in closing.line(figures, "report")
+    recording = figures | {"learning": {"requests": 1}}
+    assert "NOTHING" not in closing.line(recording, "report")
+    assert "NOTHING" not in closing.line(figures | {"compute_ratio": 0.99}, "report")
