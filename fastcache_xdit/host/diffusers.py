@@ -19,11 +19,6 @@ def diffusers_host(target: Any) -> Host:
     """
     transformer = target if isinstance(target, nn.Module) else transformer_of(target)
     refuse_rivals(transformer)
-    if getattr(transformer, "_parallel_config", None) is not None:
-        raise UsageError(
-            "diffusers' own context parallelism is not supported: its ranks would decide apart",
-            "run the model under xDiT (ulysses_degree, ring_degree) instead",
-        )
     host = Host(transformer, uncompiled(transformer), getattr(target, "scheduler", None))
     host.pipe = None if target is transformer else target
     host.others, host.boundary = others_of(target)
@@ -70,7 +65,12 @@ def refuse_rivals(transformer: nn.Module) -> None:
     """Refuse a transformer with another cache on, as each would measure the approximations of the other.
 
     Raises:
-        UsageError: another cache is on; names what to call first.
+        UsageError: another cache, or diffusers' context parallelism, is on; says what to do instead.
     """
     if getattr(transformer, "is_cache_enabled", False):
         raise UsageError("a diffusers cache is enabled on this transformer", "call transformer.disable_cache() first")
+    if getattr(transformer, "_parallel_config", None) is not None:
+        raise UsageError(
+            "diffusers' own context parallelism is not supported: its ranks would decide apart",
+            "run the model under xDiT (ulysses_degree, ring_degree) instead",
+        )

@@ -8,7 +8,7 @@ from typing import Any
 from fastcache_xdit.errors import UsageError
 from fastcache_xdit.host.base import Host
 from fastcache_xdit.host.diffusers import diffusers_host
-from fastcache_xdit.host.xdit.host import XditHost, is_xdit
+from fastcache_xdit.host.xdit.host import XditHost, is_xdit, ranks_share_requests
 
 
 def host_of(target: Any, sigmas: Sequence[float] | None = None) -> Host:
@@ -20,7 +20,8 @@ def host_of(target: Any, sigmas: Sequence[float] | None = None) -> Host:
     Raises:
         UsageError: as `diffusers_host` and `XditHost`; or sigmas that do not fall, or beside a scheduler.
     """
-    host: Host = XditHost(target) if is_xdit(target) else diffusers_host(target)
+    under_xdit = is_xdit(target) or ranks_share_requests()
+    host: Host = XditHost(target) if under_xdit else diffusers_host(target)
     if sigmas is not None:
         if host.scheduler is not None:
             raise UsageError("sigmas are for a loop without a scheduler", "leave them away: the scheduler knows them")

@@ -32,6 +32,11 @@ class Topology:
         )
 
     @property
+    def replica_size(self) -> int:
+        """Number of ranks that work on one request."""
+        return self.world_size // self.data_parallel_degree
+
+    @property
     def stage(self) -> int:
         """PipeFusion stage of this rank."""
         return self._coordinates(self.rank)[0]
@@ -59,9 +64,8 @@ class Topology:
 
     def replica_ranks(self) -> tuple[int, ...]:
         """Return the ranks that work on the same request as this one, over all PipeFusion stages and CFG branches."""
-        size = self.world_size // self.data_parallel_degree
-        first = self.rank // size * size
-        return tuple(range(first, first + size))
+        first = self.rank // self.replica_size * self.replica_size
+        return tuple(range(first, first + self.replica_size))
 
     def branch_of(self, rank: int) -> int:
         """Return the CFG branch of a rank."""

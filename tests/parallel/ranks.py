@@ -18,6 +18,7 @@ import torch.distributed as dist
 
 from fastcache_xdit.host import cpu
 from tests import tiny
+from tests.parallel import hand_made
 
 WRAPPERS = {
     "pixart": "xFuserPixArtAlphaPipeline",
@@ -71,6 +72,16 @@ def xdit(family: str, runner: bool = False, model: dict | None = None, **degrees
     if family == "wan":
         return _runner_wan(plain, config)
     return _runner_flux(plain, config) if runner else getattr(xfuser, WRAPPERS[family])(plain, config)
+
+
+@contextlib.contextmanager
+def by_hand(family: str, **degrees: Any) -> Iterator[Any]:
+    """Give a plain diffusers PixArt pipeline that a script of its own divides among the ranks of xDiT's groups."""
+    _start_groups(engine(**degrees).parallel_config)
+    pipe = tiny.pipeline(family)
+    hand_made.divide(pipe.transformer)
+    yield pipe
+    take_down()
 
 
 @contextlib.contextmanager

@@ -10,8 +10,9 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from fastcache_xdit import FastCacheConfig, Handle, enable, fastcache
+from tests import tiny
 from tests.parallel.cached import EAGER, STEPS, Answer, asked, cached, uncached
-from tests.parallel.ranks import generate, layout, report
+from tests.parallel.ranks import by_hand, generate, layout, report
 from tests.parallel.trace import differing, names
 
 SMALL, LARGE = {"seed": 1, "pixels": 128}, {"seed": 2, "pixels": 192}
@@ -28,8 +29,22 @@ def main(cases: dict[str, dict]) -> dict[str, Any]:
 
 
 def _case(family: str, ask: str, degrees: dict | None = None) -> Any:
+    if ask == "by hand":
+        return _by_hand(family, **(degrees or {}))
     with layout(family, **(degrees or {})) as pipe:
         return QUESTIONS[ask](pipe, family)
+
+
+def _by_hand(family: str, **degrees: Any) -> dict[str, Answer]:
+    """Run a pipeline that is divided by hand: uncached, by a test of significance, and as planned."""
+    noise = tiny.call_arguments(family)["latents"]
+    noise[..., noise.shape[-2] // 2 :, :] *= 0.1  # a rank that sees the lower half alone would decide otherwise
+    request: dict[str, Any] = {"call": {"latents": noise}}
+    with by_hand(family, **degrees) as pipe:
+        answers = {"uncached": uncached(pipe, family, **request), "paper": cached(pipe, family, {}, **request)}
+        with fastcache(pipe, budget=0.5, learn=0) as handle:
+            answers["plan"] = asked(handle, pipe, family, **request)
+    return answers
 
 
 def _in_a_row(pipe: Any, family: str) -> dict[str, list[Answer]]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from tests.parallel.cached import Answer
+from tests.parallel.cached import Answer, relative
 from tests.parallel.launch import run_ranks
 
 ULYSSES, STAGES = {"ulysses_degree": 2}, {"pipefusion_parallel_degree": 2}
@@ -19,6 +19,8 @@ CASES = {
     "u2 callback": ("callback", "pixart", ULYSSES),
     "u2 attention": ("attention", "pixart", ULYSSES),
     "pp2 attention": ("attention", "pixart", STAGES),
+    "one by hand": ("by hand", "pixart", {}),
+    "u2 by hand": ("by hand", "pixart", ULYSSES),
 }
 TRACES = [name for name in CASES if name.endswith("traces")]
 STOPS = [name for name in CASES if name.endswith(("callback", "attention"))]
@@ -75,3 +77,19 @@ def test_the_request_after_an_exception_is_clean(results, name):
         for fresh, following in zip(result[name]["fresh"], result[name]["next"], strict=True):
             assert same(fresh, following)
             assert fresh.ledger == following.ledger
+
+
+@pytest.mark.parametrize("kind", ["paper", "plan"])
+def test_a_plain_pipeline_that_is_divided_by_hand_decides_as_one_process(results, kind):
+    """Ranks that decided apart would wait for each other inside of an attention, for ever."""
+    one = results[0]["one by hand"]
+    for result in results:
+        mine = result["u2 by hand"][kind]
+        assert relative(result["u2 by hand"]["uncached"].latents, one["uncached"].latents) < 1e-4
+        assert relative(mine.latents, one[kind].latents) < 1e-4
+        assert mine.choices == one[kind].choices
+        assert mine.agreed and mine.share > 0.15
+    pairs = [(results[rank]["u2 by hand"][kind], results[rank + 1]["u2 by hand"][kind]) for rank in (0, 2)]
+    assert all(left.ledger == right.ledger for left, right in pairs)
+    assert pairs[0][0].counts["collectives"] > 0
+    assert one[kind].counts["collectives"] == 0, "replicas decide apart"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -29,8 +30,19 @@ def is_xdit(target: Any) -> bool:
     return any(base.__module__.startswith("xfuser.") for part in parts for base in type(part).__mro__)
 
 
+def ranks_share_requests() -> bool:
+    """Return whether xDiT's groups divide each request among ranks, without importing xfuser.
+
+    A plain pipeline of such a process was made parallel by hand: its patched forward and attention use these groups.
+    """
+    groups = sys.modules.get("xfuser.core.distributed.parallel_state")
+    return groups is not None and groups.model_parallel_is_initialized() and topology().replica_size > 1
+
+
 class XditHost(Host):
     """An xDiT pipeline wrapper, a diffusers pipeline with an xDiT transformer, or that transformer.
+
+    Also a plain diffusers pipeline or transformer where `ranks_share_requests`.
 
     Raises:
         UsageError: there is no transformer, another cache is on, or FastCache does not support the layout.
@@ -44,6 +56,8 @@ class XditHost(Host):
         super().__init__(transformer, model, None if target is transformer else getattr(target, "scheduler", None))
         self.others, self.boundary = others_of(target)
         self.topology = topology()
+        if not is_xdit(target):
+            _refuse_stages_by_hand(self.topology)
         self.spans = _spans(transformer)
         self.rules_out_partial = _rules_out_partial()
         self.can_run_ahead = ahead.possible(target)
@@ -100,6 +114,14 @@ def topology() -> Topology:
         cfg_degree=xdit.get_classifier_free_guidance_world_size(),
         data_parallel_degree=xdit.get_data_parallel_world_size(),
     )
+
+
+def _refuse_stages_by_hand(topology: Topology) -> None:
+    if topology.pipefusion_parallel_degree > 1:
+        raise UsageError(
+            "a plain diffusers pipeline is not supported where xDiT's groups have PipeFusion stages",
+            "use xDiT's own pipeline class, or sequence, CFG and tensor parallelism",
+        )
 
 
 def _rules_out_partial() -> str:
