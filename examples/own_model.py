@@ -37,7 +37,7 @@ class Pond(nn.Module):
 
 
 def sample(model, text, sigmas):
-    """Integrate from noise."""
+    """Integrate from noise; with guidance, make each of the two calls inside `with handle.branch(NAME):`."""
     latents = torch.randn(1, 32, 64, generator=torch.Generator().manual_seed(1))
     for sigma in sigmas:
         latents = latents - model(latents, text, torch.full((1, 1, 1), sigma)) / len(sigmas)

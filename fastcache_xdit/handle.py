@@ -21,8 +21,8 @@ from fastcache_xdit.undo import Undo
 class Handle:
     """An enabled cache; `disable` restores every object that it changed.
 
-    Once it is off, a handle knows what was counted and learnt, and no longer holds the model. `branch`, `paused` and
-    `reset` then do nothing, and what needs a cache raises UsageError.
+    Once it is off, a handle knows what was counted and learnt, and no longer holds the model. `begin`,
+    `branch`, `paused` and `reset` then do nothing, and what needs a cache raises UsageError.
     """
 
     def __init__(
@@ -59,6 +59,15 @@ class Handle:
             self._running = self._learner = None
             self._keys_values_bytes = _nothing
         self._undo.close()
+
+    def begin(self) -> None:
+        """Begin a request with the next call of this thread, in a loop of your own; what was kept is then forgotten.
+
+        Such a loop needs it where nothing else tells that the last request is over: it may stop short of its steps, and
+        the transformer takes no timestep.
+        """
+        if self._running:
+            self._running.announce()
 
     def reset(self) -> None:
         """Forget cached states and counts; the next step is computed."""

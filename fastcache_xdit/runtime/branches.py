@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-from typing import Any
-
-import torch
+from collections.abc import Callable
 
 
 class UnnamedCalls:
-    """Counts the calls between two advances of the scheduler."""
+    """Counts the calls of a step: those between two advances of the scheduler, or of equal inputs where none is seen.
+
+    Attributes:
+        has_advanced: whether the loop lets the scheduler advance, as far as is known.
+    """
 
     def __init__(self) -> None:
         self._calls = 0
-        self._first: Any = None  # the timestep of the first of these calls
-        self._advances: bool | None = None  # whether the loop lets the scheduler advance; None: not known yet
+        self.has_advanced = False
 
     def begin(self) -> None:
         """Begin a request."""
@@ -21,20 +22,16 @@ class UnnamedCalls:
 
     def advanced(self) -> None:
         """Note that the scheduler advances."""
-        self._calls, self._advances = 0, True
+        self._calls, self.has_advanced = 0, True
 
-    def branch(self, timestep: Any) -> str | None:
-        """Count a call and return the name of its branch; None for the first call of a step."""
+    def branch(self, is_further: Callable[[], bool]) -> str | None:
+        """Count a call and return the name of its branch; None for the first call of a step.
+
+        Args:
+            is_further: compares the call with the first one of the step, which waits for the device; it is asked until
+                the scheduler advances for the first time.
+        """
+        if self._calls and not self.has_advanced and not is_further():
+            self._calls = 0
         self._calls += 1
-        if self._calls == 1:
-            self._first = timestep
-            return None
-        return f"call {self._calls}" if self._repeats(timestep) else None
-
-    def _repeats(self, timestep: Any) -> bool:
-        """Return whether a further call belongs to the same step; values are compared once, before it is known."""
-        if self._advances is None:
-            same = bool((torch.as_tensor(timestep) == torch.as_tensor(self._first)).all())
-            self._advances = None if same else False
-            return same
-        return self._advances
+        return f"call {self._calls}" if self._calls > 1 else None

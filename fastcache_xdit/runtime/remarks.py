@@ -12,9 +12,13 @@ from fastcache_xdit.goal import Known
 
 logger = logging.getLogger(__name__)
 
+UNNAMED = (
+    "the transformer is called again for a step that it has taken; such calls are computed in full. Where each branch "
+    "of guidance takes a call of its own, name it: with handle.branch('uncond'): ..."
+)
 OUTSIDE = (
-    "the transformer is called outside the steps that are known; such calls are computed in full. Where a branch of "
-    "guidance takes a call of its own, name it: with handle.branch('uncond'): ..."
+    "the transformer is called more often than its scheduler was set up for steps; calls behind the last step are "
+    "computed in full"
 )
 FOREIGN = (
     "the transformer is called for no request that this cache knows; such calls are computed in full. Requests are "

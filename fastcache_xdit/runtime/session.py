@@ -14,13 +14,14 @@ from torch import nn
 from fastcache_xdit.clock import FUSED, Clock, Patch, Tick
 from fastcache_xdit.models.spec import Streams, named, timestep_of
 from fastcache_xdit.models.watch import signature_of
+from fastcache_xdit.runtime.calls import Calls
 from fastcache_xdit.runtime.driver import Driver
 from fastcache_xdit.runtime.first_call import FirstCall
 from fastcache_xdit.runtime.handover import Handover
 from fastcache_xdit.runtime.memory import MemoryChoice
 from fastcache_xdit.runtime.output import OutputDriver
 from fastcache_xdit.runtime.record import Record
-from fastcache_xdit.runtime.remarks import FOREIGN, OUTSIDE, THREADS, UNSEEN, on_steps
+from fastcache_xdit.runtime.remarks import FOREIGN, OUTSIDE, THREADS, UNNAMED, UNSEEN, on_steps
 from fastcache_xdit.runtime.turns import Turns
 from fastcache_xdit.undo import Undo
 
@@ -64,6 +65,7 @@ class Session:
         self.turns = Turns()
         self._reads_timestep = not announced
         self._concluded = False
+        self._calls = Calls()
         self._local = threading.local()
         self.latest: Tick | None = None
 
@@ -98,23 +100,26 @@ class Session:
     def attach(self, transformer: nn.Module, undo: Undo) -> None:
         """Stand around the calls of a transformer, for as long as the undo log is open."""
         signature = signature_of(transformer)
-        timestep_name = timestep_of(signature)
+        self._calls.timestep_name = timestep_of(signature)
 
         @torch.compiler.disable(recursive=False)
         def call(original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
             if self.is_bypassed:
                 return original(*args, **kwargs)
             arguments = named(signature, args, kwargs)
-            given = arguments.get(timestep_name)
-            timestep = float(torch.as_tensor(given).flatten()[0]) if self._reads_timestep and timestep_name else None
-            with self.turns.taken(lambda: self._begin(timestep)) as is_mine, self._branch(given, is_mine):
+            timestep = self._calls.timestep(self.clock.branch, arguments) if self._reads_timestep else None
+            begin = functools.partial(self._begin, arguments, timestep)
+            with self.turns.taken(begin) as is_mine, self._branch(arguments, is_mine):
                 if self._is_outside(arguments, timestep, is_mine):
                     self.record.counters.bypassed_calls += 1
                     return original(*args, **kwargs)
                 if self.driver.partial:
                     self.driver.partial.compare_halves(arguments["hidden_states"])
                 with self._step(timestep) as tick:
-                    return self._drive(tick, functools.partial(original, *args, **kwargs))
+                    output = self._drive(tick, functools.partial(original, *args, **kwargs))
+                if not self.handover.unnamed.has_advanced:
+                    self._calls.note(self.clock.branch, arguments, output)
+                return output
 
         undo.wrap(transformer, "__call__", call)
 
@@ -148,7 +153,7 @@ class Session:
 
     def begin(self) -> None:
         """Begin the announced request before its first call."""
-        self._begin(None)
+        self._begin({}, None)
 
     def rebase(self, entered: Streams) -> None:
         """Measure the residual of the current patch's newest computed step from `entered` on."""
@@ -194,14 +199,15 @@ class Session:
         self.record.consensus.confirm(self.record.ledger.stamp, "the end of the request")
         self._concluded = self.ledgers_agree = True
 
-    def _begin(self, timestep: float | None) -> None:
-        if self._starts(timestep):
+    def _begin(self, arguments: Mapping[str, Any], timestep: float | None) -> None:
+        if self._starts(arguments, timestep):
             self.check()
             self.turns.begin()
             self._concluded = False
             self.driver = self.memory.driver() if self.memory else self.driver
             self.latest = None
             self.handover.begin()
+            self._calls.begin()
             sigmas = self.sigmas() if self.sigmas else []
             self.driver.begin(sigmas)
             self.record.ledger.begin_request()
@@ -210,19 +216,20 @@ class Session:
             for line in on_steps(self.record.config, len(sigmas)):
                 self.record.remarks.make(line)
 
-    def _starts(self, timestep: float | None) -> bool:
+    def _starts(self, arguments: Mapping[str, Any], timestep: float | None) -> bool:
         """Return whether a call begins a request; in a loop without scheduler and timestep, its steps are counted."""
         if self.turns.is_announced or not self._reads_timestep:
             return self.turns.is_announced
         if timestep is not None:
             return self.clock.starts_request(timestep)
-        return self.clock.request == 0 or self.clock.finished(None)
+        is_over = self.clock.finished(None) and self._calls.has_moved(self.clock.branch, arguments)
+        return self.clock.request == 0 or is_over
 
-    def _branch(self, timestep: Any, is_mine: bool) -> AbstractContextManager[None]:
+    def _branch(self, arguments: Mapping[str, Any], is_mine: bool) -> AbstractContextManager[None]:
         """Count a call that nobody names for a branch of its own, if it is a further one of its step."""
         if not is_mine or self._reads_timestep or self.clock.branch != FUSED or self.current_patch():
             return nullcontext()
-        name = self.handover.unnamed.branch(timestep)
+        name = self.handover.unnamed.branch(lambda: self._calls.is_further(FUSED, arguments))
         return self.clock.in_branch(name) if name else nullcontext()
 
     def _is_outside(self, arguments: Mapping[str, Any], timestep: float | None, is_mine: bool) -> bool:
@@ -232,10 +239,15 @@ class Session:
             return True
         if any(arguments.get(name) is not None for name in self.bypass):
             return True
-        extra = self.clock.repeats(timestep) if timestep is not None else self.clock.finished(self.current_patch())
-        if extra:
-            self.record.remarks.make(OUTSIDE)
-        return extra
+        if not self._reads_timestep:
+            is_extra, remark = self.clock.finished(self.current_patch()), OUTSIDE
+        elif timestep is not None:
+            is_extra, remark = self.clock.repeats(timestep), UNNAMED
+        else:
+            is_extra, remark = not self._calls.has_moved(self.clock.branch, arguments), UNNAMED
+        if is_extra:
+            self.record.remarks.make(remark)
+        return is_extra
 
     @contextmanager
     def _step(self, timestep: float | None) -> Iterator[Tick]:
