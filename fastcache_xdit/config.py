@@ -114,6 +114,14 @@ class FastCacheConfig(Readable, Options):
         is_name = calibration in SHIPPED and not Path(calibration).exists()
         return str(calibration_path(calibration)) if calibration and is_name else calibration
 
+    @field_validator("schedule", mode="before")
+    @classmethod
+    def _not_one_mask(cls, schedule: Any) -> Any:
+        if isinstance(schedule, str) and schedule and not set(schedule) - {"0", "1", "p"}:
+            hint = f"write {{{len(schedule)}: {schedule!r}}}, or use FastCacheConfig.scheduled({schedule!r})"
+            raise UsageError(f"a schedule has a mask for each number of steps, not {schedule!r} alone", hint)
+        return schedule
+
     @field_validator("schedule")
     @classmethod
     def _complete_masks(cls, schedule: dict[int, str] | None) -> dict[int, str] | None:
@@ -151,11 +159,15 @@ class FastCacheConfig(Readable, Options):
         if self.memory_budget and self.granularity == "output":
             raise UsageError("memory_budget is for the states of blocks; a plan keeps none", "leave it away")
         if (self.granularity == "output") != (self.test == "plan") and self.test != "none":
-            raise UsageError(
-                f"granularity {self.granularity!r} does not go with test {self.test!r}",
-                "test 'plan' needs granularity 'output'; 'output' needs test 'plan', or 'none' with a schedule",
-            )
+            raise UsageError(f"granularity {self.granularity!r} does not go with test {self.test!r}", self._needed)
         return self
+
+    @property
+    def _needed(self) -> str:
+        """What makes this granularity work."""
+        if self.granularity == "output":
+            return "'output' needs test 'plan', or a schedule alone"
+        return "give a schedule, such as {20: '1110...'}, test 'paper', or test 'calibrated' with a calibration"
 
     @model_validator(mode="after")
     def _consistent(self) -> FastCacheConfig:

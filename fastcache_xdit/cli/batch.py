@@ -65,7 +65,7 @@ def _lines(prompts: str, recipe: Recipe) -> list[PromptLine | BadLine]:
     folder = Path(recipe.model)
     kind = recipe.pipeline or (checkpoint.pipeline_class(folder) if folder.is_dir() else None)
     takes = kinds.call_parameters(kind) if kind else {"num_frames"}
-    return [fitting(line, kind, takes) for line in read_prompts(prompts)]
+    return read_prompts(prompts, lambda line: fitting(line, kind, takes))
 
 
 def run(argv: list[str]) -> int:

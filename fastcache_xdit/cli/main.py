@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import os
 import sys
 import traceback
 from importlib.metadata import PackageNotFoundError, metadata, version
@@ -12,7 +13,7 @@ from fastcache_xdit.cli.commands import Group, program
 from fastcache_xdit.errors import UsageError
 from fastcache_xdit.host.xdit.world import another_ended, is_first_rank, rank
 
-MISTAKE, BUG, INTERRUPTED = 2, 1, 130  # exit codes
+MISTAKE, BUG, UNREAD, INTERRUPTED = 2, 1, 1, 130  # exit codes
 OF_THE_DISK = {
     getattr(errno, name)
     for name in ("ENOSPC", "EDQUOT", "EFBIG", "EROFS", "EIO", "EACCES", "EPERM", "ENOENT", "EISDIR", "ENOTDIR", "ELOOP")
@@ -33,7 +34,9 @@ def main(argv: list[str]) -> int:
             print(f"fastcache_xdit {_version('fastcache_xdit')}")
         return 0
     try:
-        return Group("all commands", "COMMAND", COMMANDS, more="; --version prints the version").main(program(), argv)
+        code = Group("all commands", "COMMAND", COMMANDS, more="; --version prints the version").main(program(), argv)
+        sys.stdout.flush()
+        return code
     except UsageError as error:
         if is_first_rank():
             print(f"fastcache_xdit: error: {error}", file=sys.stderr)
@@ -43,6 +46,8 @@ def main(argv: list[str]) -> int:
             print("fastcache_xdit: interrupted; what was finished by then is kept", file=sys.stderr)
         return INTERRUPTED
     except Exception as error:
+        if isinstance(error, BrokenPipeError) and _is_unread():
+            return UNREAD
         if isinstance(error, OSError) and error.errno in OF_THE_DISK:
             print(f"fastcache_xdit: error: {_refused(error)}", file=sys.stderr)
             return MISTAKE
@@ -52,6 +57,16 @@ def main(argv: list[str]) -> int:
         traceback.print_exc()
         print(f"fastcache_xdit: {REQUEST}{_where()}", file=sys.stderr)
         return BUG
+
+
+def _is_unread() -> bool:
+    """Return whether nobody reads what is printed, as behind `| head`; the rest of it then goes nowhere."""
+    try:
+        print(flush=True)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return True
+    return False
 
 
 def _refused(error: OSError) -> UsageError:

@@ -7,7 +7,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from PIL import Image
+import numpy as np
+from PIL import Image, ImageOps
 
 from fastcache_xdit.clips import read_frames
 from fastcache_xdit.errors import UsageError
@@ -26,16 +27,38 @@ EXAMPLES = {  # of classes that take a field
 }
 
 
-def with_files(line: PromptLine, prompts: Path, number: int) -> PromptLine | BadLine:
+def with_files(line: PromptLine, prompts: Path) -> PromptLine | BadLine:
     """Make the paths of a line absolute, from the folder of its prompts file; a bad line where one cannot be read."""
-    paths = {field: str(prompts.parent.resolve() / given) for field in ARGUMENTS if (given := getattr(line, field))}
+    given = {field: path for field in ARGUMENTS if (path := getattr(line, field))}
+    paths = {field: str(prompts.parent.resolve() / os.path.expanduser(path)) for field, path in given.items()}
+    sizes: dict[str, tuple[int, int]] = {}
     for field, path in paths.items():
         try:
+            _refuse_url(given[field])
             frames = _read(field, path)
             _check_length(line, field, frames)
+            sizes[field] = frames[0].size
+            _check_mask(sizes)
         except UsageError as error:
-            return bad_line(line.prompt, f"{prompts.name}, line {number}: {field} {getattr(line, field)}: {error}")
+            return bad_line(line.prompt, f"{field} {given[field]}: {error}")
     return line.model_copy(update=paths)
+
+
+def _refuse_url(path: str) -> None:
+    if "://" in path:
+        raise UsageError("URLs are not read", "download it first")
+
+
+def _check_mask(sizes: dict[str, tuple[int, int]]) -> None:
+    """Raise UsageError where a mask, scaled to its image's width, differs from its height by more than a pixel."""
+    if "mask" not in sizes or "image" not in sizes:
+        return
+    (width, height), (mask_width, mask_height) = sizes["image"], sizes["mask"]
+    if abs(mask_height * width - height * mask_width) > max(width, mask_width):
+        raise UsageError(
+            f"it has {mask_width} x {mask_height} pixels, and its image {width} x {height}",
+            "give a mask of the image's aspect ratio",
+        )
 
 
 def fitting(line: PromptLine | BadLine, kind: str | None, takes: set[str]) -> PromptLine | BadLine:
@@ -96,9 +119,16 @@ def _read(field: str, path: str) -> tuple[Image.Image, ...]:
         return read_frames(path)
     try:
         with Image.open(path) as image:
-            return (image.convert("L" if field == "mask" else "RGB"),)
+            return (_in_8_bits(ImageOps.exif_transpose(image)).convert("L" if field == "mask" else "RGB"),)
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
         raise UsageError("not an image that can be read") from None
+
+
+def _in_8_bits(image: Image.Image) -> Image.Image:
+    """Scale the grey values of 16 bits of depth maps; Pillow would cut them off at 255."""
+    if not image.mode.startswith("I"):
+        return image
+    return Image.fromarray((np.asarray(image).clip(0, 65535) / 257).round().astype(np.uint8))
 
 
 def _check_length(line: PromptLine, field: str, frames: Sequence[Image.Image]) -> None:

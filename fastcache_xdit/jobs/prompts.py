@@ -15,15 +15,23 @@ from fastcache_xdit.jobs.recipe import BadLine, PromptLine, bad_line, checked, p
 from fastcache_xdit.options import unknown_option
 
 Raw = dict[str, Any] | BadLine
+Line = PromptLine | BadLine
 Numbered = tuple[int, Raw]  # the line of the file, from 1, and what it holds
 
 
-def read_prompts(path: str | Path) -> list[PromptLine | BadLine]:
-    """Read every line of a prompts file, in order; errors are those of `numbered_prompts`."""
-    return [line for _, line in numbered_prompts(path)]
+def read_prompts(path: str | Path, fit: Callable[[Line], Line] = lambda line: line) -> list[Line]:
+    """Read every line of a prompts file, in order, as `fit` returns it; errors are those of `numbered_prompts`.
+
+    The reason of a bad line begins with the name of the file and the number of the line.
+    """
+    return [_placed(fit(line), f"{Path(path).name}, line {number}") for number, line in numbered_prompts(path)]
 
 
-def numbered_prompts(path: str | Path) -> list[tuple[int, PromptLine | BadLine]]:
+def _placed(line: Line, place: str) -> Line:
+    return bad_line(line.text, f"{place}: {line.reason}") if isinstance(line, BadLine) else line
+
+
+def numbered_prompts(path: str | Path) -> list[tuple[int, Line]]:
     """Read every line of a prompts file, in order, each with its number in the file.
 
     txt holds one prompt a line (# begins a comment line), jsonl one object a line, csv and parquet one column for each
@@ -39,15 +47,15 @@ def numbered_prompts(path: str | Path) -> list[tuple[int, PromptLine | BadLine]]
         raise UsageError(
             f"{path}: prompts come in {', '.join(READERS)}, not in {path.suffix or 'a file without ending'}"
         )
-    lines = [(number, _line(path, number, raw)) for number, raw in READERS[path.suffix.lower()](path)]
+    lines = [(number, _line(path, raw)) for number, raw in READERS[path.suffix.lower()](path)]
     if not lines:
         raise UsageError(f"{path} holds no prompt", "give one a line")
     return lines
 
 
-def _line(path: Path, number: int, raw: Raw) -> PromptLine | BadLine:
+def _line(path: Path, raw: Raw) -> Line:
     line = raw if isinstance(raw, BadLine) else checked(raw)
-    return line if isinstance(line, BadLine) else with_files(line, path, number)
+    return line if isinstance(line, BadLine) else with_files(line, path)
 
 
 def _text(path: Path) -> str:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+
 import pytest
 
 from fastcache_xdit.cli import generate
@@ -33,3 +36,10 @@ def test_a_bug_shows_its_traceback_and_asks_to_be_reported(capsys, mismatched, t
 def test_a_mistake_is_told_in_one_line(capsys, mismatched):
     assert main([*GENERATE, "--batch_size", "0"]) == 2
     assert capsys.readouterr().err == "fastcache_xdit: error: batch_size=0 is not possible; set 1 or more\n"
+
+
+def test_what_nobody_reads_on_ends_quietly():
+    words = [sys.executable, "-m", "fastcache_xdit", "models", "FluxTransformer2DModel"]
+    with subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as running:
+        running.stdout.close()
+        assert (running.stderr.read(), running.wait()) == ("", 1)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 
+import numpy
 import pytest
 from PIL import Image
 
@@ -26,6 +27,7 @@ def folder(tmp_path):
     (tmp_path / "pics").mkdir()
     Image.new("RGB", (32, 32), (200, 0, 0)).save(tmp_path / "pics" / "red.png")
     Image.new("RGB", (32, 32), (255, 255, 255)).save(tmp_path / "pics" / "mask.png")
+    Image.new("L", (32, 64), 255).save(tmp_path / "pics" / "tall.png")
     frames = tuple(Image.new("RGB", (32, 32), (0, 60 * number, 0)) for number in range(FRAMES))
     (tmp_path / "pics" / "clip.mp4").write_bytes(Clip(frames, 8).mp4())
     return tmp_path
@@ -42,6 +44,13 @@ def write(folder, *lines):
     [
         ({"image": "none.png"}, "image none.png: no such file; paths begin at the folder of the prompts file"),
         ({"image": "x" * 200}, "no such file"),
+        ({"image": "https://here/red.png"}, "image https://here/red.png: URLs are not read; download it first"),
+        (
+            {"image": "pics/red.png", "mask": "pics/tall.png"},
+            "mask pics/tall.png: it has 32 x 64 pixels, and its image",
+        ),
+        ({"seed": -1}, "option 'seed'"),
+        ({"mask_image": "pics/mask.png"}, "unknown option 'mask_image'; did you mean 'mask'?"),
         ({"image": "pics"}, "image pics: this is a folder; name one file in it for each line"),
         ({"image": "edits.jsonl"}, "image edits.jsonl: not an image that can be read"),
         ({"mask": "pics/clip.mp4"}, "mask pics/clip.mp4: not an image that can be read"),
@@ -67,6 +76,24 @@ def test_values_have_limits(folder, values):
     assert next(iter(values)) in bad.reason
 
 
+def test_a_path_may_begin_at_home(folder, monkeypatch):
+    monkeypatch.setenv("HOME", str(folder))
+    (line,) = read_prompts(write(folder, {"image": "~/pics/red.png"}))
+    assert line.image == str(folder / "pics" / "red.png")
+
+
+def test_depth_maps_of_16_bits_and_turned_photographs_are_read_as_they_look(folder):
+    depth = numpy.linspace(0, 65535, 32 * 16).astype(numpy.uint16).reshape(32, 16)
+    Image.fromarray(depth).save(folder / "pics" / "depth.png")
+    turned = Image.Exif()
+    turned[0x0112] = 6  # the camera was held upright
+    Image.new("RGB", (32, 16)).save(folder / "pics" / "photo.jpg", exif=turned)
+    job = submit(folder, [{"image": "pics/depth.png"}, {"image": "pics/photo.jpg"}], *EDIT)
+    read, photo = (call_files(item, job.folder)["image"] for item in job.items())
+    assert numpy.abs(numpy.asarray(read)[..., 0] - depth / 257).max() <= 0.5
+    assert photo.size == (16, 32)
+
+
 def submit(folder, lines, *words):
     assert main(["batch", "submit", str(folder / "job"), "--prompts", str(write(folder, *lines)), *words]) == 0
     return Store(folder / "job")
@@ -90,7 +117,7 @@ def submit(folder, lines, *words):
 )
 def test_what_the_pipeline_does_not_take_fails_at_submit(folder, words, line, reason):
     (item,) = submit(folder, [line], *words).items()
-    assert item.state == "failed" and reason in item.error
+    assert item.state == "failed" and item.error.startswith("edits.jsonl, line 1: ") and reason in item.error
 
 
 @pytest.mark.parametrize(
@@ -101,6 +128,9 @@ def test_what_the_pipeline_does_not_take_fails_at_submit(folder, words, line, re
         ("FluxControlNetPipeline", [], "FluxControlNetPipeline needs controlnet, which"),
         ("StableDiffusionImg2ImgPipeline", [], "needs unet, which"),
         ("LTXImageToVideoPipeline", [], "LTXImageToVideoPipeline makes videos; of these, WanPipeline"),
+        ("DiffusionPipeline", [], "DiffusionPipeline names no single pipeline; give a class such as"),
+        ("AutoPipelineForImage2Image", [], "names no single pipeline"),
+        ("FluxImg2ImagePipeline", [], "no pipeline FluxImg2ImagePipeline; did you mean FluxImg2ImgPipeline"),
         ("FluxControlPipeline", [], "FluxControlPipeline is not taken"),
         ("FluxImg2ImgPipeline", ["--ulysses_degree", "2"], "xDiT has no FluxImg2ImgPipeline, so one process"),
     ],

@@ -9,7 +9,8 @@ import pytest
 import torch
 from torch import nn
 
-from fastcache_xdit import FastCacheConfig, fastcache
+from fastcache_xdit import FastCacheConfig, enable, fastcache
+from fastcache_xdit.errors import UsageError
 
 STEPS, WIDTH = 10, 16
 SIGMAS = [1 - step / STEPS for step in range(STEPS)]
@@ -131,6 +132,12 @@ def test_loops_that_stop_short_change_no_later_request(model, granularity):
         assert handle.report().counters.requests == 5 and not handle.report().remarks
 
 
+@pytest.mark.parametrize("sigmas", ["abc", [], [0, 0.5, 1], [1000, 500], [1, 1], [1, None], 0.5, [float("nan")]])
+def test_noise_levels_that_are_none_are_refused(sigmas):
+    with pytest.raises(UsageError, match="at least one, falling from 1 towards 0, not"):
+        enable(Pond(), sigmas=sigmas)
+
+
 class Pipeline:
     """A pipeline that calls its transformer twice in each step, and may leave its scheduler where it is."""
 
@@ -165,3 +172,17 @@ def test_unnamed_branches_beside_a_scheduler(model, steps_scheduler, granularity
     assert (alone - whole).norm() < 0.05 * whole.norm()
     assert report.counters.bypassed_calls == 0 and not report.remarks
     assert report.counters.approximated.total() > 0
+
+
+def test_calls_behind_the_last_step_of_a_scheduler_are_told_as_such():
+    pipe = Pipeline(Pond().eval(), True)
+    with fastcache(pipe, FastCacheConfig.from_dict(MASK)) as handle:
+        pipe()
+        pipe.scheduler.set_timesteps(STEPS)
+        for _ in range(STEPS + 1):
+            latents = torch.randn(1, 12, WIDTH)
+            output = plain(pipe.transformer, latents, 0.5)
+            if pipe.scheduler.step_index != STEPS:
+                pipe.scheduler.step(output, pipe.scheduler.timesteps[0], latents)
+        (remark,) = handle.report().remarks
+    assert "more often than its scheduler was set up for" in remark and "name" not in remark

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import inspect
 from pathlib import Path
 from typing import Any
@@ -49,8 +50,7 @@ def run_alone(model: str) -> str | None:
 def check_kind(kind: str, model: str, layout: Layout) -> None:
     """Raise UsageError where `model` cannot be loaded as a class that was asked for, or not run in this layout."""
     _refuse_not_supported(kind)
-    if not _class(kind):
-        raise UsageError(f"diffusers has no pipeline {kind}", "give a class such as FluxImg2ImgPipeline")
+    _check_name(kind)
     if kind not in video.PIPELINES and call_parameters(kind) & {"video", "num_frames"}:
         raise UsageError(f"{kind} makes videos", f"of these, {', '.join(video.PIPELINES)} are known here")
     if Path(model).is_dir():
@@ -61,6 +61,20 @@ def check_kind(kind: str, model: str, layout: Layout) -> None:
             f"xDiT has no {kind}, so one process runs it alone: {used[0]} is not possible",
             "divide the items instead, with data_parallel_degree",
         )
+
+
+def _check_name(kind: str) -> None:
+    """Raise UsageError where diffusers has no such class, or one that leaves open which pipeline is meant."""
+    import diffusers
+
+    found = _class(kind)
+    is_one = found and any("__call__" in vars(each) for each in found.__mro__)
+    if not is_one and hasattr(diffusers, kind) and (found or kind.startswith("AutoPipeline")):
+        raise UsageError(f"{kind} names no single pipeline", "give a class such as FluxImg2ImgPipeline")
+    if not is_one:
+        close = difflib.get_close_matches(kind, [name for name in dir(diffusers) if name.endswith("Pipeline")])
+        hint = f"did you mean {' or '.join(close)}?" if close else "give a class such as FluxImg2ImgPipeline"
+        raise UsageError(f"diffusers has no pipeline {kind}", hint)
 
 
 def _check_parts(kind: str, model: str) -> None:
