@@ -90,6 +90,7 @@ TOKENS = [
 ]
 HANDLE = [
     "at",
+    "begin",
     "branch",
     "disable",
     "focus",
