@@ -37,26 +37,29 @@ def main(argv: list[str]) -> int:
         code = Group("all commands", "COMMAND", COMMANDS, more="; --version prints the version").main(program(), argv)
         sys.stdout.flush()
         return code
-    except UsageError as error:
-        if is_first_rank():
-            print(f"fastcache_xdit: error: {error}", file=sys.stderr)
+    except (Exception, KeyboardInterrupt) as error:
+        return _ended_by(error)
+
+
+def _ended_by(error: BaseException) -> int:
+    """Say what ended a command, and return the exit code."""
+    if isinstance(error, BrokenPipeError) and _is_unread():
+        return UNREAD
+    if isinstance(error, OSError) and error.errno in OF_THE_DISK:
+        print(f"fastcache_xdit: error: {_refused(error)}", file=sys.stderr)
         return MISTAKE
-    except KeyboardInterrupt:
+    if isinstance(error, UsageError | KeyboardInterrupt):
+        is_mistake = isinstance(error, UsageError)
+        said = f"error: {error}" if is_mistake else "interrupted; what was finished by then is kept"
         if is_first_rank():
-            print("fastcache_xdit: interrupted; what was finished by then is kept", file=sys.stderr)
-        return INTERRUPTED
-    except Exception as error:
-        if isinstance(error, BrokenPipeError) and _is_unread():
-            return UNREAD
-        if isinstance(error, OSError) and error.errno in OF_THE_DISK:
-            print(f"fastcache_xdit: error: {_refused(error)}", file=sys.stderr)
-            return MISTAKE
-        if another_ended(error):
-            print(f"fastcache_xdit: rank {rank()} ends because another one has; that one says why", file=sys.stderr)
-            return BUG
-        traceback.print_exc()
-        print(f"fastcache_xdit: {REQUEST}{_where()}", file=sys.stderr)
+            print(f"fastcache_xdit: {said}", file=sys.stderr)
+        return MISTAKE if is_mistake else INTERRUPTED
+    if another_ended(error):
+        print(f"fastcache_xdit: rank {rank()} ends because another one has; that one says why", file=sys.stderr)
         return BUG
+    traceback.print_exception(error)
+    print(f"fastcache_xdit: {REQUEST}{_where()}", file=sys.stderr)
+    return BUG
 
 
 def _is_unread() -> bool:
