@@ -27,6 +27,7 @@ from fastcache_xdit.runtime.memory import MemoryChoice
 from fastcache_xdit.runtime.output import OutputDriver
 from fastcache_xdit.runtime.pilot import Pilot
 from fastcache_xdit.runtime.record import Record
+from fastcache_xdit.runtime.remarks import AMPLIFIED
 from fastcache_xdit.runtime.session import Session
 from fastcache_xdit.undo import Undo
 
@@ -80,9 +81,10 @@ def _driver(
 ) -> tuple[OutputDriver, SchedulerEffects]:
     sigmas = sigmas_of(host)
     assert sigmas, "plugin.enable refuses a loop without noise levels"
-    effects = SchedulerEffects(host.scheduler, sigmas)
+    effects = SchedulerEffects(host.scheduler, sigmas, lambda: host.step_arguments)
     mask = _scheduled(config) if config.schedule else None
     pilot = Pilot(config.goal, known or pooled(), lambda: effects().final, mask, host.switch)
+    pilot.unfit = lambda: AMPLIFIED if effects.amplifies else ""
     return OutputDriver(pilot, record, clock, host.scheduler is not None), effects
 
 

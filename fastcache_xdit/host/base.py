@@ -34,6 +34,8 @@ class Host:
         topology: the parallel layout and this rank.
         spans: by name of a block list, the part that this rank holds; complete lists may be left out.
         begin: index of the first timestep of the running request, where its pipeline does not tell its scheduler.
+        step_arguments: numbers beyond timestep and latents that the running request gives the scheduler's steps, such
+            as `eta`; known from its first step on.
         sigmas: noise level of each step, for a user's own loop without a scheduler; None where they are unknown.
         rules_out_partial: name of a feature in use that does not work with partial steps; empty if there is none.
         can_run_ahead: whether `run_ahead` is possible.
@@ -50,6 +52,7 @@ class Host:
         self.pipe: Any = None
         self.scheduler = scheduler
         self.begin = 0
+        self.step_arguments: dict[str, float] = {}
         self.sigmas: tuple[float, ...] | None = None
         self.topology = Topology()
         self.spans: dict[str, Span] = {}

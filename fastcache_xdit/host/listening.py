@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import inspect
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -58,7 +58,7 @@ def listen(host: Host, session: Session, undo: Undo) -> None:
 
         def announced(original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
             session.announce()
-            host.begin = 0
+            host.begin, host.step_arguments = 0, {}
             return original(*args, **kwargs)
 
         undo.wrap(host.scheduler, "set_timesteps", announced)
@@ -111,8 +111,8 @@ def _handing_over(host: Host, session: Session) -> Around:
 
     def handing_over(step: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         call = signature.bind(*args, **kwargs).arguments
-        if session.is_in_first_step and _begins_late(host, call.get("timestep")):
-            session.begin_late()
+        if session.is_in_first_step and (_begins_late(host, call.get("timestep")) | _steps_otherwise(host, call)):
+            session.plan_anew()
         sample = call.get("sample")
         if args:
             return session.hand_over(args[0], sample, lambda output: step(output, *args[1:], **kwargs))
@@ -133,3 +133,10 @@ def _begins_late(host: Host, timestep: Any) -> bool:
         # of two places the second one, as diffusers' own schedulers take it, but for the very first timestep
         host.begin = 0 if not places or places[0] == 0 else places[:2][-1]
     return host.begin > 0
+
+
+def _steps_otherwise(host: Host, call: Mapping[str, Any]) -> bool:
+    """Note what numbers a request gives the scheduler's steps, which nothing tells before its first one."""
+    others = {name: value for name, value in call.items() if name not in ("model_output", "timestep", "return_dict")}
+    host.step_arguments = {name: value for name, value in others.items() if isinstance(value, int | float) and value}
+    return bool(host.step_arguments)

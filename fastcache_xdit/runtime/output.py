@@ -64,6 +64,8 @@ class OutputDriver:
     def plan(self, sigmas: list[float]) -> None:
         """Plan the running request for these noise levels."""
         self.pilot.begin(sigmas)
+        if reason := self.pilot.unfit():
+            self.record.remarks.make(reason)
 
     def reset(self) -> None:
         """Forget all cached outputs; the next step is computed."""

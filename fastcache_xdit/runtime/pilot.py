@@ -35,6 +35,7 @@ class Pilot:
         switch: returns for noise levels the first step that another transformer takes; None if there is none. What is
             known of other models says nothing about it: that step is computed, and stand-ins do not look behind it.
         forced: the mask of the next requests, whatever the goal is: all ones while they are recorded.
+        unfit: says why nothing of the running request can be stood in for, by its scheduler; empty where it can.
         mask: of the running request.
         forecast: the weights of the running request.
     """
@@ -45,6 +46,7 @@ class Pilot:
     schedule: PlanMask | None = None
     switch: Callable[[Sequence[float]], int | None] = lambda sigmas: None
     forced: Callable[[int], str] | None = None
+    unfit: Callable[[], str] = lambda: ""
     mask: str = ""
     forecast: OutputForecast | None = None
     _switch: int | None = None
@@ -60,6 +62,8 @@ class Pilot:
             self.mask = self.forced(len(sigmas))
         elif self.schedule:
             self.mask = self.schedule(sigmas)
+        elif self.unfit():
+            self.mask = "1" * len(sigmas)
         else:
             self.mask = self.mask_for(self.goal, tuple(sigmas), masks)
         self._switch = self.switch(sigmas) if self._is_pooled else None

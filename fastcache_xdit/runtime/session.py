@@ -144,8 +144,8 @@ class Session:
         is_begun = self.latest is not None and not self.is_bypassed and self.turns.is_mine
         return is_begun and not self.handover.has_advanced
 
-    def begin_late(self) -> None:
-        """Plan the running request anew, which has turned out in its first step to have fewer noise levels."""
+    def plan_anew(self) -> None:
+        """Plan the running request anew, whose first step has shown other noise levels, or noise that will be drawn."""
         assert self.sigmas
         sigmas = self.sigmas()
         self.driver.plan(sigmas)

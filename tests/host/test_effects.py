@@ -143,3 +143,23 @@ def test_a_request_that_begins_late_is_measured_from_there():
     effects = SchedulerEffects(scheduler, levels_of(scheduler))()
     whole = SchedulerEffects(begun("flow match Euler"), levels_of(begun("flow match Euler")))()
     assert effects.final == pytest.approx(whole.final[3:], abs=1e-6)
+
+
+@pytest.mark.parametrize("eta, draws", [(0.0, False), (0.5, True)])
+def test_further_arguments_of_the_steps_say_whether_noise_is_drawn(eta, draws):
+    scheduler, given = begun("DDIM"), {}
+    effects = SchedulerEffects(scheduler, levels_of(scheduler), lambda: given)
+    plain = effects()
+    given["eta"] = eta
+    assert (effects() != plain) == draws == bool(effects.views)
+    given.clear()
+    assert effects() == plain and not effects.views
+
+
+@pytest.mark.parametrize("kind, amplifies", [("KDPM2Ancestral", True), ("EulerAncestral", False), ("KDPM2", False)])
+def test_schedulers_that_make_more_of_an_error_are_told(kind, amplifies):
+    scheduler = getattr(diffusers, f"{kind}DiscreteScheduler")()
+    scheduler.set_timesteps(STEPS)
+    effects = SchedulerEffects(scheduler, levels_of(scheduler))
+    effects()
+    assert effects.amplifies == amplifies
