@@ -69,7 +69,7 @@ def test_it_holds_three_outputs_and_the_last_one_of_each_call(model):
     with fastcache(model.pipe, budget=0.5, learn=0) as handle:
         with handle.watched(lambda tick, output, latents: shapes.append(output)):
             model.generate()
-        held = handle.report().bytes_held
+        held = handle.report().bytes_held - handle._session.driver.pilot.bytes_held()
     handed_over = shapes[0].numel() * shapes[0].element_size()
     assert 3 * handed_over < held <= 5 * handed_over  # both branches of guidance are one call here
 
