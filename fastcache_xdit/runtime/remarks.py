@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from fastcache_xdit.config import FastCacheConfig
 from fastcache_xdit.decision.policy import planned_skips
 from fastcache_xdit.decision.schedule import marks_at, nearest_to
-from fastcache_xdit.goal import Known
+from fastcache_xdit.goal import Goal, Known
 
 logger = logging.getLogger(__name__)
 
@@ -47,8 +47,14 @@ def on_steps(config: FastCacheConfig, steps: int) -> Iterator[str]:
             f"the schedule has no mask for {steps} steps: that for {nearest_to(config.schedule, steps)} is stretched, "
             f"and computes {computed} of them ({computed / steps:.0%}). Give a mask for each number of steps"
         )
-    if steps and not _may_skip(config, steps):
+    if steps and not _may_skip(config, steps) and not _asks_for_all(config, steps):
         yield f"nothing of a request of {steps} steps can be skipped: {_hindrance(config)}"
+
+
+def _asks_for_all(config: FastCacheConfig, steps: int) -> bool:
+    """Return whether somebody meant to compute each step."""
+    planned = config.test == "plan" and not config.schedule
+    return config.goal == Goal("budget", 1) if planned else (config.schedule or {}).get(steps) == "1" * steps
 
 
 def _may_skip(config: FastCacheConfig, steps: int) -> bool:

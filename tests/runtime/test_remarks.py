@@ -16,11 +16,13 @@ HALF = {8: "10101010"}
     [
         ({"schedule": HALF}, 8, ""),
         ({"schedule": HALF}, 16, "no mask for 16 steps: that for 8 is stretched, and computes 4 of them (25%)"),
-        ({"schedule": {8: "11111111"}}, 8, "nothing of a request of 8 steps can be skipped"),
+        ({"schedule": {8: "11111111"}}, 8, ""),  # as it was asked for
+        ({"schedule": HALF, "warmup_steps": 8}, 8, "nothing of a request of 8 steps can be skipped"),
         ({"test": "paper"}, 8, ""),
         ({"test": "paper", "warmup_steps": 5}, 6, "6 steps can be skipped: warmup_steps=5, cooldown_steps=1"),
         ({"budget": 0.95}, 20, ""),
-        ({"budget": 1}, 20, "20 steps can be skipped: budget 1 computes all of them"),
+        ({"budget": 1}, 20, ""),
+        ({"psnr": 99}, 20, ""),  # half of them until something is known
         ({}, 1, "nothing of a request of 1 steps can be skipped"),
         ({"test": "paper"}, 0, ""),  # a loop that does not count its steps
     ],
