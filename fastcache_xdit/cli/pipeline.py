@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 
 from fastcache_xdit.cli.arguments import check_least, fill, look_ahead, named_in, parse, read_options
 from fastcache_xdit.cli.cache import check_flags
+from fastcache_xdit.cli.offload import check_offload
 from fastcache_xdit.cli.options.goals import goals_of
 from fastcache_xdit.cli.options.pipeline import PipelineOptions
 from fastcache_xdit.errors import UsageError
@@ -64,6 +65,7 @@ def pipeline_options(kind: type[Options], argv: list[str], add_arguments: AddArg
     parser.set_defaults(**{name: value for name, value in defaults.items() if name in CALL} | values)
     parsed = parse(parser, argv)
     check_flags(parsed, named_in(argv) | values.keys())
+    check_offload(parsed, by_runner=False)
     parsed.dtype = parsed.dtype or default_dtype()
     call = defaults | {name: given for name in CALL if (given := getattr(parsed, name)) not in (None, "", [])}
     xdit, layout = xdit_options(vars(parsed)), Layout.of(parsed)

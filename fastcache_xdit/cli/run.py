@@ -10,6 +10,7 @@ from pathlib import Path
 
 from fastcache_xdit.cli.arguments import as_flags, fill, look_ahead, named_in, parse, read_options
 from fastcache_xdit.cli.cache import cache_config, check_flags, is_preset
+from fastcache_xdit.cli.offload import check_offload
 from fastcache_xdit.cli.options.goals import goals_of, refuse_goals
 from fastcache_xdit.cli.options.run import RunOptions, add_arguments
 from fastcache_xdit.goal import GOALS
@@ -58,6 +59,7 @@ def run_options(parser: argparse.ArgumentParser, argv: list[str]) -> RunOptions:
     """Parse a command line for xDiT's runner."""
     parsed = parse(parser, argv)
     check_flags(parsed, named_in(argv))
+    check_offload(parsed, by_runner=True)
     return fill(
         RunOptions,
         parsed,

@@ -1,8 +1,11 @@
 """A user's mistake: one clear line on one rank, exit code 2, no traceback, before any model loads."""
 
+from argparse import Namespace
+
 import pytest
 
 from fastcache_xdit.cli import generate as command
+from fastcache_xdit.cli import offload
 from fastcache_xdit.cli.main import main
 from fastcache_xdit.errors import UsageError
 from fastcache_xdit.host.xdit import loading
@@ -93,6 +96,17 @@ def test_mistakes_are_told(capsys, argv, words):
     code, told = run(capsys, *argv)
     assert code == 2
     assert all(word in told for word in words), told
+
+
+@pytest.mark.parametrize("flag", offload.FLAGS)
+def test_offload_without_effect_is_told(capsys, monkeypatch, flag):
+    for argv in (GENERATE, RUN):
+        code, told = run(capsys, *argv, f"--{flag}")
+        assert code == 2 and f"--{flag}: there is no accelerator here" in told
+    monkeypatch.setattr(offload.cpu, "has_accelerator", lambda: True)  # said on a machine that has one
+    with pytest.raises(UsageError, match=f"--{flag} has no effect in this command.*take the command run"):
+        offload.check_offload(Namespace(**dict.fromkeys(offload.FLAGS) | {flag: True}), by_runner=False)
+    offload.check_offload(Namespace(**dict.fromkeys(offload.FLAGS) | {flag: True}), by_runner=True)
 
 
 @pytest.mark.parametrize(
