@@ -9,6 +9,7 @@ import torch
 
 from fastcache_xdit import FastCacheConfig, fastcache
 from fastcache_xdit.host.xdit.pipefusion import ahead
+from fastcache_xdit.wrapping import PREFIX
 from tests.parallel.cached import Answer, asked, uncached
 from tests.parallel.ranks import layout, report
 
@@ -26,9 +27,13 @@ def _runs(pipe: Any, family: str, config: dict, requests: list[dict]) -> dict[st
     before, attributes = uncached(pipe, family), set(vars(pipe))
     ways = {"ahead": ahead.possible(pipe), "in turn": False}
     answers: dict[str, Any] = {way: _answers(pipe, family, config, requests, on) for way, on in ways.items()}
+    with fastcache(pipe, FastCacheConfig(**config)):
+        added = set(vars(pipe)) - attributes
     after = uncached(pipe, family)
     untouched = before.latents is None or torch.equal(before.latents, after.latents)
-    return {**answers, "possible": ways["ahead"], "restored": untouched and set(vars(pipe)) == attributes}
+    restored = untouched and set(vars(pipe)) == attributes
+    of_itself = all(name.startswith(PREFIX) for name in added)  # copies do not take them along
+    return {**answers, "possible": ways["ahead"], "restored": restored, "of itself": of_itself}
 
 
 def _answers(pipe: Any, family: str, config: dict, requests: list[dict], on: bool) -> list[Answer]:

@@ -24,6 +24,8 @@ from fastcache_xdit.segments.segment import Block
 from fastcache_xdit.undo import Undo
 
 LOOPS = ("_sync_pipeline", "_async_pipeline")
+Loop = Callable[..., Any]
+Advance = Callable[..., torch.Tensor]  # xDiT's `_scheduler_step`
 
 
 def possible(pipe: Any) -> bool:
@@ -38,14 +40,14 @@ def install(pipe: Any, undo: Undo, session: Session, skips: Skips, first_block: 
     """Let the last stage run skipped steps alone, for as long as the undo log is open; it must be `possible`."""
     ahead = Ahead(pipe, session, skips, first_block)
     for name in LOOPS:
-        undo.set(pipe, name, ahead.looped(getattr(pipe, name), begins=name == LOOPS[0]))
-    undo.set(pipe, "_backbone_forward", ahead.forward)
+        undo.wrap(pipe, name, functools.partial(ahead.loop, name == LOOPS[0]))
+    undo.wrap(pipe, "_backbone_forward", ahead.forward)
     if stages().is_pipeline_last_stage():
-        undo.set(pipe, "_scheduler_step", ahead.stepped(pipe._scheduler_step))
+        undo.wrap(pipe, "_scheduler_step", ahead.step)
 
 
 class Ahead:
-    """Wraps the loops of one pipeline, on every stage.
+    """Stands around the loops of one pipeline, on every stage.
 
     Args:
         pipe: the pipeline.
@@ -56,8 +58,7 @@ class Ahead:
 
     def __init__(self, pipe: Any, session: Session, skips: Skips, first_block: Block | None) -> None:
         self.pipe, self.session, self.skips = pipe, session, skips
-        self._backbone: Callable[..., Any] = pipe._backbone_forward
-        self._alone = SingleStage(pipe, session, first_block, self._backbone) if first_block else None
+        self._alone = SingleStage(pipe, session, first_block, pipe._backbone_forward) if first_block else None
         self._memory = SchedulerMemory(pipe)
         self._timesteps: list[torch.Tensor] = []
         self._skips: Sequence[bool] = ()
@@ -66,62 +67,52 @@ class Ahead:
         self._to_come: dict[int | None, Iterator[int]] = {}  # those still to come, by patch
         self._step = 0
 
-    def looped(self, loop: Callable[..., Any], begins: bool) -> Callable[..., Any]:
-        """Return a wrapper of one of xDiT's `LOOPS` that runs only computed steps; `begins`: the first of a request."""
-
-        @functools.wraps(loop)
-        def run(*args: Any, timesteps: Sequence[torch.Tensor], **kwargs: Any) -> Any:
-            if self.session.is_bypassed:
-                return loop(*args, timesteps=timesteps, **kwargs)
-            if begins:
-                self._begin()
-                kwargs["sync_only"] = all(self._skips[len(timesteps) :])  # no step is left for the loop over patches
-            first, self._begun = self._begun, self._begun + len(timesteps)
-            self._computed = [step for step in range(first, self._begun) if not self._skips[step]]
-            self._to_come.clear()
+    def loop(self, begins: bool, loop: Loop, *args: Any, timesteps: Sequence[torch.Tensor], **kwargs: Any) -> Any:
+        """Run only the computed steps of one of xDiT's `LOOPS`; `begins`: the first of a request."""
+        if self.session.is_bypassed:
+            return loop(*args, timesteps=timesteps, **kwargs)
+        if begins:
+            self._begin()
+            kwargs["sync_only"] = all(self._skips[len(timesteps) :])  # no step is left for the loop over patches
+        first, self._begun = self._begun, self._begun + len(timesteps)
+        self._computed = [step for step in range(first, self._begun) if not self._skips[step]]
+        self._to_come.clear()
+        if self._alone:
+            self._alone.text = kwargs.get("prompt_embeds")
+        result = loop(*args, timesteps=[self._timesteps[step] for step in self._computed], **kwargs)
+        kwargs["progress_bar"].update(len(timesteps) - len(self._computed))
+        if self._begun == len(self._timesteps):
             if self._alone:
-                self._alone.text = kwargs.get("prompt_embeds")
-            result = loop(*args, timesteps=[self._timesteps[step] for step in self._computed], **kwargs)
-            kwargs["progress_bar"].update(len(timesteps) - len(self._computed))
-            if self._begun == len(self._timesteps):
-                if self._alone:
-                    self._alone.clear()
-                self.session.conclude()
-            return result
+                self._alone.clear()
+            self.session.conclude()
+        return result
 
-        return run
-
-    def forward(self, *args: Any, **kwargs: Any) -> Any:
+    def forward(self, backbone: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         """Run xDiT's `_backbone_forward` at the next computed step of the current patch."""
         if self.session.is_bypassed:
-            return self._backbone(*args, **kwargs)
+            return backbone(*args, **kwargs)
         self._step = self._next_step()
         if self._alone:
             self._alone.call = kwargs
         with self.session.clock.at(self._step):
-            output = self._backbone(*args, **kwargs)
+            output = backbone(*args, **kwargs)
         if not stages().is_pipeline_last_stage():
             for following in self._run_after(self._step):
                 self.session.record_remote_skip(following)
         return output
 
-    def stepped(self, advance: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:
-        """Return a `_scheduler_step` for the last stage that continues to the patch's next computed step."""
-
-        @functools.wraps(advance)
-        def run(noise: torch.Tensor, latents: torch.Tensor, t: torch.Tensor, *extra: Any) -> torch.Tensor:
-            if self.session.is_bypassed:
-                return advance(noise, latents, t, *extra)
-            computed = self._step  # xDiT calls this right after the patch's forward
-            if self._alone:
-                self.session.rebase(self._alone.entering(latents, t))
-            for step in (computed, *self._run_after(computed)):
-                if step > computed:
-                    noise = self._stand_in(noise, latents, step)
-                latents = self._advanced(advance, noise, latents, step, extra)
-            return latents
-
-        return run
+    def step(self, advance: Advance, noise: torch.Tensor, latents: torch.Tensor, t: Any, *extra: Any) -> torch.Tensor:
+        """Run xDiT's `_scheduler_step` on the last stage, and go on to the patch's next computed step."""
+        if self.session.is_bypassed:
+            return advance(noise, latents, t, *extra)
+        computed = self._step  # xDiT calls this right after the patch's forward
+        if self._alone:
+            self.session.rebase(self._alone.entering(latents, t))
+        for step in (computed, *self._run_after(computed)):
+            if step > computed:
+                noise = self._stand_in(noise, latents, step)
+            latents = self._advanced(advance, noise, latents, step, extra)
+        return latents
 
     def _stand_in(self, noise: torch.Tensor, latents: torch.Tensor, step: int) -> torch.Tensor:
         """Return the prediction of a skipped step; one of the right form where the whole output is stood in for."""
@@ -131,7 +122,7 @@ class Ahead:
         return noise
 
     def _advanced(
-        self, advance: Callable[..., torch.Tensor], noise: torch.Tensor, latents: torch.Tensor, step: int, extra: Any
+        self, advance: Advance, noise: torch.Tensor, latents: torch.Tensor, step: int, extra: Any
     ) -> torch.Tensor:
         """Let the scheduler advance the current patch, with its own memory; it is not the one that is listened to."""
 
