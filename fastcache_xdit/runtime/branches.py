@@ -9,12 +9,12 @@ class UnnamedCalls:
     """Counts the calls of a step: those between two advances of the scheduler, or of equal inputs where none is seen.
 
     Attributes:
-        has_advanced: whether the loop lets the scheduler advance, as far as is known.
+        is_stepped: whether the loop lets the scheduler advance, as far as is known.
     """
 
     def __init__(self) -> None:
         self._calls = 0
-        self.has_advanced = False
+        self.is_stepped = False
 
     def begin(self) -> None:
         """Begin a request."""
@@ -22,7 +22,7 @@ class UnnamedCalls:
 
     def advanced(self) -> None:
         """Note that the scheduler advances."""
-        self._calls, self.has_advanced = 0, True
+        self._calls, self.is_stepped = 0, True
 
     def branch(self, is_further: Callable[[], bool]) -> str | None:
         """Count a call and return the name of its branch; None for the first call of a step.
@@ -31,7 +31,7 @@ class UnnamedCalls:
             is_further: compares the call with the first one of the step, which waits for the device; it is asked until
                 the scheduler advances for the first time.
         """
-        if self._calls and not self.has_advanced and not is_further():
+        if self._calls and not self.is_stepped and not is_further():
             self._calls = 0
         self._calls += 1
         return f"call {self._calls}" if self._calls > 1 else None

@@ -117,7 +117,7 @@ class Session:
                     self.driver.partial.compare_halves(arguments["hidden_states"])
                 with self._step(timestep) as tick:
                     output = self._drive(tick, functools.partial(original, *args, **kwargs))
-                if not self.handover.unnamed.has_advanced:
+                if not self.handover.unnamed.is_stepped:
                     self._calls.note(self.clock.branch, arguments, output)
                 return output
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import subprocess
 import sys
 from itertools import product
@@ -11,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from tests import tiny
-from tests.parallel.launch import ROOT, end
+from tests.parallel.launch import end, environment
 
 LIMIT = 240  # seconds for one launch
 ULYSSES, STAGES = ["--ulysses_degree", "2"], ["--pipefusion_parallel_degree", "2"]
@@ -31,11 +30,10 @@ def checkpoints(tmp_path_factory) -> dict[str, Path]:
 def torchrun(ranks: int, words: list[str], folder: Path) -> tuple[int | None, str]:
     """Exit code, None where the time ran out, and what was written to the terminal."""
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={ranks}"]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1"}
     log = folder / "terminal.txt"
     with log.open("w") as terminal:
         streams = {"stdout": terminal, "stderr": subprocess.STDOUT, "start_new_session": True}
-        process = subprocess.Popen([*command, "-m", "fastcache_xdit", *words], cwd=folder, env=environment, **streams)
+        process = subprocess.Popen([*command, "-m", "fastcache_xdit", *words], cwd=folder, env=environment(), **streams)
         try:
             code = process.wait(LIMIT)
         except subprocess.TimeoutExpired:

@@ -15,7 +15,7 @@ from fastcache_xdit.cli.main import main
 from fastcache_xdit.jobs.export import damaged
 from fastcache_xdit.jobs.store import Store
 from shapes.sampling import prompts
-from tests.parallel.launch import ROOT, children_of, end
+from tests.parallel.launch import children_of, end, environment
 
 COUNT = 60
 LIMIT = 600.0  # seconds for one launch, on a machine that does other things as well
@@ -36,9 +36,8 @@ def launched(ranks: int, *words: str, program: str = "fastcache_xdit", **variabl
     """`batch run` under torchrun, or in one process where `ranks` is 0; nothing of it is left behind."""
     torchrun = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={ranks}"] if ranks else []
     command = [sys.executable, *torchrun, "-m", program, "batch", "run", *words]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1", **variables}
     streams = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
-    process = subprocess.Popen(command, env=environment, start_new_session=True, **streams)
+    process = subprocess.Popen(command, env={**environment(), **variables}, start_new_session=True, **streams)
     try:
         yield process
     finally:

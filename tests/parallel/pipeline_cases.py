@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import traceback
 from typing import Any
 
 import torch
@@ -15,7 +14,7 @@ from tests.models.loop import MASK, STEPS
 from tests.parallel.answers import CLOSE, WRONG, Answer, Run
 from tests.parallel.cached import relative
 from tests.parallel.pipeline_zoo import LAYOUTS, NO_FLASH, PIPELINES, generate, plain, wrapper
-from tests.parallel.ranks import engine, forget, take_down
+from tests.parallel.ranks import answer_or_text, engine
 
 
 def pipeline_answers() -> dict[str, dict[str, Answer | str]]:
@@ -38,17 +37,14 @@ def _granularities(kind: str) -> tuple[str, ...]:
 def _answer_or_text(kind: str, layout: str, truth: torch.Tensor, alone: dict[str, Run]) -> Answer | str:
     if PIPELINES[kind].why.get(layout) == NO_FLASH:
         return NO_FLASH
-    try:
-        offered = layout in PIPELINES[kind].layouts
-        usual = {} if offered else {"warmup_steps": 1}  # xDiT hangs in some that it lacks
-        pipe = wrapper(kind)(plain(kind), engine(**{"data_parallel_degree": 1, **LAYOUTS[layout], **usual}))
-        answer = _answer(pipe, kind, layout, truth, alone) if offered else _why_not(pipe, kind, truth)
-    except Exception as error:
-        traceback.print_exc()
-        forget()
-        return f"{type(error).__name__}: {error}"
-    take_down()
-    return answer
+    return answer_or_text(lambda: _in_layout(kind, layout, truth, alone))
+
+
+def _in_layout(kind: str, layout: str, truth: torch.Tensor, alone: dict[str, Run]) -> Answer | str:
+    offered = layout in PIPELINES[kind].layouts
+    usual = {} if offered else {"warmup_steps": 1}  # xDiT hangs in some that it lacks
+    pipe = wrapper(kind)(plain(kind), engine(**{"data_parallel_degree": 1, **LAYOUTS[layout], **usual}))
+    return _answer(pipe, kind, layout, truth, alone) if offered else _why_not(pipe, kind, truth)
 
 
 def _answer(pipe: Any, kind: str, layout: str, truth: torch.Tensor, alone: dict[str, Run]) -> Answer:

@@ -156,6 +156,18 @@ def _start_groups(parallel: Any) -> None:
     )
 
 
+def answer_or_text(make: Callable[[], Any]) -> Any:
+    """Return what `make` makes in a layout, which is then taken down, or its exception as text."""
+    try:
+        answer = make()
+    except Exception as error:
+        traceback.print_exc()
+        forget()
+        return f"{type(error).__name__}: {error}"
+    take_down()
+    return answer
+
+
 def take_down() -> None:
     """Wait for all ranks, as no message may be under way when the groups go, then make room for the next layout."""
     dist.barrier()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import traceback
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +14,7 @@ from tests.models.zoo import ZOO
 from tests.parallel.answers import Answer, Run
 from tests.parallel.cached import relative
 from tests.parallel.pipeline_cases import pipeline_answers
-from tests.parallel.ranks import engine, forget, report, take_down
+from tests.parallel.ranks import answer_or_text, engine, report
 from tests.parallel.runner_zoo import LAYOUTS, PLACES, RUNNERS, forward_of, plain, wrapped
 
 DEGREES = {layout: next(iter(degrees)) for layout, degrees in LAYOUTS.items()}
@@ -35,14 +34,7 @@ def main() -> dict[str, Any]:
 def _answer_or_text(name: str, layout: str) -> Answer | str:
     if not _offered()[RUNNERS[name].name][layout]:
         return f"{RUNNERS[name].name} has no {DEGREES[layout]}"
-    try:
-        answer = _answer(name, layout)
-    except Exception as error:
-        traceback.print_exc()
-        forget()
-        return f"{type(error).__name__}: {error}"
-    take_down()
-    return answer
+    return answer_or_text(lambda: _answer(name, layout))
 
 
 def _answer(name: str, layout: str) -> Answer:
