@@ -19,6 +19,14 @@ PROMPTS = ["a red circle on a dark background"] * 50
 GENERATE = ["generate", "--model", "shapes-pixart", "--prompt", *PROMPTS, "--num_inference_steps", "2"]
 
 
+@pytest.fixture(autouse=True)
+def interruptible():
+    """Let SIGINT interrupt this process and its children, also where a shell started the tests in its background."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
 def test_an_interrupted_job_ends_in_one_line_and_is_not_mixed_with_the_next(tmp_path, capsys):
     command = [sys.executable, "-m", "fastcache_xdit", *GENERATE, "--output", str(tmp_path)]
     process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, start_new_session=True)
