@@ -166,19 +166,16 @@ _applied: list[weakref.ref[Handle]] = []
 _kept: list[list[Handle]] = []
 
 
-def register(handles: list[Handle] | None = None) -> None:
+def register() -> None:
     """Make `fastcache` a cache method of xDiT in this process, for scripts that call xDiT themselves.
 
     Afterwards `--cache fastcache` and `--cache_method fastcache` work in xDiT's parsers, runner models and pipeline
     wrappers. Call this before xfuser is used; a second call registers nothing anew.
 
-    Args:
-        handles: a list that gets the handle of each cache which xDiT turns on, and so keeps its pipeline alive.
     Raises:
         UsageError: there is no accelerator, and xfuser was imported before or is not installed.
     """
     cpu.prepare()
-    _kept.extend([handles] if handles is not None else [])
     if not _registration:
         _registration.append(Undo())
         registration.install(_apply, f"{__name__}.{register.__name__}", _registration[0])
@@ -190,6 +187,17 @@ def applied() -> list[Handle]:
     A pipeline holds its own until the cache is disabled; those of pipelines that are gone are gone as well.
     """
     return [handle for reference in _applied if (handle := reference())]
+
+
+@contextlib.contextmanager
+def keeping() -> Iterator[list[Handle]]:
+    """Yield a list that gets, and keeps with its pipeline, the handle of each cache that xDiT turns on in the block."""
+    handles: list[Handle] = []
+    _kept.append(handles)
+    try:
+        yield handles
+    finally:
+        _kept.pop()
 
 
 def _apply(pipe: Any, text: str | None) -> Handle:

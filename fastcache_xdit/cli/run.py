@@ -14,19 +14,17 @@ from fastcache_xdit.cli.offload import check_offload
 from fastcache_xdit.cli.options.goals import goals_of, refuse_goals
 from fastcache_xdit.cli.options.run import RunOptions, add_arguments
 from fastcache_xdit.goal import GOALS
-from fastcache_xdit.handle import Handle
 from fastcache_xdit.host import cpu
 from fastcache_xdit.host.xdit import checkpoint, flags, hub, world
 from fastcache_xdit.host.xdit.layout import Layout, check_cache, check_degrees
 from fastcache_xdit.host.xdit.loading import xdit_options
 from fastcache_xdit.host.xdit.runner import add_local_model, check_accepted, check_registered, hub_id
-from fastcache_xdit.plugin import register
+from fastcache_xdit.plugin import keeping, register
 
 
 def main(argv: list[str]) -> int:
     """Check the command line, then hand it to xDiT's runner. Raises UsageError for bad input, before a model loads."""
-    handles: list[Handle] = []  # xDiT's runner lets go of its pipeline at the end
-    register(handles)
+    register()
     parser = runner_parser()
     argv = command_line(parser, argv)
     options = run_options(parser, argv)
@@ -35,7 +33,8 @@ def main(argv: list[str]) -> int:
     if options.output_directory:
         Path(options.output_directory).mkdir(parents=True, exist_ok=True)  # xDiT fails there, after all the work
     sys.argv = ["fastcache_xdit run", *with_cache(argv, options), *_needed_here(options)]
-    runpy.run_module("xfuser.runner", run_name="__main__", alter_sys=True)
+    with keeping() as handles:  # the runner lets go of its pipeline at the end
+        runpy.run_module("xfuser.runner", run_name="__main__", alter_sys=True)
     if world.is_first_rank():
         for handle in handles:
             print(f"fastcache: {handle.report()}")

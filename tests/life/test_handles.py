@@ -10,7 +10,7 @@ import torch
 
 from fastcache_xdit import enable, fastcache
 from fastcache_xdit.errors import UsageError
-from fastcache_xdit.plugin import _apply, applied
+from fastcache_xdit.plugin import _apply, applied, keeping
 from tests import tiny
 from tests.life.serving import CONFIGS, OUTPUT, STEPS, served, skips
 
@@ -56,6 +56,16 @@ def test_caches_that_xdit_turned_on_are_forgotten_with_their_pipelines(disabled)
             handle.disable()
         del pipe, handle
         assert gone(model) and gone(cache)  # and so in no list; those of other tests may go at any time
+
+
+def test_caches_that_xdit_turned_on_may_be_kept_for_a_while():
+    with keeping() as handles:
+        pipe = tiny.pipeline("pixart")
+        cache = weakref.ref(_apply(pipe, '{"budget": 0.5, "learn": 0}'))
+        del pipe
+        assert not gone(cache) and handles == [cache()]
+    del handles
+    assert gone(cache)
 
 
 def test_the_last_report_stays():
