@@ -100,6 +100,15 @@ class Clock:
         finally:
             self._set_step = outer
 
+    @contextlib.contextmanager
+    def stopped(self) -> Iterator[None]:
+        """Be in no call inside the with block, so that blocks run as if there were no cache."""
+        outer, self._local.now = self.now, None
+        try:
+            yield
+        finally:
+            self._local.now = outer
+
     def starts_request(self, timestep: float) -> bool:
         """Return whether a call at `timestep` begins a new request, in a loop without a scheduler."""
         last = self._timesteps.get(self.branch)

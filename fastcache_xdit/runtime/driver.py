@@ -18,6 +18,7 @@ from fastcache_xdit.runtime.forward import Compute, block_call
 from fastcache_xdit.runtime.judge import Judge
 from fastcache_xdit.runtime.observer import Observer
 from fastcache_xdit.runtime.record import Record
+from fastcache_xdit.runtime.remarks import OTHER_BLOCKS
 from fastcache_xdit.runtime.stand_ins import StandIns
 from fastcache_xdit.segments.segment import Block, Segment
 from fastcache_xdit.segments.state import SegmentState
@@ -61,6 +62,9 @@ class Driver:
         self._decisions: dict[int, Decision] = {}  # of segments that were not entered yet
         self._calls: dict[int, SegmentCall] = {}
         self._called: dict[str, int] = {}  # the last step of each branch
+        self._blocks: list[Block] = []  # of this rank, in the order in which the model runs them
+        self._came: list[Block] = []  # those that the current call has run or skipped
+        self._is_irregular = False  # whether a call of the running request ran other blocks than these
 
     @property
     def segments(self) -> Sequence[Segment]:
@@ -69,25 +73,39 @@ class Driver:
 
     def attach(self, lead: Sequence[Block], undo: Undo) -> None:
         """Stand around the calls of all blocks of this rank, for as long as the undo log is open."""
-        for block in lead:
-            run = functools.partial(self._compute, block)
-            undo.wrap(block.module, "__call__", block_call(block, self.clock, run))
+        runs = [(block, functools.partial(self._compute, block)) for block in lead]
         for segment in self.segments:
-            for block in segment.blocks:
-                run = functools.partial(self._run, segment, block)
-                undo.wrap(block.module, "__call__", block_call(block, self.clock, run))
+            runs += [(block, functools.partial(self._run, segment, block)) for block in segment.blocks]
+        for block, run in runs:
+            come = functools.partial(self._come, block, run)
+            undo.wrap(block.module, "__call__", block_call(block, self.clock, come))
+        self._blocks = [block for block, _ in runs]
         if self.partial:
             self.partial.attach(self.segments, undo)
 
     def call(self, tick: Tick, compute: Callable[[], Any]) -> Any:
         """Run one call of the transformer, whose blocks come to this driver one by one.
 
-        What was kept of a branch that was away for long, as with guidance in an interval, is forgotten.
+        What was kept of a branch that was away for long, as with guidance in an interval, is forgotten. A call that
+        runs other blocks than the model is known for runs once more in full, as the rest of its request does.
         """
+        if not self._is_irregular:
+            output = self._call(tick, compute)
+            self._is_irregular = self._came != self._blocks
+            if not self._is_irregular:
+                return output
+            self.record.remarks.make(OTHER_BLOCKS)
+            self._forget()
+        self.record.counters.bypassed_calls += 1
+        with self.clock.stopped():
+            return compute()
+
+    def _call(self, tick: Tick, compute: Callable[[], Any]) -> Any:
         away = tick.step - self._called.get(tick.branch, tick.step) - 1
         if away > min(self.config.max_consecutive_skips, LONGEST_ABSENCE):
             self.states = {key: state for key, state in self.states.items() if key[0] != tick.branch}
         self._called[tick.branch] = tick.step
+        self._came.clear()
         return compute()
 
     def handed_over(self, output: torch.Tensor, tick: Tick) -> torch.Tensor:
@@ -106,6 +124,10 @@ class Driver:
 
     def reset(self) -> None:
         """Forget all cached states; the next step is computed."""
+        self._is_irregular = False
+        self._forget()
+
+    def _forget(self) -> None:
         for kept in (self.states, self._decisions, self._calls, self._called):
             kept.clear()
         if self.partial:
@@ -131,6 +153,10 @@ class Driver:
         for segment in self.segments:
             for block in segment.blocks:
                 self.record.skipped(block, entered)
+
+    def _come(self, block: Block, run: Callable[[Streams, Compute], Any], streams: Streams, compute: Compute) -> Any:
+        self._came.append(block)
+        return run(streams, compute)
 
     def _compute(self, block: Block, streams: Streams, compute: Compute) -> Any:
         self.record.computed(block, streams)

@@ -33,6 +33,10 @@ UNSEEN = (
     "a call of the pipeline was not cached: its transformer or scheduler is another one than when the cache was "
     "enabled; enable it anew"
 )
+OTHER_BLOCKS = (
+    "a call of the transformer ran other blocks than its first call, or in another order; such requests are computed "
+    "in full from there on. Take granularity: output"
+)
 AMPLIFIED = (
     "the scheduler draws noise and makes more of the error of an estimate than it was, as KDPM2 ancestral does in its "
     "second evaluations; such requests are computed in full. Take another scheduler, such as Euler ancestral"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
 import pytest
@@ -200,6 +201,40 @@ def test_a_block_of_two_lists_is_one_block(first):
     outputs, report = repeated(model, "step")
     assert report.counters.approximated == {f"blocks.{number}": 1 for number in range(6)}
     torch.testing.assert_close(outputs[2], outputs[1])
+
+
+class Moody(Plain):
+    """It runs other blocks from a noise level on."""
+
+    def __init__(self, late: Callable[[nn.ModuleList], Iterable[nn.Module]], until: float) -> None:
+        super().__init__()
+        self.late = late
+        self.until = until
+
+    def forward(self, latents: torch.Tensor, timestep: torch.Tensor) -> torch.Tensor:
+        for block in self.blocks if timestep > self.until else self.late(self.blocks):
+            latents = block(latents)
+        return latents
+
+
+@pytest.mark.parametrize("until", [0.7, 0.5], ids=["from a skipped step on", "from a computed step on"])
+@pytest.mark.parametrize("granularity", ["step", "block"])
+@pytest.mark.parametrize(
+    "late",
+    [lambda blocks: blocks[:-1], lambda blocks: blocks[1:], lambda blocks: [*blocks, blocks[0]], reversed],
+    ids=["the last is left out", "the first is left out", "one comes twice", "they come in another order"],
+)
+def test_calls_that_run_other_blocks_are_computed_in_full(late, granularity, until):
+    torch.manual_seed(0)
+    model = Moody(late, until).eval()
+    with torch.no_grad():
+        whole = [model(LATENTS, torch.tensor([sigma])) for sigma in (1.0, 0.8, 0.6, 0.4)]
+    for _ in range(2):
+        outputs, report = repeated(model, granularity)
+        first = 2 if until > 0.6 else 3
+        torch.testing.assert_close(outputs[first:], whole[first:], rtol=0, atol=0)
+        assert report.counters.bypassed_calls == 4 - first
+        assert any("ran other blocks than its first call" in line for line in report.remarks)
 
 
 class Pair(NamedTuple):
