@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Sets up with what tests need, then checks style and types and runs all tests.
+# Sets up with what tests need, then checks style and types and runs all tests, two files at a time.
 # Arguments go to pytest, for example: bash scripts/test.sh tests/decision
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -7,4 +7,4 @@ cd "$(dirname "$0")/.."
 ruff check .
 ruff format --check .
 mypy
-exec python -m pytest "$@"
+exec python -m pytest --numprocesses 2 --dist loadfile "$@"

@@ -15,7 +15,7 @@ from fastcache_xdit.cli.main import main
 from fastcache_xdit.jobs.export import damaged
 from fastcache_xdit.jobs.store import Store
 from shapes.sampling import prompts
-from tests.parallel.launch import children_of, end, environment
+from tests.parallel.launch import children_of, end, environment, only_cluster
 
 COUNT = 60
 LIMIT = 600.0  # seconds for one launch, on a machine that does other things as well
@@ -37,11 +37,12 @@ def launched(ranks: int, *words: str, program: str = "fastcache_xdit", **variabl
     torchrun = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={ranks}"] if ranks else []
     command = [sys.executable, *torchrun, "-m", program, "batch", "run", *words]
     streams = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
-    process = subprocess.Popen(command, env={**environment(), **variables}, start_new_session=True, **streams)
-    try:
-        yield process
-    finally:
-        end(process)
+    with only_cluster() if "--ray" in words else contextlib.nullcontext():
+        process = subprocess.Popen(command, env={**environment(), **variables}, start_new_session=True, **streams)
+        try:
+            yield process
+        finally:
+            end(process)
 
 
 def ranks_of(launcher: subprocess.Popen, count: int) -> list[int]:

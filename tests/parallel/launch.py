@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from filelock import FileLock
 
 ROOT = Path(__file__).resolve().parents[2]
 TAIL = 4000  # characters of each rank's output shown when a run fails
@@ -45,11 +46,20 @@ def only(results: list[dict], case: str) -> Any:
 
 
 def free_port() -> int:
-    """A port to listen on that lies below those which systems give to outgoing connections, Ray's many among them."""
-    for port in range(29500, 32768):
+    """A port to listen on that lies below those which systems give to outgoing connections, Ray's many among them.
+
+    Tests that run side by side look in another hundred each, as the port is only taken later.
+    """
+    first = 29500 + 100 * int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw"))
+    for port in range(first, first + 100):
         with contextlib.suppress(OSError), socket.create_server(("", port)):
             return port
-    raise RuntimeError("no port from 29500 to 32767 is free")
+    raise RuntimeError(f"no port from {first} to {first + 99} is free")
+
+
+def only_cluster() -> FileLock:
+    """A lock for tests that start a Ray cluster: one at a time on a machine."""
+    return FileLock(Path(tempfile.gettempdir()) / "fastcache-tests-ray.lock")
 
 
 def environment() -> dict[str, str]:
