@@ -100,7 +100,8 @@ class StandIns:
         missing = [name for name in names if not (self.forecast and self.forecast.knows(name))]
         if missing:
             raise UsageError(
-                f"tokens.static_kv=forecast needs a calibration that has {missing[0]}",
+                "tokens.static_kv=forecast needs a calibration that has the keys and values of the model: "
+                + ("there is none" if not self.forecast else f"the given one lacks {missing[0]}"),
                 "run fastcache-xdit calibrate on this model and set calibration, or set tokens.static_kv=reuse",
             )
         return self.forecast
