@@ -71,8 +71,8 @@ def enable(
         )
     host = host_of(target, sigmas)
     if host.topology.world_size > 1:
-        learns = config.test == "plan" and config.learn > 0 and calibration is None
-        confirm_options(host.topology, Ledger(repr(config)).stamp, learns)
+        may_learn = config.test == "plan" and calibration is None  # with learn=0: what was learnt before
+        confirm_options(host.topology, Ledger(repr(config)).stamp, may_learn)
     _check(host, config, calibration)
     with contextlib.ExitStack() as on_error:
         undo = on_error.enter_context(Undo())

@@ -31,19 +31,20 @@ def group_of(ranks: Sequence[int], backend: str | None = None) -> dist.ProcessGr
     return _GROUPS[key]
 
 
-def confirm_options(topology: Topology, stamp: int, learns: bool) -> None:
+def confirm_options(topology: Topology, stamp: int, may_learn: bool) -> None:
     """Compare the options of all ranks between hosts, before different ones can make a rank wait forever.
 
-    Data-parallel replicas may have different ones, unless one of them learns, which all ranks do together.
+    Data-parallel replicas may have different ones, unless one of them may learn or use what was learnt, which all ranks
+    do together.
 
     Raises:
-        RankDivergenceError: the stamps differ; raised on all ranks of the request, or of all if one learns.
+        RankDivergenceError: the stamps differ; raised on all ranks of the request, or of all if one may learn.
     """
-    values = torch.tensor([float(stamp), float(learns)], dtype=torch.float64)
+    values = torch.tensor([float(stamp), float(may_learn)], dtype=torch.float64)
     gathered = [torch.empty_like(values) for _ in range(topology.world_size)]
     dist.all_gather(gathered, values, group=group_of(range(topology.world_size), backend="gloo"))
-    stamps, learning = torch.stack(gathered).T.tolist()
-    ranks = range(topology.world_size) if any(learning) else topology.replica_ranks()
+    stamps, learners = torch.stack(gathered).T.tolist()
+    ranks = range(topology.world_size) if any(learners) else topology.replica_ranks()
     place = "the start: they were enabled with different options"
     check_stamps([stamps[rank] for rank in ranks], ranks, place)
 

@@ -31,6 +31,7 @@ CASES = {
     "clean branches": {"degrees": BRANCHES},
     "clean stages": {"degrees": STAGES},
     "learning": {"degrees": ULYSSES, "config": PLANNED, "differ": {"budget": 0.4}},
+    "learnt": {"degrees": ULYSSES, "config": {**PLANNED, "learn": 0}, "differ": {"budget": 0.4}},
     "before": {"degrees": ULYSSES, "tamper": "before"},
     "before branches": {"degrees": BRANCHES, "tamper": "before", "config": VERIFY},
     "after": {"degrees": ULYSSES, "tamper": "after", "config": VERIFY},
@@ -79,8 +80,9 @@ def test_different_options_are_told_before_the_first_step(results, name):
     assert [told[rank] for rank in range(4) if rank not in group] == [None] * (4 - len(group))
 
 
-def test_replicas_that_learn_together_are_told_as_well(results):
-    assert all("between ranks [0, 2, 3] and ranks [1]" in told for told in raised(results, "learning"))
+@pytest.mark.parametrize("name", ["learning", "learnt"])
+def test_replicas_that_learn_together_are_told_as_well(results, name):
+    assert all("between ranks [0, 2, 3] and ranks [1]" in told for told in raised(results, name))
 
 
 @pytest.mark.parametrize("name", ["before", "before branches"])
