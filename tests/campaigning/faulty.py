@@ -1,7 +1,7 @@
-"""The command line, with a fault that environment variable CAMPAIGN_FAULT describes: its kind, rank, and step number.
+"""The command line, with a fault that environment variable CAMPAIGN_FAULT describes: its kind, rank, and call number.
 
-`exception` and `nan` happen in the scheduler of diffusers, in the step that one rank, or all of them, take as their
-number `after`; with `full disk` no file can grow beyond a few bytes from the start.
+`exception` and `nan` happen to the transformer, in the call that one rank, or all of them, make as their number
+`after`; with `full disk` no file can grow beyond a few bytes from the start.
 """
 
 from __future__ import annotations
@@ -23,27 +23,30 @@ def main() -> int:
         signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
         resource.setrlimit(resource.RLIMIT_FSIZE, (fault["bytes"], fault["bytes"]))
     else:
-        _break_scheduler(**fault)
+        _break_transformer(**fault)
     from fastcache_xdit.cli.main import main
 
     return main(sys.argv[1:])
 
 
-def _break_scheduler(kind: str, rank: int | None, after: int) -> None:
-    from diffusers import DPMSolverMultistepScheduler
+def _break_transformer(kind: str, rank: int | None, after: int) -> None:
+    """A hook, because xDiT puts schedulers and transformers of its own in the place of those of diffusers."""
+    from torch.nn.modules.module import register_module_forward_hook
 
-    plain, taken = DPMSolverMultistepScheduler.step, 0
+    taken = 0
 
-    def step(self: Any, output: Any, *args: Any, **kwargs: Any) -> Any:
+    def broken(module: Any, args: Any, output: Any) -> Any:
         nonlocal taken
+        if "PixArtTransformer2D" not in type(module).__name__:
+            return None
         taken += 1
-        if taken == after and rank in (None, int(os.environ.get("RANK", "0"))):
-            if kind == "exception":
-                raise RuntimeError(WORDS)
-            output = output * float("nan")
-        return plain(self, output, *args, **kwargs)
+        if taken != after or rank not in (None, int(os.environ.get("RANK", "0"))):
+            return None
+        if kind == "exception":
+            raise RuntimeError(WORDS)
+        return tuple(part * float("nan") for part in output)
 
-    DPMSolverMultistepScheduler.step = step
+    register_module_forward_hook(broken)
 
 
 if __name__ == "__main__":
