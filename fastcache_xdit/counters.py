@@ -24,6 +24,7 @@ class Counters:
         headers: messages between PipeFusion stages.
         nonfinite: decisions that saw NaN.
         requests: requests begun.
+        seconds: wall time of the pipeline's calls; 0 where the cache is on a bare transformer.
     """
 
     computed: Counter[str] = field(default_factory=Counter)
@@ -37,6 +38,7 @@ class Counters:
     headers: int = 0
     nonfinite: int = 0
     requests: int = 0
+    seconds: float = 0.0
 
     def note(self, block: str, tokens: int, computed: bool) -> None:
         """Count one block call on `tokens` tokens (batch x local sequence)."""
@@ -89,4 +91,17 @@ class Counters:
         line = f"computed {done}, approximated {spared}{parts} of {done + spared + partial} block calls"
         bypassed = f", and {self.bypassed_calls} computed in full outside its steps" if self.bypassed_calls else ""
         steps = f"{self.transformer_calls} transformer calls{bypassed}, {self.collectives} collectives"
-        return f"{line} ({steps})" if spared or partial else f"nothing was skipped: {line} ({steps})"
+        line = f"{line} ({steps}){self._requests()}"
+        return line if spared or partial else f"nothing was skipped: {line}"
+
+    def _requests(self) -> str:
+        """Say how many requests these were, how long they took, and what share of them was computed."""
+        if not self.requests:
+            return ""
+        skipping = max((self.approximated + self.partial).values(), default=0)
+        seconds = f" in {self.seconds:.1f} s" if self.seconds else ""
+        share = self.compute_ratio()
+        return (
+            f"; {self.requests} request{'s' * (self.requests > 1)}{seconds}, {skipping} of {self.transformer_calls} "
+            f"calls skipped, {share:.0%} of the compute, estimated {1 / share:.2f}x faster"
+        )

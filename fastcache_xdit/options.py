@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Iterable
 from typing import Annotated, Any, Literal
 
@@ -33,6 +34,18 @@ class Options(BaseModel):
             if name not in cls.model_fields:
                 raise unknown_option(name, cls.model_fields)
         return values
+
+
+def changed(options: Options) -> dict[str, Any]:
+    """Return the options that are set to something else than their defaults, by name."""
+    fields, values = type(options).model_fields, options.model_dump()
+    return {name: value for name, value in values.items() if getattr(options, name) != fields[name].default}
+
+
+def meanings(kind: type[Options]) -> dict[str, str]:
+    """Return what each option means: the first sentence that the docstring says of it."""
+    text = re.sub(r"\s*\n {12}", " ", kind.__doc__ or "")
+    return {name: sentence for name, sentence in re.findall(r"^ {8}(\w+): (.+?\.)(?:\s|$)", text, re.M)}
 
 
 def unknown_option(name: str, options: Iterable[str], otherwise: str = "") -> UsageError:

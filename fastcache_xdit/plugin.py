@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import logging
 import weakref
@@ -11,15 +12,17 @@ from typing import Any
 from fastcache_xdit.approx.calibration import Calibration
 from fastcache_xdit.assembly import attach, plan_for, scheduled_skips
 from fastcache_xdit.config import FastCacheConfig
+from fastcache_xdit.counters import Counters
 from fastcache_xdit.derived_assembly import attach_derived
 from fastcache_xdit.errors import RestoreError, UsageError
 from fastcache_xdit.handle import Handle
 from fastcache_xdit.home import Home
 from fastcache_xdit.host import cpu
 from fastcache_xdit.host.base import Host
+from fastcache_xdit.host.calls import time_calls
 from fastcache_xdit.host.find import host_of
 from fastcache_xdit.host.group import confirm_options
-from fastcache_xdit.host.xdit import registration
+from fastcache_xdit.host.xdit import registration, world
 from fastcache_xdit.learning.learner import Learner
 from fastcache_xdit.models.spec import timestep_of
 from fastcache_xdit.models.watch import signature_of, uncompiled
@@ -27,6 +30,8 @@ from fastcache_xdit.output_assembly import attach_output, limit_memory, output_c
 from fastcache_xdit.parallel.ledger import Ledger
 from fastcache_xdit.runtime.driver import Driver
 from fastcache_xdit.runtime.observer import Observer
+from fastcache_xdit.runtime.session import Session
+from fastcache_xdit.telling import in_words, tell
 from fastcache_xdit.undo import Undo
 from fastcache_xdit.wrapping import PREFIX
 
@@ -79,15 +84,22 @@ def enable(
         if config.granularity == "output":
             handle = _output(target, host, config, calibration, home, undo)
         else:
-            handle = _blocks(host, config, calibration, observer, undo)
+            handle = _blocks(target, host, config, calibration, observer, undo)
         for transformer in host.transformers:
             undo.set(uncompiled(transformer), _MARK, handle)
         on_error.pop_all()
+    if host.topology.rank == 0:
+        tell(f"on for {type(host.model).__name__}: {in_words(config, handle.plan, handle.is_recording)}")
     return handle
 
 
 def _blocks(
-    host: Host, config: FastCacheConfig, calibration: Calibration | None, observer: Observer | None, undo: Undo
+    target: Any,
+    host: Host,
+    config: FastCacheConfig,
+    calibration: Calibration | None,
+    observer: Observer | None,
+    undo: Undo,
 ) -> Handle:
     """Skip blocks of the transformer.
 
@@ -101,7 +113,9 @@ def _blocks(
         )
     if not host.is_known:  # also where it was derived before: another granularity has to be checked anew
         fixes = host.fix(undo)
-        return Handle(attach_derived(host, config, calibration, observer, undo), undo, fixes, lambda: 0)
+        session = attach_derived(host, config, calibration, observer, undo)
+        _time(target, host, session, undo)
+        return Handle(session, undo, fixes, lambda: 0)
     plan = plan_for(host, config, calibration)
     fixes = host.fix(undo)
     session = attach(plan, observer, undo)
@@ -110,7 +124,13 @@ def _blocks(
     if plan.stand_ins.runs_ahead:
         host.run_ahead(undo, session, scheduled_skips(config), host.blocks[0])
     keys_values_bytes = host.extend_keys_values(undo, session.clock, plan.layers, plan.stand_ins.forecast)
+    _time(target, host, session, undo)
     return Handle(session, undo, fixes, keys_values_bytes)
+
+
+def _time(target: Any, host: Host, session: Session, undo: Undo) -> None:
+    if target is not host.transformer:
+        time_calls(target, session, undo)
 
 
 def _output(
@@ -127,6 +147,7 @@ def _output(
         home = home or (Home() if known is None else None)
         learner = Learner(target, host, config, session, pilot, effects, home)
         learner.attach(undo)
+    _time(target, host, session, undo)
     return Handle(session, undo, fixes, lambda: 0, learner)
 
 
@@ -202,10 +223,17 @@ def keeping() -> Iterator[list[Handle]]:
 
 def _apply(pipe: Any, text: str | None) -> Handle:
     handle = enable(pipe, FastCacheConfig.from_text(text))
+    if not _kept and world.is_first_rank():
+        atexit.register(_sum_up, handle.report().counters)  # what it counts goes on; the handle would hold the model
     _applied[:] = [reference for reference in _applied if reference()] + [weakref.ref(handle)]
     for handles in _kept:
         handles.append(handle)
     return handle
+
+
+def _sum_up(counters: Counters) -> None:
+    if counters.requests:
+        tell(str(counters))
 
 
 def _check(host: Host, config: FastCacheConfig, calibration: Calibration | None) -> None:

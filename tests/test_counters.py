@@ -30,6 +30,11 @@ def test_a_partial_call_counts_by_its_tokens():
 
 def test_report_line():
     assert str(counted()) == "computed 3, approximated 1 of 4 block calls (4 transformer calls, 4 collectives)"
+    counters = counted()
+    counters.requests, counters.seconds = 2, 3.21
+    assert str(counters).endswith(
+        "; 2 requests in 3.2 s, 1 of 4 calls skipped, 75% of the compute, estimated 1.33x faster"
+    )
     idle = Counters()
     idle.note("a.0", 8, computed=True)
     assert str(idle).startswith("nothing was skipped")

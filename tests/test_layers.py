@@ -22,6 +22,7 @@ LAYER = {
     "config": 2,
     "clock": 2,
     "counters": 2,
+    "telling": 3,
     "decision": 3,
     "approx": 3,
     "tokens": 3,

@@ -120,7 +120,7 @@ FLAGS = {
         "--psnr",
         "--speedup",
     ],
-    run: ["--budget", "--config", "--psnr", "--speedup"],
+    run: ["--budget", "--config", "--output", "--psnr", "--speedup"],
     doctor: ["--calibration", "--json", "--model"],
     models: ["--json"],
     presets: ["--json"],

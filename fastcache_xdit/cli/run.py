@@ -13,6 +13,7 @@ from fastcache_xdit.cli.cache import cache_config, check_flags, is_preset
 from fastcache_xdit.cli.offload import check_offload
 from fastcache_xdit.cli.options.goals import goals_of, refuse_goals
 from fastcache_xdit.cli.options.run import RunOptions, add_arguments
+from fastcache_xdit.files import writable_folder
 from fastcache_xdit.goal import GOALS
 from fastcache_xdit.host import cpu
 from fastcache_xdit.host.xdit import checkpoint, flags, hub, world
@@ -30,15 +31,23 @@ def main(argv: list[str]) -> int:
     options = run_options(parser, argv)
     check(options)
     hub.check_there(hub_id(options.model))
-    if options.output_directory:
-        Path(options.output_directory).mkdir(parents=True, exist_ok=True)  # xDiT fails there, after all the work
-    sys.argv = ["fastcache_xdit run", *with_cache(argv, options), *_needed_here(options)]
+    folder = writable_folder(options.output_directory)
+    folder.mkdir(parents=True, exist_ok=True)  # xDiT fails there, after all the work
+    sys.argv = ["fastcache_xdit run", *as_xdit_reads_it(argv, options), *_needed_here(options)]
+    before = _files(folder)
     with keeping() as handles:  # the runner lets go of its pipeline at the end
         runpy.run_module("xfuser.runner", run_name="__main__", alter_sys=True)
     if world.is_first_rank():
         for handle in handles:
             print(f"fastcache: {handle.report()}")
+    if world.is_last_rank() and (written := sorted(_files(folder) - before)):  # the rank that xDiT saves on
+        print(f"fastcache: {', '.join(name for name, _ in written)} -> {folder}")
     return 0
+
+
+def _files(folder: Path) -> set[tuple[str, int]]:
+    """List the files of a folder, with the time in nanoseconds when each was last written."""
+    return {(file.name, file.stat().st_mtime_ns) for file in folder.iterdir() if file.is_file()}
 
 
 def runner_parser() -> argparse.ArgumentParser:
@@ -84,11 +93,13 @@ def check(options: RunOptions) -> None:
     check_accepted(options.model, options.xdit, options.flags)
 
 
-def with_cache(argv: list[str], options: RunOptions) -> list[str]:
-    """Write a goal, or a preset, into the cache's config, because xDiT's runner knows neither."""
+def as_xdit_reads_it(argv: list[str], options: RunOptions) -> list[str]:
+    """Write --output by its name in xDiT, and a goal or a preset into the cache's config: its runner knows neither."""
+    ahead, rest = look_ahead(argv, *GOALS, "output")
+    if ahead.output:
+        rest.append(f"--output_directory={ahead.output}")
     if not options.goals and not is_preset(options.cache_config):
-        return argv
-    _, rest = look_ahead(argv, *GOALS)
+        return rest
     config = cache_config(options.cache_config, options.goals, options.model)
     return [*rest, f"--cache_config={json.dumps(config.to_dict())}"]
 

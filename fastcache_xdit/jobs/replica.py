@@ -27,6 +27,7 @@ from fastcache_xdit.jobs.recipe import Recipe, printable
 from fastcache_xdit.jobs.recording import Nowhere, Recording, in_full, pooled_as, unlimited
 from fastcache_xdit.learning.circumstances import difference
 from fastcache_xdit.plugin import enable, fastcache
+from fastcache_xdit.telling import quiet
 
 PATIENCE = 60.0  # seconds in which all ranks must have met an error, for it to be the item's and not a rank's
 
@@ -53,7 +54,8 @@ class Replica:
         self._call = recipe.call
         self._positions = Positions(self._engine.pipe.transformer)
         if self._config:  # what does not fit is said now, not of every item
-            enable(self._engine.pipe, self._config, home=Nowhere()).disable()
+            with quiet():
+                enable(self._engine.pipe, self._config, home=Nowhere()).disable()
         self._traced = False
         self._stages = xdit.pipefusion_parallel_degree
         self._spent: str | None = None
@@ -72,7 +74,8 @@ class Replica:
     def use(self, calibration: Calibration) -> None:
         """Plan all batches from now on by what was learnt. Raises UsageError where it is of another model."""
         assert self._config
-        enable(self._engine.pipe, self._config, calibration=calibration).disable()
+        with quiet():
+            enable(self._engine.pipe, self._config, calibration=calibration).disable()
         self._calibration = calibration
 
     @contextlib.contextmanager

@@ -82,7 +82,8 @@ class Learner:
         self.identity = self.ranks.first({**identity(self.host), "pipeline": pipeline})
         kept = self.ranks.first(self.home.find(self.identity) if self.home and self.ranks.is_first else None)
         if kept and SEGMENT in kept.moments:
-            self._use(kept)
+            self.learnt = kept
+            self.pilot.learnt(kept)
         elif self.config.learn:
             self.pilot.forced = _whole
         undo.wrap(self.pipe, "__call__", self.around)

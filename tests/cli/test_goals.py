@@ -22,7 +22,7 @@ def handed():
 
     def handed(*words):
         argv = run.command_line(parser, [*WORDS, *words])
-        argv = run.with_cache(argv, run.run_options(parser, argv))
+        argv = run.as_xdit_reads_it(argv, run.run_options(parser, argv))
         return argv, FastCacheConfig.from_text(run.run_options(parser, argv).cache_config)
 
     return handed

@@ -50,12 +50,15 @@ def torchrun(ranks: int, words: list[str], folder: Path) -> tuple[int | None, st
 
 @pytest.mark.parametrize("command, family, layout", CASES)
 def test_images_are_written_and_blocks_are_skipped(checkpoints, tmp_path, command, family, layout):
-    folder = "--output" if command == "generate" else "--output_directory"
-    words = [command, "--model", str(checkpoints[family]), *REQUEST, *LAYOUTS[layout], folder, str(tmp_path / "out")]
+    output = ["--output", str(tmp_path / "out")]
+    words = [command, "--model", str(checkpoints[family]), *REQUEST, *LAYOUTS[layout], *output]
     code, terminal = torchrun(2 ** len(layout.split()), words, tmp_path)
     assert code == 0, terminal[-4000:]
     ending = ".mp4" if family == "wan" else ".png"
     assert [path.suffix for path in (tmp_path / "out").rglob(f"*{ending}")] == [ending], terminal[-2000:]
     assert "nothing was skipped" not in terminal
     if command == "run":
-        assert "fastcache: computed" in terminal
+        assert "fastcache: computed" in terminal and "% of the compute, estimated" in terminal
+        written = ", ".join(sorted(path.name for path in (tmp_path / "out").iterdir()))
+        assert f"fastcache: {written} -> {tmp_path / 'out'}" in terminal and "timings.json" in written
+    assert terminal.count("fastcache: on for") == 1, "said once, whatever the number of ranks"

@@ -14,13 +14,14 @@ from fastcache_xdit.bench.peers.peer import Peer, Setting, Subject
 from fastcache_xdit.config import FastCacheConfig
 from fastcache_xdit.decision.schedule import uniform_mask
 from fastcache_xdit.plugin import fastcache, repaired
+from fastcache_xdit.telling import quiet
 
 SHARES = (1 / 1.5, 1 / 2, 1 / 2.5, 1 / 3, 1 / 4, 1 / 5)
 
 
 @contextlib.contextmanager
 def _cached(subject: Subject, config: FastCacheConfig) -> Iterator[dict[str, Any]]:
-    with fastcache(subject.pipe, config):
+    with quiet(), fastcache(subject.pipe, config):
         yield {}
 
 
@@ -33,14 +34,14 @@ def _from_file(subject: Subject, path: str) -> Iterator[dict[str, Any]]:
 @contextlib.contextmanager
 def _pooled(subject: Subject, budget: float) -> Iterator[dict[str, Any]]:
     config = FastCacheConfig(budget=budget, learn=0)
-    with fastcache(subject.pipe, config, calibration=pooled(without=subject.model)):
+    with quiet(), fastcache(subject.pipe, config, calibration=pooled(without=subject.model)):
         yield {}
 
 
 @contextlib.contextmanager
 def _learnt(subject: Subject, budget: float) -> Iterator[dict[str, Any]]:
     known = _lesson(subject, budget)
-    with fastcache(subject.pipe, FastCacheConfig(budget=budget), calibration=known):
+    with quiet(), fastcache(subject.pipe, FastCacheConfig(budget=budget), calibration=known):
         yield {}
 
 
@@ -48,7 +49,7 @@ def _learnt(subject: Subject, budget: float) -> Iterator[dict[str, Any]]:
 def _lesson(subject: Subject, budget: float) -> Calibration | None:
     """Learn from the rehearsals; the plan before is pooled from other models than this one."""
     config = FastCacheConfig(budget=budget)
-    with fastcache(subject.pipe, config, calibration=pooled(without=subject.model)) as handle:
+    with quiet(), fastcache(subject.pipe, config, calibration=pooled(without=subject.model)) as handle:
         for number in range(config.learn):
             subject.rehearse(number)
         return handle.learnt

@@ -22,7 +22,7 @@ class RunOptions:
     cache_config: str | None
     goals: Mapping[str, float]
     attention_backend: str | None
-    output_directory: str | None
+    output_directory: str
     layout: Layout
     xdit: XditOptions
     flags: Mapping[str, Any]
@@ -31,4 +31,11 @@ class RunOptions:
 def add_arguments(parser: Any) -> None:
     """Add what `run` takes beside xDiT's runner flags."""
     parser.add_argument("--config", metavar="FILE.yaml", help="options by name; flags win over it")
+    parser.add_argument(
+        "--output",
+        dest="output_directory",
+        default=".",
+        metavar="FOLDER",
+        help="for what is generated and timings.json; default: this folder",
+    )
     add_goals(parser)

@@ -33,6 +33,11 @@ def is_first_rank() -> bool:
     return rank() == 0
 
 
+def is_last_rank() -> bool:
+    """Tell whether this is the rank on which xDiT's runner saves what it made; true without torchrun."""
+    return rank() == size() - 1
+
+
 def size() -> int:
     """Return the number of ranks that torchrun started; 1 without it."""
     return int(os.environ.get("WORLD_SIZE", 1))
