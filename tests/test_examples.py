@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy
 from PIL import Image
 
+from fastcache_xdit.clips import read_frames
 from shapes.language import check_picture
 from tests.launchers import ROOT
 
@@ -17,13 +18,14 @@ EXAMPLES = ROOT / "examples"
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
 
 
-def run(words, folder):
+def run(words, folder, said=None):
     """Run an example in a folder of its own, with the package alone on the path, as an editable install has it."""
     (folder / "installed").mkdir()
     (folder / "installed" / "fastcache_xdit").symlink_to(ROOT / "fastcache_xdit")
     path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
     environment = {**os.environ, "PATH": path, "PYTHONPATH": str(folder / "installed"), "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(words, cwd=folder, env=environment, capture_output=True, text=True, timeout=600)
+    environment["FASTCACHE_HOME"] = str(folder / "home")
+    done = subprocess.run(words, cwd=folder, env=environment, capture_output=True, text=True, timeout=600, input=said)
     assert done.returncode == 0, done.stderr
     return done.stdout
 
@@ -90,6 +92,34 @@ def test_a_batch_job(tmp_path):
     with (tmp_path / "my-job.csv").open() as file:
         rows = list(csv.DictReader(file))
     assert [row["state"] for row in rows] == ["done"] * 4
+
+
+def test_a_clip(tmp_path):
+    printed = run([sys.executable, EXAMPLES / "video.py"], tmp_path)
+    assert skipped(printed) == 10, "half of 20 steps"
+    cached, uncached = (read_frames(tmp_path / f"{name}.mp4") for name in ("cached", "uncached"))
+    assert len(cached) == len(uncached) > 1 and difference(cached[-1], uncached[-1]) < 5
+
+
+def test_an_edit(tmp_path):
+    printed = run([sys.executable, EXAMPLES / "edit.py"], tmp_path)
+    assert skipped(printed) == 9, "half of the 18 steps that strength leaves"
+    assert accuracy(tmp_path / "before.png", "a red square on a dark background") == 1
+    edited = "a yellow square on a dark background"
+    assert accuracy(tmp_path / "cached.png", edited) == accuracy(tmp_path / "uncached.png", edited) == 1
+
+
+def test_serving_in_a_loop(tmp_path):
+    prompt = "a red square on a dark background\n"
+    printed = run([sys.executable, EXAMPLES / "serving.py"], tmp_path, said=3 * prompt + f"fast: {prompt}")
+    assert skipped(printed) == 10 + 14, "of 20 steps each, half behind the two that were learnt from, and 0.7"
+    assert accuracy(tmp_path / "0003.png", prompt.strip()) == 1 and "0003.png in " in printed
+
+
+def test_the_readme_links_one_of_each_kind():
+    readme = (ROOT / "README.md").read_text()
+    kinds = ("diffusers_pipeline.py", "xdit_script.py", "video.py", "edit.py", "batch_job.sh", "serving.py")
+    assert all(f"/examples/{name}" in readme for name in kinds)
 
 
 def test_a_local_edit(tmp_path):

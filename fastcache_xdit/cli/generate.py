@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from fastcache_xdit.bench.peers.environment import circumstances
 from fastcache_xdit.cli.cache import chosen_cache
 from fastcache_xdit.cli.options.clips import check_clips
 from fastcache_xdit.cli.options.generate import GenerateOptions, add_arguments
@@ -117,6 +118,7 @@ class _Job:
             "batch_size": self.options.batch_size,
             "seed": self.options.seed,
             "cache_config": self.config.to_dict() if self.config else None,
+            **circumstances(world.size()),
         }
 
 

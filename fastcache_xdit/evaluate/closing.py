@@ -40,7 +40,7 @@ def _parts(figures: dict[str, Any]) -> Iterator[str]:
         yield from _times(figures)
         yield from _quality(figures)
         yield from _compute(figures)
-    if "ledgers_agree" in figures:
+    if figures.get("agreeing_ranks", 1) > 1:  # one rank, or a stage that decides for itself, agrees with nobody
         yield "ranks agree" if figures["ledgers_agree"] else "RANKS DISAGREE"
     if "prompt_accuracy" in figures:
         accuracy = figures["prompt_accuracy"]

@@ -7,12 +7,16 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from fastcache_xdit.clips import Clip, frames_of
+from fastcache_xdit.config import FastCacheConfig
 from fastcache_xdit.evaluate.closing import noun, pace
 from fastcache_xdit.evaluate.decisions import first_request, requests
 from fastcache_xdit.evaluate.page import data_url, write_page
 from fastcache_xdit.evaluate.summary import View, images_in_full, images_of
 from fastcache_xdit.evaluate.token_maps import assembled, heat, over
+from fastcache_xdit.options import meanings
 
 MOST_IMAGES, MOST_CLIPS = 24, 8  # more would make the page too heavy to open
 DEGREE_NAMES = {
@@ -39,6 +43,7 @@ def write_report(path: Path, figures: dict[str, Any], prompts: Sequence[str], vi
         requests=requests(views, figures),
         grids=first_request(views),
         token_maps=_token_maps(views),
+        settings=_settings(figures.get("cache_config") or {}),
     )
 
 
@@ -60,11 +65,34 @@ def _pairs(figures: dict[str, Any], prompts: Sequence[str], views: Sequence[View
             "cached": _data_url(image),
             "uncached": _data_url(uncached[index]) if uncached else None,
             "psnr": value,
+            "start": _start(image),
             "worst_frame": each["psnr_db"]["min"] if each else None,
             "in_full": index in in_full,
         }
         for index, (prompt, image, value, each) in enumerate(shown)
     ]
+
+
+def _start(image: Any) -> int:
+    """Return where the slider starts, in percent: over a part of the picture that is not background."""
+    if isinstance(image, Clip):
+        return 50
+    pixels = np.asarray(image.convert("RGB"), dtype=np.float32)
+    seen = np.abs(pixels - np.median(pixels, axis=(0, 1))).sum(axis=(0, 2))  # by column
+    width = max(len(seen) // 8, 1)
+    smooth = np.convolve(seen, np.ones(width) / width, mode="same")
+    return int(100 * (smooth.argmax() + 0.5) / len(smooth)) if smooth.any() else 50
+
+
+def _settings(config: dict[str, Any]) -> dict[str, list[dict[str, Any]]]:
+    """Return the cache's options with what each means: those that differ from the defaults, and the others."""
+    rows: dict[str, list[dict[str, Any]]] = {"changed": [], "usual": []}
+    meaning = meanings(FastCacheConfig)
+    for name, value in config.items():
+        default = FastCacheConfig.model_fields[name].default
+        row = {"name": name, "value": value, "default": default, "meaning": meaning[name]}
+        rows["usual" if value == default else "changed"].append(row)
+    return rows
 
 
 def _data_url(image: Any) -> str:

@@ -57,6 +57,7 @@ def cache_figures(views: Sequence[View], steps: int) -> dict[str, Any]:
         "partial": total.partial.total(),
         "collectives_per_step": first.collectives / (first.requests * steps),
         "ledgers_agree": ledgers_agree(views),
+        "agreeing_ranks": max(len(view.agreeing) for view in views),
         "fixes": list(views[0].comparison.cached.fixes),
     }
 
