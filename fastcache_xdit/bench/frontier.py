@@ -43,13 +43,16 @@ class Curve:
     tips: Sequence[str] = ()
 
 
-def draw(panels: Mapping[str, Sequence[Curve]], path: Path) -> Path:
-    """Write one panel for each title as a PNG, with one legend for all below them; return the path."""
+def draw(panels: Mapping[str, Sequence[Curve]], path: Path, about: Mapping[str, str] | None = None) -> Path:
+    """Write one panel for each title as a PNG, with one legend for all below them; return the path.
+
+    `about` goes into its metadata.
+    """
     figure = _figure(panels, (max(8.0, 3.3 * len(panels)), 5.6))
     lines = {str(line.get_label()): line for axes in figure.axes for line in axes.get_legend_handles_labels()[0]}
     figure.legend(list(lines.values()), list(lines), ncols=4, fontsize=8, frameon=False, loc="outside lower center")
     path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=110)
+    figure.savefig(path, dpi=110, metadata=dict(about or {}))
     return path
 
 
@@ -92,7 +95,7 @@ def _panel(axes: Any, title: str, curves: Sequence[Curve]) -> None:
     axes.set_xticks(TICKS, [f"{tick:g}x" for tick in TICKS])
     axes.minorticks_off()
     axes.set_title(title, fontsize=10)
-    axes.set_xlabel("block FLOPs saved")
+    axes.set_xlabel("compute reduction")
     axes.grid(alpha=0.3)
 
 

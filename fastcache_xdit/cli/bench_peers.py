@@ -22,7 +22,7 @@ from fastcache_xdit.bench.peers.score import score
 from fastcache_xdit.bench.peers.study import RESULTS, UNCACHED, studies
 from fastcache_xdit.cli.arguments import check_least
 from fastcache_xdit.cli.cache import cache_config
-from fastcache_xdit.cli.options.bench_peers import PeersOptions, add_arguments
+from fastcache_xdit.cli.options.bench_peers import COUNT, QUICK_COUNT, PeersOptions, add_arguments
 from fastcache_xdit.cli.pipeline import (
     call_arguments,
     model_folder,
@@ -37,7 +37,7 @@ from fastcache_xdit.shipped import SHIPPED, calibration_prompts, held_out_prompt
 from fastcache_xdit.tuning.versions import versions
 
 TIMED = 2  # prompts of the requests whose time is taken
-QUICK_COUNT, QUICK_EVERY = 8, 3
+QUICK_EVERY = 3
 REHEARSALS, REHEARSED_SEED = 4, 1000
 
 
@@ -119,7 +119,7 @@ def thinned(peer: Peer) -> Peer:
 
 
 def _plan(options: PeersOptions, call: dict[str, Any]) -> BenchPlan:
-    texts = _prompts(options, QUICK_COUNT if options.quick else options.count)
+    texts = _prompts(options, options.count or (QUICK_COUNT if options.quick else COUNT))
     batches = engine.batches(texts, options.batch_size, options.seed)
     timed = engine.batches(texts, TIMED, options.seed)[0]
     rehearsals = engine.batches(_rehearsals(options, texts), 1, REHEARSED_SEED)

@@ -11,6 +11,7 @@ from fastcache_xdit.errors import UsageError
 from fastcache_xdit.tuning.search import Search, Trial
 
 KINDS = {"budget": (0.0, 1.0), "speedup": (1.0, 100.0), "psnr": (0.0, 100.0)}  # allowed range, ends excluded
+MOST_BY_HALF = 2.2  # with half the blocks nothing is more than twice as fast, but for what timings scatter
 ReportLine = Callable[[str], None]
 
 
@@ -70,15 +71,34 @@ def _cheapest(search: Search, psnr: float, evaluations: int, report: ReportLine)
 
 
 def _budget_for(search: Search, speedup: float, report: ReportLine) -> float:
-    """Return the budget that gives the speedup, from two timings: seconds = fixed + budget * slope."""
     full, half = _seconds(search, None), _seconds(search, search.best(0.5, 0, report).config)
+    budget = budget_of(full, half, speedup, search.steps)
+    report(f"{full:.2f} s uncached, {half:.2f} s with half the blocks: {speedup:g}x needs {budget:.0%} of them")
+    return budget
+
+
+def budget_of(full: float, half: float, speedup: float, steps: int) -> float:
+    """Return the share of the blocks that gives a speedup, from two wall times: seconds = fixed + share * slope.
+
+    Args:
+        full, half: seconds of a request with all blocks, and with half of them.
+        speedup: what is wanted.
+        steps: of the request.
+    Raises:
+        UsageError: the timings cannot be, or the speedup is out of reach.
+    """
+    if not 1 < full / half <= MOST_BY_HALF:
+        raise UsageError(
+            f"half the blocks took {half:.2f} s and all of them {full:.2f} s, which cannot be: something else slowed "
+            "one of them down",
+            "tune again where nothing else runs, or take --target budget=NUMBER, which needs no timing",
+        )
     fixed = 2 * half - full
     budget = (full / speedup - fixed) / (full - fixed)
-    report(f"{full:.2f} s uncached, {half:.2f} s with half the blocks: {speedup:g}x needs {budget:.0%} of them")
-    if budget <= 2 / search.steps:
+    if budget <= 2 / steps:
         raise UsageError(
-            f"{speedup:g}x is out of reach at {search.steps} steps: what is not blocks takes {fixed / full:.0%} of "
-            f"the time, so that {full / (fixed + (full - fixed) * 3 / search.steps):.1f}x is the most"
+            f"{speedup:g}x is out of reach at {steps} steps: what is not blocks takes {max(fixed / full, 0):.0%} of "
+            f"the time, so that {full / (fixed + (full - fixed) * 3 / steps):.1f}x is the most"
         )
     return budget
 

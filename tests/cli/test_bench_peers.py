@@ -42,6 +42,8 @@ def test_every_setting_has_a_line(folder):
     assert ("uncached", "") in found
     assert found["fewer steps", "1/2"]["compute"] == pytest.approx(0.5)
     assert found["fewer steps", "1/2"]["speedup"]["repetitions"] == 2
+    (conditions,) = folder.rglob("conditions.json")
+    assert json.loads(conditions.read_text())["count"] == 1, "--count wins over --quick"
     assert {path.name for path in folder.rglob("*") if path.is_file()} >= {"results.csv", "frontier.png"}
 
 

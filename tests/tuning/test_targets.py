@@ -8,7 +8,7 @@ from fastcache_xdit.models.spec import BlockSpec
 from fastcache_xdit.segments.segment import Block
 from fastcache_xdit.tuning.coverage import Coverage, spans
 from fastcache_xdit.tuning.search import affordable, compute_ratio
-from fastcache_xdit.tuning.targets import Target
+from fastcache_xdit.tuning.targets import Target, budget_of
 
 
 def test_targets_are_kind_and_number():
@@ -56,3 +56,16 @@ def test_a_coverage_fits_the_model(coverage):
     blocks = [Block(f"blocks.{index}", index, nn.Identity(), BlockSpec()) for index in range(4)]
     with pytest.raises(UsageError, match="do not fit 4 blocks; set lead_blocks to at most 3 and stages to at most 4"):
         coverage.segments(blocks)
+
+
+def test_a_budget_from_two_timings():
+    assert budget_of(10.0, 5.0, 2.5, 20) == pytest.approx(0.4)
+    assert budget_of(10.0, 6.0, 1.5, 20) == pytest.approx((10 / 1.5 - 2) / 8)
+    with pytest.raises(UsageError, match="out of reach at 20 steps: what is not blocks takes 20% of the time"):
+        budget_of(10.0, 6.0, 4.9, 20)
+
+
+@pytest.mark.parametrize("half", [10.0 / 8, 10.0, 12.0])
+def test_timings_that_cannot_be_are_refused(half):
+    with pytest.raises(UsageError, match="cannot be.*budget=NUMBER"):
+        budget_of(10.0, half, 2.5, 20)

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
 
 from fastcache_xdit.bench.frontier import OTHERS, OURS, Curve, Place, draw
-from fastcache_xdit.bench.peers.frontier import frontier, rows_by_peer
+from fastcache_xdit.bench.peers.environment import digest
+from fastcache_xdit.bench.peers.frontier import foremost, frontier, rows_by_peer
 from fastcache_xdit.bench.peers.study import ResultRow, Study, pace
+
+RUN = "run"  # in the metadata of a picture
 
 
 def curves(study: Study) -> list[Curve]:
@@ -31,10 +35,24 @@ def draw_study(study: Study) -> Path:
 
 
 def draw_overview(found: Sequence[Study], path: Path) -> Path | None:
-    """Draw a panel for each model, of its first study on one rank; return the path, or None without such studies."""
+    """Draw a panel for each model, of its first study on one rank, with its foremost caches alone.
+
+    Returns the path, or None without such studies. The file names the run that it was drawn from, under `RUN`.
+    """
     alone = [study for study in found if study.conditions["ranks"] == 1 and study.ran()]
     panels = {f"{study.conditions['model']}, {study.conditions['steps']} steps": study for study in reversed(alone)}
-    return draw({title: curves(panels[title]) for title in sorted(panels)}, path) if panels else None
+    drawn = {title: _foremost(panels[title]) for title in sorted(panels)}
+    return draw(drawn, path, {RUN: run_of(found)}) if panels else None
+
+
+def run_of(found: Sequence[Study]) -> str:
+    """Return what tells the run of these studies from all others: a digest of their rows."""
+    rows = [[study.uncached, *study.rows] for study in found]
+    return digest(json.dumps(rows, sort_keys=True).encode())
+
+
+def _foremost(study: Study) -> list[Curve]:
+    return [curve for curve in curves(study) if curve.label in foremost(study)]
 
 
 def _curve(peer: str, rows: Sequence[ResultRow], colour: str, style: str) -> Curve:

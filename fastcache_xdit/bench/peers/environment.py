@@ -13,6 +13,8 @@ from pathlib import Path
 
 import torch
 
+from fastcache_xdit.bench.peers.measurement import NOT_INSTALLED
+
 
 def digest(*contents: bytes) -> str:
     """Return twelve hexadecimal digits that tell contents apart."""
@@ -32,11 +34,11 @@ def command(ranks: int) -> str:
 
 
 def package_version(package: str) -> str:
-    """Return the installed version of a distribution, or `not installed`."""
+    """Return the installed version of a distribution, or `NOT_INSTALLED`."""
     try:
         return version(package)
     except PackageNotFoundError:
-        return "not installed"
+        return NOT_INSTALLED
 
 
 def machine() -> str:

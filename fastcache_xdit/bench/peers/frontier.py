@@ -53,7 +53,8 @@ class Margin:
 
     Attributes:
         budget: its name.
-        ours, best: PSNR in dB of FastCache's best setting and of the best other cache; None where nobody reaches it.
+        ours, best: PSNR in dB of FastCache's best setting and of the best other cache; None where nobody reaches it,
+            and no cache is the best other one where some were not installed.
         accuracy: share of the prompts' attributes that ours shows; None also where the model has no checker.
         peer: the best other cache.
     """
@@ -89,8 +90,17 @@ def rows_by_peer(study: Study) -> dict[str, list[ResultRow]]:
 def margins(study: Study) -> list[Margin]:
     """Compare FastCache with the best of the others at every budget."""
     ours = [row for row in study.ran() if row.get("ours")]
-    others = {peer: values for peer, values in by_peer(study).items() if all(row["peer"] != peer for row in ours)}
+    known = {} if study.missing() else by_peer(study)
+    others = {peer: values for peer, values in known.items() if all(row["peer"] != peer for row in ours)}
     return [_margin(name, within(ours, budget), others) for name, budget in BUDGETS.items()]
+
+
+def foremost(study: Study) -> set[str]:
+    """Return who is worth a first look: FastCache, the best other cache at each budget, and plain fewer steps."""
+    ours = {row["peer"] for row in study.ran() if row.get("ours")}
+    others = {peer: values for peer, values in by_peer(study).items() if peer not in ours}
+    best = {_margin(name, None, others).peer for name in BUDGETS}
+    return ours | (best - {""}) | ({"fewer steps"} & others.keys())
 
 
 def _margin(budget: str, ours: ResultRow | None, others: Mapping[str, Mapping[str, float | None]]) -> Margin:

@@ -13,7 +13,16 @@ from typing import Any
 import torch
 
 from fastcache_xdit.bench.peers.backends import Backend
-from fastcache_xdit.bench.peers.measurement import CRASHED, LEFT_OUT, NOTHING, RAN, REFUSED, Measurement
+from fastcache_xdit.bench.peers.environment import package_version
+from fastcache_xdit.bench.peers.measurement import (
+    CRASHED,
+    LEFT_OUT,
+    NOT_INSTALLED,
+    NOTHING,
+    RAN,
+    REFUSED,
+    Measurement,
+)
 from fastcache_xdit.bench.peers.peer import Peer, Setting, Subject
 from fastcache_xdit.bench.peers.sample import Sample, Tape
 from fastcache_xdit.bench.peers.score import score
@@ -73,6 +82,8 @@ class PeerBench:
         """Measure one setting, whatever becomes of it: a cache's exception is a result as well."""
         if self.backend.ranks > 1 and not peer.parallel:
             return Measurement(peer.name, setting.label, LEFT_OUT, DECIDES_APART)
+        if not peer.ours and package_version(peer.package) == NOT_INSTALLED:
+            return Measurement(peer.name, setting.label, NOT_INSTALLED, f"pip install {peer.package}")
         try:
             return self._measure(peer, setting)
         except Refusal as refusal:

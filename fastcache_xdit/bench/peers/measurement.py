@@ -9,6 +9,7 @@ import torch
 from fastcache_xdit.bench.peers.score import Scores
 
 RAN, NOTHING, REFUSED, CRASHED, LEFT_OUT = "ran", "did nothing", "refused", "crashed", "left out"
+NOT_INSTALLED = "not installed"
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from fastcache_xdit.bench.peers.measurement import Measurement
+from fastcache_xdit.bench.peers.measurement import NOT_INSTALLED, Measurement
 from fastcache_xdit.bench.peers.peer import Peer
 from fastcache_xdit.bench.peers.score import Scores, as_images
 from fastcache_xdit.bench.peers.study import CONDITIONS, RESULTS, ResultRow, Study, read_rows
@@ -49,8 +49,8 @@ class Results:
                 lines.write("\n")
 
     def measured(self) -> set[tuple[str, str]]:
-        """Return the (peer, setting) pairs that are there already."""
-        return {(row["peer"], row["setting"]) for row in read_rows(self.folder)}
+        """Return the (peer, setting) pairs that are there already; what was not installed is tried again."""
+        return {(row["peer"], row["setting"]) for row in read_rows(self.folder) if row["status"] != NOT_INSTALLED}
 
     def add(self, measurement: Measurement, peer: Peer | None = None) -> None:
         """Append a measurement, and keep its first pictures."""

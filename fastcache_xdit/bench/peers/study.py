@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from fastcache_xdit.bench.peers.measurement import RAN
+from fastcache_xdit.bench.peers.measurement import NOT_INSTALLED, RAN
 from fastcache_xdit.errors import UsageError
 
 CONDITIONS, RESULTS = "conditions.json", "results.jsonl"
@@ -44,6 +44,10 @@ class Study:
     def ran(self) -> list[ResultRow]:
         """Return the settings that ran and did something."""
         return [row for row in self.rows if row["status"] == RAN]
+
+    def missing(self) -> list[str]:
+        """Return the packages of caches that were not installed, without which no cache is the best other one."""
+        return sorted({row["package"] for row in self.rows if row["status"] == NOT_INSTALLED})
 
     def peers(self) -> list[str]:
         """Return names in the order of tables."""

@@ -10,7 +10,7 @@ from typing import Any
 
 from fastcache_xdit.bench.frontier import chart
 from fastcache_xdit.bench.peers.curves import curves, draw_overview
-from fastcache_xdit.bench.peers.frontier import BUDGETS, by_peer, margins
+from fastcache_xdit.bench.peers.frontier import BUDGETS, by_peer, foremost, margins
 from fastcache_xdit.bench.peers.results import slug
 from fastcache_xdit.bench.peers.study import UNCACHED, ResultRow, Study, pace, studies
 from fastcache_xdit.evaluate.page import data_url, write_page
@@ -53,6 +53,7 @@ def _view(study: Study, salt: str) -> dict[str, Any]:
         "margins": at_budgets,
         "chart": chart(sorted(drawn, key=lambda curve: curve.bold), salt) if drawn else "",
         "legend": sorted(drawn, key=lambda curve: not curve.bold),
+        "foremost": foremost(study),
         "budgets": list(BUDGETS),
         "table": by_peer(study),
         "best": {margin.budget: max(filter(None, (margin.ours, margin.best)), default=None) for margin in at_budgets},

@@ -46,3 +46,10 @@ def test_margins_name_the_best_other(tmp_path):
 
 def test_the_figure_is_drawn(tmp_path):
     assert draw_study(study(tmp_path, *ROWS)).stat().st_size > 10_000
+
+
+def test_nothing_is_said_of_the_best_other_where_some_are_not_installed(tmp_path):
+    missing = {"peer": "cache-dit DBCache", "setting": "a", "status": "not installed", "package": "cache-dit"}
+    found = study(tmp_path, row("FastCache, tuned", "half", 0.5, 50.0), *ROWS, missing | {"scores": None})
+    assert found.missing() == ["cache-dit"]
+    assert all(each.ahead is None and not each.peer for each in margins(found))

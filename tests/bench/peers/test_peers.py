@@ -5,7 +5,8 @@ import pytest
 from fastcache_xdit.bench.peers.backends import PlainBackend
 from fastcache_xdit.bench.peers.catalogue import catalogue
 from fastcache_xdit.bench.peers.measure import BenchPlan, PeerBench
-from fastcache_xdit.bench.peers.measurement import CRASHED, NOTHING, RAN, REFUSED
+from fastcache_xdit.bench.peers.measurement import CRASHED, NOT_INSTALLED, NOTHING, RAN, REFUSED
+from fastcache_xdit.bench.peers.peer import Peer
 from fastcache_xdit.host import cpu
 from fastcache_xdit.host.xdit.engine import batches
 from shapes.loading import generation_defaults, model_path, tuned_configs
@@ -27,7 +28,7 @@ def bench():
 @pytest.mark.parametrize("peer", PEERS, ids=lambda peer: peer.name)
 def test_a_cache_does_something_or_says_why_not(bench, peer):
     outcome = bench.measure(peer, peer.settings[-1])
-    assert outcome.status in (RAN, NOTHING, REFUSED, CRASHED)
+    assert outcome.status in (RAN, NOTHING, REFUSED, CRASHED, NOT_INSTALLED)
     if outcome.status == RAN:
         assert 0 < outcome.compute < 1
         assert len(outcome.steps) <= STEPS
@@ -35,6 +36,12 @@ def test_a_cache_does_something_or_says_why_not(bench, peer):
         assert outcome.restored, "uncached requests give the same bits after it"
     if outcome.status in (REFUSED, CRASHED):
         assert outcome.error
+
+
+def test_a_package_that_is_not_there_is_no_refusal(bench):
+    peer = Peer("other", "no-such-package", PEERS[-1].apply, PEERS[-1].settings)
+    outcome = bench.measure(peer, peer.settings[-1])
+    assert (outcome.status, outcome.error) == (NOT_INSTALLED, "pip install no-such-package")
 
 
 def test_what_steps_cost_is_what_was_computed(bench):
