@@ -54,8 +54,7 @@ class Replica:
         self._call = recipe.call
         self._positions = Positions(self._engine.pipe.transformer)
         if self._config:  # what does not fit is said now, not of every item
-            with quiet():
-                enable(self._engine.pipe, self._config, home=Nowhere()).disable()
+            enable(self._engine.pipe, self._config, home=Nowhere()).disable()
         self._traced = False
         self._stages = xdit.pipefusion_parallel_degree
         self._spent: str | None = None
@@ -82,7 +81,7 @@ class Replica:
     def recording(self) -> Iterator[Recording]:
         """Compute the batches inside the with block in full, and record them under one handle."""
         assert self._config
-        with fastcache(self._engine.pipe, unlimited(self._config), home=Nowhere()) as handle:
+        with quiet(), fastcache(self._engine.pipe, unlimited(self._config), home=Nowhere()) as handle:
             self._recording = Recording(handle, self._config.learn, self.identity(), self._positions.restore)
             try:
                 yield self._recording
@@ -122,7 +121,7 @@ class Replica:
         self._positions.restore()  # each batch is generated as if it were the first one
         if self._config is None:
             return outcomes(self._engine.generate(batch, **call), self._engine.fps), None
-        with self._cache(items) as handle:
+        with quiet(), self._cache(items) as handle:
             pixels = self._engine.generate(batch, **call)
             counters = handle.report().counters
         assert counters.requests == 1, f"the cache saw {counters.requests} requests in one batch"

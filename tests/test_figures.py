@@ -1,0 +1,80 @@
+"""The figures of README and docs are those of the committed rows, and pictures are drawn from the same run."""
+
+from __future__ import annotations
+
+import json
+import re
+
+import pytest
+from PIL import Image
+
+from fastcache_xdit.bench.peers.curves import RUN, run_of
+from fastcache_xdit.bench.peers.frontier import BUDGETS, by_peer, margins
+from fastcache_xdit.bench.peers.study import studies
+from fastcache_xdit.evaluate.closing import pace
+from tests.launchers import ROOT
+
+BENCH = ROOT / "docs" / "bench"
+KINDS = {"learnt": "FastCache, learnt", "pooled": "FastCache, pooled", "tuned": "FastCache, tuned"}
+
+
+@pytest.fixture(scope="module")
+def found():
+    return studies(BENCH)
+
+
+def cells(line: str) -> list[str]:
+    return [cell.strip(" *") for cell in line.strip("|\n").split("|")]
+
+
+def test_the_picture_of_the_readme_is_drawn_from_the_rows_of_its_tables(found):
+    assert "docs/bench/frontiers.png" in (ROOT / "README.md").read_text()
+    assert Image.open(BENCH / "frontiers.png").text[RUN] == run_of(found), "write BENCHMARKS.md anew"
+
+
+def test_the_table_of_the_comparison_is_that_of_the_rows(found):
+    page = (ROOT / "docs" / "peers.md").read_text()
+    model, checked = "", 0
+    for line in page.splitlines():
+        if named := re.match(r"\| `([\w-]+)`(?:, (\d+) steps)?: ", line):
+            model, steps = named[1], int(named[2] or 20)
+            (study,) = [
+                each
+                for each in found
+                if each.conditions["ranks"] == 1
+                and each.conditions["model"] == model
+                and each.conditions["steps"] == steps
+                and each.conditions["dtype"] == "float32"
+            ]
+            table, others = by_peer(study), margins(study)
+        first, *values = cells(line) if line.startswith("|") else [""]
+        kind = next((kind for kind in KINDS if first.endswith(f"FastCache, {kind}")), "")
+        if model and kind:
+            assert values == [f"{table[KINDS[kind]][budget]:.1f}" for budget in BUDGETS], line
+            checked += 1
+        if model and first == "the best other":
+            assert values == [f"{margin.best:.1f}" for margin in others], line
+        if model and first == "which is":
+            assert values == [margin.peer for margin in others], line
+    assert checked == 11, "learnt and pooled of four studies, tuned of three"
+
+
+def test_the_table_of_the_quickstart_is_that_of_one_run():
+    text = (ROOT / "README.md").read_text()
+    rows = {cells(line)[0]: cells(line)[1:] for line in text.splitlines() if line.startswith("| ")}
+    runs = {path.stem: json.loads(path.read_text()) for path in sorted((BENCH / "quickstart").glob("*.json"))}
+    assert set(runs) == {"pooled", "learnt", "tuned"}
+    assert len({(each["machine"], each["date"][:10]) for each in runs.values()}) == 1
+    for name, figures in runs.items():
+        (row,) = [values for first, values in rows.items() if first.startswith(name)]
+        assert row == quickstart_row(figures), f"the README says otherwise of {name}"
+
+
+def quickstart_row(figures) -> list[str]:
+    """Return what the README says of a run: the whole of it, or since it has learnt."""
+    part = figures["after_switch"] or figures
+    promise = f" (promised {figures['promised_db']:.1f})" if figures["promised_db"] else ""
+    accuracy = figures["prompt_accuracy"]["cached"]
+    psnr = part["psnr_db"]
+    quality = [f"{psnr['mean']:.1f} dB{promise}", f"{psnr['min']:.1f} dB", f"{accuracy:.0%}".replace("%", " %")]
+    return [f"{part['compute_ratio']:.0%}".replace("%", " %"), pace(part["speedup"]), *quality]
