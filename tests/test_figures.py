@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 
 import pytest
@@ -11,7 +10,6 @@ from PIL import Image
 from fastcache_xdit.bench.peers.curves import RUN, run_of
 from fastcache_xdit.bench.peers.frontier import BUDGETS, by_peer, margins
 from fastcache_xdit.bench.peers.study import studies
-from fastcache_xdit.evaluate.closing import pace
 from tests.launchers import ROOT
 
 BENCH = ROOT / "docs" / "bench"
@@ -57,24 +55,3 @@ def test_the_table_of_the_comparison_is_that_of_the_rows(found):
         if model and first == "which is":
             assert values == [margin.peer for margin in others], line
     assert checked == 11, "learnt and pooled of four studies, tuned of three"
-
-
-def test_the_table_of_the_quickstart_is_that_of_one_run():
-    text = (ROOT / "README.md").read_text()
-    rows = {cells(line)[0]: cells(line)[1:] for line in text.splitlines() if line.startswith("| ")}
-    runs = {path.stem: json.loads(path.read_text()) for path in sorted((BENCH / "quickstart").glob("*.json"))}
-    assert set(runs) == {"pooled", "learnt", "tuned"}
-    assert len({(each["machine"], each["date"][:10]) for each in runs.values()}) == 1
-    for name, figures in runs.items():
-        (row,) = [values for first, values in rows.items() if first.startswith(name)]
-        assert row == quickstart_row(figures), f"the README says otherwise of {name}"
-
-
-def quickstart_row(figures) -> list[str]:
-    """Return what the README says of a run: the whole of it, or since it has learnt."""
-    part = figures["after_switch"] or figures
-    promise = f" (promised {figures['promised_db']:.1f})" if figures["promised_db"] else ""
-    accuracy = figures["prompt_accuracy"]["cached"]
-    psnr = part["psnr_db"]
-    quality = [f"{psnr['mean']:.1f} dB{promise}", f"{psnr['min']:.1f} dB", f"{accuracy:.0%}".replace("%", " %")]
-    return [f"{part['compute_ratio']:.0%}".replace("%", " %"), pace(part["speedup"]), *quality]
