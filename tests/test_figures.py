@@ -55,3 +55,17 @@ def test_the_table_of_the_comparison_is_that_of_the_rows(found):
         if model and first == "which is":
             assert values == [margin.peer for margin in others], line
     assert checked == 11, "learnt and pooled of four studies, tuned of three"
+
+
+def test_the_table_of_the_readme_has_what_needs_no_calibration_beside_what_was_tuned(found):
+    lines = (ROOT / "README.md").read_text().splitlines()
+    for study in found:
+        conditions = study.conditions
+        if (conditions["ranks"], conditions["steps"], conditions["dtype"]) != (1, 20, "float32"):
+            continue
+        (line,) = [line for line in lines if line.startswith(f"| `{conditions['model']}` | ")]
+        table, best = by_peer(study), {margin.budget: margin.best for margin in margins(study)}
+        kinds = [KINDS[kind] for kind in ("pooled", "learnt", "tuned")]
+        for budget, told in zip(("1/2", "1/3", "1/4"), cells(line)[1:], strict=True):
+            values = [*(table[kind][budget] for kind in kinds), best[budget]]
+            assert told == " / ".join(f"{value:.1f}" for value in values), conditions["model"]
