@@ -89,7 +89,7 @@ def test_the_report_needs_nothing_else_and_escapes_what_users_wrote(tmp_path):
     figures, prompts = figures_of(parts)
     write_report(tmp_path / "report.html", figures, prompts, parts)
     html = (tmp_path / "report.html").read_text()
-    assert "<script>" not in html and "a &lt;script&gt;" in html
+    assert "a <script>" not in html and "a &lt;script&gt;" in html
     assert html.count("data:image/png;base64,") == 4
     assert not [word for word in ("http://", "https://", 'src="images') if word in html]
     assert "cell skipped" in html and "cell computed" in html and "1.80x" in html
