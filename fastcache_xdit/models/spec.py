@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
-from collections.abc import Mapping
+import sys
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -17,6 +19,9 @@ class Streams(NamedTuple):
 
     hidden_states: torch.Tensor
     encoder_hidden_states: torch.Tensor | None = None
+
+
+Reader = Callable[[Sequence[Any], Mapping[str, Any]], Streams]  # from the arguments of a block's call
 
 
 @dataclass(frozen=True)
@@ -41,10 +46,22 @@ class BlockSpec:
     attentions: tuple[str, ...] = ()
     rotary: bool = False
 
-    def read(self, arguments: dict[str, Any]) -> Streams:
-        """Pick the streams out of a call's arguments by name."""
-        text = arguments.get(self.takes.get(ENCODER, ENCODER)) if ENCODER in self.returns else None
-        return Streams(arguments[self.takes.get(HIDDEN, HIDDEN)], text)
+    def reader(self, signature: inspect.Signature) -> Reader:
+        """Return what picks the streams out of the arguments of a call; a call is not bound, as that takes longer."""
+        hidden, text = self.takes.get(HIDDEN, HIDDEN), self.takes.get(ENCODER, ENCODER)
+        kinds = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+        names = (name for name, parameter in signature.parameters.items() if parameter.kind in kinds)
+        places = {name: place for place, name in enumerate(names)}
+        hidden_at, text_at = places.get(hidden, sys.maxsize), places.get(text, sys.maxsize)
+        is_joint = ENCODER in self.returns
+
+        def read(args: Sequence[Any], kwargs: Mapping[str, Any]) -> Streams:
+            hidden_states = kwargs[hidden] if hidden in kwargs else args[hidden_at]
+            if not is_joint:
+                return Streams(hidden_states)
+            return Streams(hidden_states, args[text_at] if text_at < len(args) else kwargs.get(text))
+
+        return read
 
     def with_hidden(self, call: inspect.BoundArguments, hidden_states: torch.Tensor) -> inspect.BoundArguments:
         """Return the same call with other image tokens [B, K, D]."""
@@ -61,10 +78,13 @@ class BlockSpec:
         if self._is_bare:
             return streams.hidden_states
         parts = [name and getattr(streams, name) for name in self.returns]
-        is_named = hasattr(self.container, "_fields")
-        return self.container(*parts) if is_named else self.container(parts)
+        return self.container(*parts) if self._is_named else self.container(parts)
 
-    @property
+    @functools.cached_property
+    def _is_named(self) -> bool:
+        return hasattr(self.container, "_fields")
+
+    @functools.cached_property
     def _is_bare(self) -> bool:
         return len(self.returns) == 1 and not self.boxed
 

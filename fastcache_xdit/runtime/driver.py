@@ -151,8 +151,7 @@ class Driver:
         entered = self._calls[0].entered
         self._decide(tick, self.segments, entered)
         for segment in self.segments:
-            for block in segment.blocks:
-                self.record.skipped(block, entered)
+            self.record.skipped(segment, entered)
 
     def _come(self, block: Block, run: Callable[[Streams, Compute], Any], streams: Streams, compute: Compute) -> Any:
         self._came.append(block)
@@ -183,7 +182,7 @@ class Driver:
         if segment.index == 0:
             self._decisions.clear()  # left over from an interrupted call
         if segment.index not in self._decisions:
-            self._decide(tick, self.segments if self.config.sync == "step" else [segment], streams)
+            self._decide(tick, [segment] if self.config.sync == "block" else self.segments, streams)
         call = SegmentCall(tick, self._state(tick, segment), self._decisions.pop(segment.index), streams)
         if call.decision.skip and not call.state.holds(streams):
             call = self.record.corrected(call, segment)
@@ -226,11 +225,11 @@ class Driver:
         call.state.keep(self.stand_ins.of(segment), call.entered, output, call.tick.step)
 
     def _skip(self, segment: Segment, block: Block, streams: Streams, call: SegmentCall, compute: Compute) -> Any:
-        self.record.skipped(block, streams)
         observer = self.observer if self.observer and self.observer.runs_skipped else None
         output = compute() if observer else block.spec.pack(streams)
         if block is not segment.blocks[-1]:
             return output
+        self.record.skipped(segment, call.entered)
         estimate = self._estimate(segment, call)
         if observer:
             observer.on_segment(segment, call, block.spec.unpack(output), estimate)

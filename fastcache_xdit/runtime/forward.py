@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from fastcache_xdit.clock import Clock
-from fastcache_xdit.models.spec import Streams, named
+from fastcache_xdit.models.spec import Streams
 from fastcache_xdit.models.watch import signature_of
 from fastcache_xdit.segments.segment import Block
 from fastcache_xdit.wrapping import Around
@@ -22,6 +22,7 @@ def block_call(block: Block, clock: Clock, run: Callable[[Streams, Compute], Any
     Calls outside a tick of the clock, as those of other threads, run the original, as if there were no cache.
     """
     signature = signature_of(block.module)
+    read = block.spec.reader(signature)
 
     @torch.compiler.disable(recursive=False)
     def call(original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
@@ -34,6 +35,6 @@ def block_call(block: Block, clock: Clock, run: Callable[[Streams, Compute], Any
             changed = block.spec.with_hidden(signature.bind(*args, **kwargs), hidden_states)
             return original(*changed.args, **changed.kwargs)
 
-        return run(block.spec.read(named(signature, args, kwargs)), compute)
+        return run(read(args, kwargs), compute)
 
     return call

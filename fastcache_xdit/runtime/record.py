@@ -89,9 +89,11 @@ class Record:
         samples = len(call.entered.hidden_states)
         self.counters.note_partial(block.name, samples * part.kept.count, _tokens(call.entered))
 
-    def skipped(self, block: Block, streams: Streams) -> None:
-        """Count a block that was skipped."""
-        self.counters.note(block.name, _tokens(streams), computed=False)
+    def skipped(self, segment: Segment, streams: Streams) -> None:
+        """Count the blocks of a segment that was skipped; these streams entered it."""
+        tokens = _tokens(streams)
+        for block in segment.blocks:
+            self.counters.note(block.name, tokens, computed=False)
 
 
 def _tokens(streams: Streams) -> int:

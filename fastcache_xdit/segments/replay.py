@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from fastcache_xdit.models.spec import Streams, named
+from fastcache_xdit.models.spec import Reader, Streams
 from fastcache_xdit.models.streams import tensors_in
 from fastcache_xdit.models.watch import signature_of
 from fastcache_xdit.segments.segment import Block, Segment
@@ -49,7 +49,8 @@ def _around(replays: Sequence[_Replay], what: Callable[..., Any], forward: Calla
     with Undo() as undo:
         for replay in replays:
             for block in replay.segment.blocks:
-                around = functools.partial(what, replay, block, signature_of(block.module))
+                read = block.spec.reader(signature_of(block.module))
+                around = functools.partial(what, replay, block, read)
                 undo.wrap(block.module, "__call__", torch.compiler.disable(around, recursive=False))
         return forward()
 
@@ -62,18 +63,18 @@ class _Replay:
         self._entered: Sequence[torch.Tensor | None] = ()
         self._added: Sequence[_Added | None] = ()
 
-    def noting(self, block: Block, signature: Any, original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    def noting(self, block: Block, read: Reader, original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         """Compute a block; behind the last one note what the segment added."""
-        self._enter(block, block.spec.read(named(signature, args, kwargs)))
+        self._enter(block, read(args, kwargs))
         output = original(*args, **kwargs)
         if block is self.segment.blocks[-1]:
             pairs = zip(block.spec.unpack(output), self._entered, strict=True)
             self._added = [_added(after, before) for after, before in pairs]
         return output
 
-    def skipping(self, block: Block, signature: Any, _: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    def skipping(self, block: Block, read: Reader, _: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         """Hand the input of a block on; the last one returns that of the segment with what was added."""
-        streams = block.spec.read(named(signature, args, kwargs))
+        streams = read(args, kwargs)
         self._enter(block, streams)
         if block is not self.segment.blocks[-1]:
             return block.spec.pack(streams)

@@ -19,7 +19,7 @@ from fastcache_xdit.config import FastCacheConfig
 from fastcache_xdit.errors import UsageError
 from fastcache_xdit.host.guidance import Combination, Guidance
 from fastcache_xdit.host.xdit import world
-from fastcache_xdit.models.spec import Streams, named
+from fastcache_xdit.models.spec import Streams
 from fastcache_xdit.runtime.call import SegmentCall
 from fastcache_xdit.runtime.observer import Observer, Watched
 from fastcache_xdit.segments.attention import projections
@@ -127,12 +127,12 @@ class Recorder(Observer):
 
     def _watched(self, block: Block, enters: bool, leaves: bool) -> Callable[..., Any]:
         original = block.module.forward
-        signature = inspect.signature(original)
+        read = block.spec.reader(inspect.signature(original))
 
         @functools.wraps(original)
         def forward(*args: Any, **kwargs: Any) -> Any:
             if enters:
-                self._note(_Point(block.index, False), block.spec.read(named(signature, args, kwargs)))
+                self._note(_Point(block.index, False), read(args, kwargs))
             output = original(*args, **kwargs)
             if leaves:
                 self._note(_Point(block.index, True), block.spec.unpack(output))

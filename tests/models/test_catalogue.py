@@ -7,6 +7,7 @@ from torch import nn
 from fastcache_xdit import FastCacheConfig, fastcache
 from fastcache_xdit.models.catalogue import SPECS, known_models, spec_for
 from fastcache_xdit.models.spec import ENCODER
+from fastcache_xdit.models.watch import signature_of
 from fastcache_xdit.segments.segment import blocks_of
 from tests import tiny
 
@@ -43,19 +44,13 @@ def test_blocks_return_what_the_spec_says(family):
         def check(module, args, kwargs, output, block=block):
             streams = block.spec.unpack(output)
             packed = block.spec.pack(streams)
-            entered = block.spec.read(_bound(module, args, kwargs))
+            entered = block.spec.reader(signature_of(module))(args, kwargs)
             assert streams.hidden_states.shape == entered.hidden_states.shape
             assert (entered.encoder_hidden_states is not None) == (ENCODER in block.spec.returns)
             assert type(packed) is type(output)
 
         block.module.register_forward_hook(check, with_kwargs=True)
     forward(model, family, 500)
-
-
-def _bound(module, args, kwargs):
-    import inspect
-
-    return inspect.signature(module.forward).bind(*args, **kwargs).arguments
 
 
 @pytest.mark.parametrize("family", FAMILIES)

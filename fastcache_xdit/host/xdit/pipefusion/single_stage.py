@@ -40,7 +40,7 @@ class SingleStage:
     def __init__(self, pipe: Any, session: Session, first_block: Block, backbone: Callable[..., Any]) -> None:
         self._transformer, self._session, self._backbone = pipe.transformer, session, backbone
         self._first_block = first_block
-        self._signature = signature_of(first_block.module)
+        self._read = first_block.spec.reader(signature_of(first_block.module))
         self.text: torch.Tensor | None = None
         self.call: dict[str, Any] = {}
 
@@ -69,7 +69,7 @@ class SingleStage:
         raise AssertionError("no block was called")
 
     def _stop(self, original: Callable[..., Any], *args: Any, **kwargs: Any) -> NoReturn:
-        raise _FirstBlockReached(self._first_block.spec.read(self._signature.bind(*args, **kwargs).arguments))
+        raise _FirstBlockReached(self._read(args, kwargs))
 
     def _first_stage_call(self, latents: torch.Tensor, t: torch.Tensor) -> dict[str, Any]:
         """Return the arguments of the last call as the first stage receives them."""
