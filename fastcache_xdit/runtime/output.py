@@ -3,6 +3,8 @@
 At a skipped step the denoiser is not called: it returns its last output once more, which only has to have the right
 form, and whatever the pipeline makes of it is replaced where it is handed to the scheduler. So one estimate serves both
 branches of guidance, whatever its formula. In a loop without a scheduler the output itself is replaced.
+
+Outputs are kept as copies: a CUDA graph writes all of its outputs into the same memory.
 """
 
 from __future__ import annotations
@@ -12,6 +14,7 @@ import math
 from typing import Any
 
 import torch
+from torch.utils import _pytree as pytree
 
 from fastcache_xdit.approx.output import REFERENCES, SEGMENT, combined
 from fastcache_xdit.clock import Clock, Tick
@@ -91,7 +94,8 @@ class OutputDriver:
         decision = self._decide(tick, key)
         self._note(tick, decision)
         if not decision.skip:
-            self._returned[key] = output = compute()
+            output = compute()
+            self._returned[key] = pytree.tree_map_only(torch.Tensor, torch.clone, output)
             if not self.hands_over:
                 self._keep(key, tick.step, tensor_of(output))
             return output
@@ -160,7 +164,7 @@ class OutputDriver:
 
     def _keep(self, key: Any, step: int, output: torch.Tensor) -> None:
         past = self._past.setdefault(key, [])
-        past.insert(0, (step, output))
+        past.insert(0, (step, output.clone()))
         del past[REFERENCES:]
         self._computed[key] = (step, *self._computed.get(key, ()))
 
