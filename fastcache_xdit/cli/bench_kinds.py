@@ -11,6 +11,7 @@ from fastcache_xdit.bench.approximations import ApproximationBench, Approximatio
 from fastcache_xdit.bench.batch import memory, replicas
 from fastcache_xdit.bench.costs import costs
 from fastcache_xdit.bench.overhead import overhead, overhead_of_plan
+from fastcache_xdit.bench.profile import COLUMNS, deep_flux, profile
 from fastcache_xdit.bench.significance import ALPHAS, significance
 from fastcache_xdit.bench.tokens import PartialBench, TokensRow
 from fastcache_xdit.cli.options.bench import BenchOptions
@@ -89,7 +90,17 @@ def run_costs(runner: Runner, calls: Sequence[PipelineCall], options: BenchOptio
 
 
 def run_overhead(runner: Runner, calls: Sequence[PipelineCall], options: BenchOptions) -> dict[str, Any]:
-    """Measure what the cache itself takes of a request's time, with the default plan and with each preset."""
+    """Measure what the cache itself takes of a request's time, with the default plan and with each preset.
+
+    With `--profile`, where the time of each kind of step goes, in one process for FLUX.1's depth as well.
+    """
+    if options.profile:
+        given = {options.model or "": (runner, calls[0])}
+        given |= {"flux.1 depth": deep_flux(calls[0].steps)} if world.size() == 1 else {}
+        return {
+            "layout": options.layout.degrees,
+            "profile_ms": {name: _profiled(name, *of) for name, of in given.items()},
+        }
     configs = {path.stem: FastCacheConfig.from_file(path) for path in _presets(options).values()}
     rows = {}
     for name, config in ({"plan": None} | configs).items():
@@ -97,6 +108,14 @@ def run_overhead(runner: Runner, calls: Sequence[PipelineCall], options: BenchOp
         parts = ", ".join(f"{part} {share:.2%}" for part, share in rows[name].items())
         say(f"{name:<10} of the time in the transformer: {parts}")
     return {"layout": options.layout.degrees, "share_of_transformer_time": rows}
+
+
+def _profiled(name: str, runner: Runner, call: PipelineCall) -> dict[str, dict[str, float]]:
+    say(f"{name:<16} {'ms':>14} " + " ".join(f"{column:>9}" for column in COLUMNS))
+    rows = profile(runner, call)
+    for kind, row in rows.items():
+        say(f"{kind:>31} " + " ".join(f"{row[column]:>9.2f}" if column in row else " " * 9 for column in COLUMNS))
+    return rows
 
 
 def run_batch(recipe: Recipe, prompts: Sequence[str], count: int, folder: Path) -> dict[str, Any]:

@@ -21,6 +21,7 @@ class BenchOptions(PipelineOptions):
     budgets: tuple[float, ...]
     repeats: int
     maps: str | None
+    profile: bool
     output: str
 
 
@@ -39,6 +40,9 @@ def add_arguments(group: Any) -> None:
     group.add_argument("--repeats", type=int, default=3, help="timings of bench tokens; default: %(default)s")
     group.add_argument(
         "--maps", metavar="FILE", help="of calibrate --maps, for the paper's W H + b with whole matrices"
+    )
+    group.add_argument(
+        "--profile", action="store_true", help="of bench overhead: say where the time of each kind of step goes"
     )
     group.add_argument("--output", metavar="FOLDER", default="results/bench", help="default: %(default)s")
 

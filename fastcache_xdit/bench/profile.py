@@ -1,0 +1,138 @@
+"""Measure where the time of a step goes: to the host, to kernels, to messages between ranks."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
+
+import torch
+from torch import nn
+from torch.autograd.profiler_util import FunctionEvent
+from torch.profiler import ProfilerActivity, record_function
+
+from fastcache_xdit.bench.peers.architectures import ARCHITECTURES
+from fastcache_xdit.bench.peers.full_size import FullSize
+from fastcache_xdit.bench.timed import Timed
+from fastcache_xdit.config import FastCacheConfig
+from fastcache_xdit.host.base import Host
+from fastcache_xdit.host.group import GroupConsensus
+from fastcache_xdit.host.xdit import world
+from fastcache_xdit.tuning.calls import PipelineCall
+from fastcache_xdit.tuning.runner import Runner
+from fastcache_xdit.undo import Undo
+
+STEP, MESSAGE = "fastcache: step", "fastcache: message"  # labels in the profile
+UNCACHED, EMPTY = "uncached", "without blocks"
+PLAIN = {
+    "computed": UNCACHED,
+    "tested": UNCACHED,
+    "skipped": EMPTY,
+}  # what each step would be if the cache cost nothing
+_HOST = torch.autograd.DeviceType.CPU  # the device shows a label once more
+_NARROW = {"num_attention_heads": 2, "attention_head_dim": 16, "axes_dims_rope": (4, 6, 6)}
+
+
+class StepTime(NamedTuple):
+    """Milliseconds of one call of the transformer (the least of the later half of a request).
+
+    Attributes:
+        whole: wall time, the device's work included; the others come from a profiled request, which is slower.
+        host: Python and what it calls, without kernels that the host computes itself.
+        kernels: computing, on the device that does.
+        messages: agreeing with other ranks, waiting for them included.
+    """
+
+    whole: float
+    host: float
+    kernels: float
+    messages: float
+
+
+COLUMNS = (*StepTime._fields, "own")
+
+
+def profile(runner: Runner, call: PipelineCall) -> dict[str, dict[str, float]]:
+    """Profile a step without the cache, with no blocks at all, computed, computed after a test, and skipped.
+
+    Returns:
+        By kind of step, its `StepTime` in ms, of several ranks the largest. `own` is by how much a step with the cache
+        takes longer than the model's own part of it.
+    """
+    steps = call.steps
+    configs = {
+        "computed": FastCacheConfig.scheduled("1" * steps, lead_blocks=0),
+        "tested": FastCacheConfig(test="paper", error_budget=0),
+        "skipped": FastCacheConfig.scheduled("1" + "0" * (steps - 1), lead_blocks=0),
+    }
+    rows = {UNCACHED: _step_time(runner, call, runner.uncached)._asdict()}
+    with _without_blocks(runner.host):
+        rows[EMPTY] = _step_time(runner, call, runner.uncached)._asdict()
+    for kind, config in configs.items():
+        with runner.enabled(config) as generate:
+            time = _step_time(runner, call, generate)
+        rows[kind] = {**time._asdict(), "own": time.whole - rows[PLAIN[kind]]["whole"]}
+    return rows
+
+
+def deep_flux(steps: int) -> tuple[Runner, PipelineCall]:
+    """Return FLUX.1 with its 57 blocks at a tiny width and size, in which hardly anything but the host takes time."""
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    model = FullSize(ARCHITECTURES["flux.1-dev"], "float32", device, **_NARROW)
+    text = {"prompt_embeds": torch.zeros(1, 16, 4096), "pooled_prompt_embeds": torch.zeros(1, 768)}
+    given = {name: values.to(device) for name, values in text.items()}
+    return Runner(model.pipe), PipelineCall({**given, "height": 64, "width": 64, "num_inference_steps": steps}, 0)
+
+
+def _step_time(runner: Runner, call: PipelineCall, generate: Callable[[PipelineCall], Any]) -> StepTime:
+    transformer = runner.host.transformer
+    with Undo() as undo:
+        timed = Timed(undo, [transformer], "__call__")
+        generate(call)
+    activities = [ProfilerActivity.CPU] + [ProfilerActivity.CUDA] * torch.cuda.is_available()
+    with Undo() as undo:
+        undo.wrap(transformer, "__call__", _labelled(STEP))
+        agree, label = GroupConsensus.agree, _labelled(MESSAGE)
+        undo.set(GroupConsensus, "agree", lambda *args, **kwargs: label(agree, *args, **kwargs))
+        with torch.profiler.profile(activities=activities) as shown:
+            generate(call)
+    parts = [_parts(event) for event in shown.events() or [] if event.name == STEP and event.device_type == _HOST]
+    whole = [1000 * seconds for seconds in timed.seconds]
+    columns = [whole, *zip(*parts, strict=True)]
+    ranks = world.all_gather_objects([min(column[len(column) // 2 :]) for column in columns])
+    return StepTime(*(max(times) for times in zip(*ranks, strict=True)))
+
+
+def _labelled(label: str) -> Callable[..., Any]:
+    def around(original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        with record_function(label):
+            return original(*args, **kwargs)
+
+    return around
+
+
+def _parts(step: FunctionEvent) -> tuple[float, float, float]:
+    """Return milliseconds of host, kernels and messages of one profiled call."""
+    inside = list(_inside(step))
+    messages = sum(event.cpu_time_total for event in inside if event.name == MESSAGE)
+    computed = sum(event.self_cpu_time_total for event in inside if event.name.startswith("aten::"))
+    on_device = step.device_time_total
+    host = step.cpu_time_total - messages - (0.0 if on_device else computed)
+    return host / 1000, (on_device or computed) / 1000, messages / 1000
+
+
+def _inside(event: FunctionEvent) -> Iterator[FunctionEvent]:
+    """Yield all events inside of one; those inside of messages belong to them."""
+    for child in event.cpu_children:
+        yield child
+        if child.name != MESSAGE:
+            yield from _inside(child)
+
+
+@contextlib.contextmanager
+def _without_blocks(host: Host) -> Iterator[None]:
+    """Let a model run without its blocks inside the with block."""
+    with Undo() as undo:
+        for name in host.spec.blocks:
+            undo.set(host.model, name, nn.ModuleList())
+        yield
