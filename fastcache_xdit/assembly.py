@@ -26,7 +26,7 @@ from fastcache_xdit.partial.allowed import check_tokens
 from fastcache_xdit.partial.steps import PartialSteps
 from fastcache_xdit.runtime.driver import Driver
 from fastcache_xdit.runtime.followers import FollowingJudge, LeaderJudge
-from fastcache_xdit.runtime.judge import AgreeingJudge, Judge, ScheduledJudge
+from fastcache_xdit.runtime.judge import AgreeingJudge, AheadJudge, Judge, ScheduledJudge
 from fastcache_xdit.runtime.observer import Observer, Watched
 from fastcache_xdit.runtime.record import Record
 from fastcache_xdit.runtime.rules import Rules
@@ -192,7 +192,8 @@ def _judge(plan: ExecutionPlan, record: Record) -> Judge:
     if config.test == "none":
         return ScheduledJudge(rules)
     num_stages = topology.pipefusion_parallel_degree
-    agreeing = AgreeingJudge(rules, record.consensus, record.ledger)
+    kind = AheadJudge if config.sync == "ahead" else AgreeingJudge
+    agreeing = kind(rules, record.consensus, record.ledger)
     patches = num_stages > 1 and plan.host.spec.patches_follow_first
     judge: Judge = FollowingJudge(agreeing, branches=config.cfg_agreement, patches=patches)
     if num_stages > 1 and config.pp_decision == "leader":

@@ -69,6 +69,8 @@ class FastCacheConfig(Readable, Options):
         cooldown_steps: number of steps at the end of a request that are always computed.
         max_consecutive_skips: largest number of steps skipped in a row.
         sync: `step` exchanges one message per step and patch for all decisions, `block` one message per decision.
+            `ahead` exchanges it while the step computes, and decides the next one by it, so that nobody waits. It
+            takes the states to go on moving as they did; ranks that diverge are told apart a step later.
         cfg_agreement: make the ranks of CFG parallelism decide together, so that they skip what one process would.
         pp_decision: under PipeFusion, either the first stage decides for all (`leader`, with `granularity: step`), or
             every stage decides for itself (`stage`), so that keys and values may be stale at different steps.
@@ -101,7 +103,7 @@ class FastCacheConfig(Readable, Options):
     warmup_steps: int = Field(3, ge=1)
     cooldown_steps: int = Field(1, ge=0)
     max_consecutive_skips: int = Field(3, ge=0)
-    sync: Literal["step", "block"] = "step"
+    sync: Literal["step", "block", "ahead"] = "step"
     cfg_agreement: bool = True
     pp_decision: Literal["leader", "stage"] = "leader"
     verify_every: int = Field(0, ge=0)

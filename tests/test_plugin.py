@@ -39,7 +39,7 @@ def test_a_budget_of_zero_and_disabled_are_bit_identical(family):
 
 
 @pytest.mark.parametrize("granularity", ["step", "group", "block"])
-@pytest.mark.parametrize("sync", ["step", "block"])
+@pytest.mark.parametrize("sync", ["step", "block", "ahead"])
 def test_skipping_stays_close_and_is_counted_exactly(granularity, sync):
     pipe = tiny.pipeline("sd3")
     plain = generate(pipe, "sd3")

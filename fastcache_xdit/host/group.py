@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 import torch.distributed as dist
 
 from fastcache_xdit.counters import Counters
+from fastcache_xdit.parallel.arrival import arriving
 from fastcache_xdit.parallel.consensus import add_by_branch, check_stamps
 from fastcache_xdit.parallel.topology import Topology
 from fastcache_xdit.runtime.followers import HEADER_LENGTH
@@ -63,6 +64,7 @@ class GroupConsensus:
         self.ranks = topology.agreeing_ranks(cfg_agreement)
         self.branches = [topology.branch_of(rank) for rank in self.ranks]
         self.group = group_of(self.ranks)
+        self._runs_on_device = "cuda:nccl" in dist.get_backend_config(self.group)  # gloo lets the host wait instead
         self.topology = topology
         self.shard, self.shard_count = topology.shard, topology.sequence_parallel_degree
         self.device = device
@@ -70,19 +72,33 @@ class GroupConsensus:
 
     def agree(self, sums: torch.Tensor, stamp: int, place: str) -> torch.Tensor:
         """Add up the sums of all ranks in one all-gather and one copy to the host."""
+        return self._added(self._gather(self._message(sums, stamp)), sums.shape, place)
+
+    def agree_later(self, sums: torch.Tensor, stamp: int, place: str) -> Callable[[], torch.Tensor]:
+        """Begin the all-gather and, where the device itself can wait for it, the copy to the host."""
+        message = self._message(sums, stamp)
+        gathered, work = self._begin_gather(message)
+        arrived = arriving(gathered, work.wait) if self._runs_on_device else lambda: (work.wait(), gathered.cpu())[1]
+        return lambda: self._added(arrived(), sums.shape, place)
+
+    def _message(self, sums: torch.Tensor, stamp: int) -> torch.Tensor:
+        """Return stamp and sums, [1 + rows x K]; the stamp is filled in, as a copy would wait for the device."""
         self.device = sums.device  # with offloading, the model computes on another device than its weights are on
-        gathered = self._gather(torch.cat([sums.new_tensor([float(stamp)]), sums.flatten()]))
+        return torch.cat([sums.new_full((1,), float(stamp)), sums.flatten()])
+
+    def _added(self, gathered: torch.Tensor, shape: torch.Size, place: str) -> torch.Tensor:
+        """Check the stamps of [ranks, K] on the host, and add up the sums."""
         check_stamps(gathered[:, 0].tolist(), self.ranks, place)
-        return add_by_branch(gathered[:, 1:].reshape(len(self.ranks), *sums.shape), self.branches)
+        return add_by_branch(gathered[:, 1:].reshape(len(self.ranks), *shape), self.branches)
 
     def confirm(self, stamp: int, place: str) -> None:
         """Compare the stamps of all ranks in one all-gather."""
-        gathered = self._gather(torch.tensor([float(stamp)], dtype=torch.float64, device=self.device))
+        gathered = self._gather(torch.full((1,), float(stamp), dtype=torch.float64, device=self.device))
         check_stamps(gathered[:, 0].tolist(), self.ranks, place)
 
     def gather_shards(self, values: torch.Tensor, stamp: int, place: str) -> torch.Tensor:
         """Gather the shards in one all-gather; only the stamps are copied to the host."""
-        message = torch.cat([values.new_tensor([float(stamp)], dtype=torch.float64), values.double().flatten()])
+        message = torch.cat([values.new_full((1,), float(stamp), dtype=torch.float64), values.double().flatten()])
         gathered = self._all_gather(message)
         check_stamps(gathered[:, 0].tolist(), self.ranks, place)
         topology = self.topology
@@ -102,10 +118,17 @@ class GroupConsensus:
 
     def _all_gather(self, values: torch.Tensor) -> torch.Tensor:
         """[K] -> [ranks, K], on the device of the values."""
+        gathered, work = self._begin_gather(values)
+        work.wait()
+        return gathered
+
+    def _begin_gather(self, values: torch.Tensor) -> tuple[torch.Tensor, dist.Work]:
+        """Begin an all-gather into [ranks, K]; `values` are kept until it has ended."""
         self.counters.collectives += 1
         gathered = values.new_empty(len(self.ranks) * values.numel())
-        dist.all_gather_into_tensor(gathered, values, group=self.group)
-        return gathered.view(len(self.ranks), -1)
+        work = dist.all_gather_into_tensor(gathered, values, group=self.group, async_op=True)
+        assert work is not None
+        return gathered.view(len(self.ranks), -1), work
 
 
 class StageRelay:

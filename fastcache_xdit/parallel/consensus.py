@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Protocol
 
 import torch
 
 from fastcache_xdit.errors import RankDivergenceError
+from fastcache_xdit.parallel.arrival import arriving
 
 
 class Consensus(Protocol):
@@ -33,6 +34,9 @@ class Consensus(Protocol):
         Raises:
             RankDivergenceError: the stamps differ.
         """
+
+    def agree_later(self, sums: torch.Tensor, stamp: int, place: str) -> Callable[[], torch.Tensor]:
+        """Begin what `agree` does; what is returned ends it, raises as it does, and is called in the same order."""
 
     def confirm(self, stamp: int, place: str) -> None:
         """Compare stamps alone.
@@ -62,6 +66,10 @@ class Solo:
     def agree(self, sums: torch.Tensor, stamp: int, place: str) -> torch.Tensor:
         """Return the sums on the CPU (the one host read of a decision)."""
         return sums.cpu()
+
+    def agree_later(self, sums: torch.Tensor, stamp: int, place: str) -> Callable[[], torch.Tensor]:
+        """Begin to copy the sums to the CPU."""
+        return arriving(sums)
 
     def confirm(self, stamp: int, place: str) -> None:
         """Do nothing: one process agrees with itself."""

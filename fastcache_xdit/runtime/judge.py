@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple, Protocol
+
+import torch
 
 from fastcache_xdit.clock import Tick
 from fastcache_xdit.decision.evidence import Decision
@@ -73,14 +75,56 @@ class AgreeingJudge:
         There is no early return before the collective: a rank without references joins with an infinite change. The
         sample of the batch with the largest change decides.
         """
-        change = self._agree(tick, pairs, streams)
-        relative, motion = change.relative.amax().item(), change.motion.amax().item()
+        change = self.consensus.agree(*self._question(tick, pairs, streams))
+        return self._ruling(tick, pairs, streams, change)
+
+    def _question(self, tick: Tick, pairs: list[SegmentWithState], streams: Streams) -> tuple[torch.Tensor, int, str]:
+        """Return what the ranks exchange: the change of each sample [B, 4], a stamp, and words for an error."""
+        local = pairs[0][1].change(streams).packed()
+        memory = [(state.order, state.track) for _, state in pairs]  # ranks with other memories would decide otherwise
+        return local, self.ledger.stamp_with(memory), place_of(tick, pairs)
+
+    def _ruling(
+        self, tick: Tick, pairs: list[SegmentWithState], streams: Streams, sums: torch.Tensor, growth: float = 1.0
+    ) -> Ruling:
+        """Decide by the changes of all samples over all ranks, [B, 4] on the CPU, times `growth`."""
+        change = ChangeSums.unpacked(sums)
+        relative, motion = growth * change.relative.amax().item(), change.motion.amax().item()
         values = int(change.tokens.max()) * streams.hidden_states.shape[-1]
         return Ruling([self.rules.decide(*pair, tick, relative, motion, values) for pair in pairs], agreed=True)
 
-    def _agree(self, tick: Tick, pairs: list[SegmentWithState], streams: Streams) -> ChangeSums:
-        """Return the change of each sample, summed over all ranks, on the CPU."""
-        local = pairs[0][1].change(streams).packed()
-        memory = [(state.order, state.track) for _, state in pairs]  # ranks with other memories would decide otherwise
-        total = self.consensus.agree(local, self.ledger.stamp_with(memory), place_of(tick, pairs))
-        return ChangeSums.unpacked(total)
+
+class _Measured(NamedTuple):
+    """A change that is on its way: over how many steps since the reference, and what waits for it."""
+
+    steps: int
+    arrive: Callable[[], torch.Tensor]
+
+
+class AheadJudge(AgreeingJudge):
+    """Decides a step from what was exchanged while the step before it computed (`sync: ahead`), so that nobody waits.
+
+    The states are taken to go on as fast as they then moved: the change grows with the steps since the reference.
+    """
+
+    def __init__(self, rules: Rules, consensus: Consensus, ledger: Ledger) -> None:
+        super().__init__(rules, consensus, ledger)
+        self._measured: dict[tuple[str, int | None, int], _Measured] = {}
+
+    def begin(self, sigmas: Sequence[float]) -> None:
+        """Begin a request; what an interrupted one still had on its way is of no use."""
+        super().begin(sigmas)
+        self._measured.clear()
+
+    def decide(self, tick: Tick, pairs: list[SegmentWithState], streams: Streams) -> Ruling:
+        """Decide from the last exchange, and begin the next; the first two steps are computed."""
+        key, computed = (tick.branch, tick.patch, pairs[0][0].index), pairs[0][1].computed
+        last = self._measured.pop(key, None)
+        sums = last.arrive() if last else None
+        since = tick.step - computed[0] if computed else 1
+        if tick.steps_left:
+            arrive = self.consensus.agree_later(*self._question(tick, pairs, streams))
+            self._measured[key] = _Measured(since, arrive)
+        if last is None or sums is None or not computed:
+            return Ruling([self.rules.decide(*pair, tick, math.inf) for pair in pairs])
+        return self._ruling(tick, pairs, streams, sums, since / last.steps)

@@ -37,8 +37,8 @@ class ChangeSums(NamedTuple):
     def unknown(cls, hidden_states: torch.Tensor) -> ChangeSums:
         """Return an infinite change for hidden states [B, ..., D] without a reference."""
         samples, tokens = len(hidden_states), hidden_states.shape[1:-1].numel()
-        row = torch.tensor([math.inf, 1.0, math.inf, tokens], dtype=torch.float64, device=hidden_states.device)
-        return cls(*row[:, None].repeat(1, samples))
+        rows = (math.inf, 1.0, math.inf, tokens)  # filled in on the device, as copying them there would wait for it
+        return cls(*(hidden_states.new_full((samples,), value, dtype=torch.float64) for value in rows))
 
     @classmethod
     def unpacked(cls, columns: torch.Tensor) -> ChangeSums:

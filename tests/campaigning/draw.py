@@ -132,7 +132,7 @@ def _tested(rng: random.Random) -> dict[str, Any]:
         "stand_in": rng.choice(["reuse", "history", "delta", "delta+history", "taylor2"]),
         "error_budget": rng.choice([0.03, 0.06, 0.2, 1.0]),
         "max_consecutive_skips": rng.choice([1, 3, 9]),
-        "sync": rng.choice(["step", "block"]),
+        "sync": rng.choice(["step", "block", "ahead"]),
         "cfg_agreement": rng.random() < 0.7,
         "pp_decision": rng.choice(["leader", "stage"]),
         "verify_every": rng.choice([0, 0, 1]),

@@ -41,6 +41,7 @@ APART = {
     "split": {"config": {**APART_AT, "pp_decision": "stage"}},
     "split, leader": {"config": {**APART_AT, "pp_decision": "leader"}},
 }
+AHEAD = {"ahead": {"config": {**AMPLE, "sync": "ahead"}}}
 SKIPPING = ("stage", "leader")
 
 
@@ -50,6 +51,7 @@ def results() -> list[dict]:
     cases = {f"{family} one": {"family": family, "runs": {**alone, **GROUPS}} for family in LAYOUTS}
     for family, name in PLACES:
         runs = {**RUNS, **(GROUPS if name == "pp2" else {}), **(APART if (family, name) == ("pixart", "pp2") else {})}
+        runs |= AHEAD if name == "pp2 cfg2" else {}
         cases[f"{family} {name}"] = {"family": family, "degrees": LAYOUTS[family][name], "runs": runs}
     return run_ranks("cached_worker.py", 4, cases=cases)
 
@@ -128,6 +130,13 @@ def test_stages_that_would_decide_apart_are_held_together_by_the_leader(results)
     followed = answers(results, "pixart pp2", "split, leader")[1]
     assert {entry.reason for entry in followed.ledger} == {"leader", "no reference"}
     assert min(clearance(answer, APART_AT["error_budget"]) for answer in answers(results, "pixart pp2", "split")) > 0.01
+
+
+@pytest.mark.parametrize("family", ["pixart", "sd3"])
+def test_stages_follow_what_was_measured_a_step_before(results, family):
+    found = answers(results, f"{family} pp2 cfg2", "ahead")
+    assert [skips(answer) for answer in found] == [skips(found[0])] * 4
+    assert min(answer.share for answer in found) > 0.15 and all(answer.agreed for answer in found)
 
 
 def stages(name: str) -> int:
