@@ -159,6 +159,7 @@ FLAGS = {
         "--dtype",
         "--maps",
         "--output",
+        "--profile",
         "--prompts",
         "--repeats",
         "--settings",
