@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from torch import nn
 
 from fastcache_xdit.approx.calibration import Calibration
-from fastcache_xdit.approx.identity import check_adapters, check_identity
+from fastcache_xdit.approx.identity import check_adapters, check_identity, other_rounding
 from fastcache_xdit.clock import Clock, Patch
 from fastcache_xdit.config import FastCacheConfig
 from fastcache_xdit.counters import Counters
@@ -19,6 +19,7 @@ from fastcache_xdit.host.base import Host
 from fastcache_xdit.host.group import GroupConsensus, StageRelay
 from fastcache_xdit.host.identity import adapters, identity
 from fastcache_xdit.host.listening import listen, sigmas_of
+from fastcache_xdit.host.weights import quantisation, samples
 from fastcache_xdit.host.xdit import layout
 from fastcache_xdit.parallel.consensus import Consensus, Solo
 from fastcache_xdit.parallel.ledger import Ledger
@@ -29,6 +30,7 @@ from fastcache_xdit.runtime.followers import FollowingJudge, LeaderJudge
 from fastcache_xdit.runtime.judge import AgreeingJudge, AheadJudge, Judge, ScheduledJudge
 from fastcache_xdit.runtime.observer import Observer, Watched
 from fastcache_xdit.runtime.record import Record
+from fastcache_xdit.runtime.remarks import Remarks
 from fastcache_xdit.runtime.rules import Rules
 from fastcache_xdit.runtime.session import Session
 from fastcache_xdit.runtime.stand_ins import StandIns
@@ -87,7 +89,7 @@ def attach(plan: ExecutionPlan, observer: Observer | None, undo: Undo) -> Sessio
     driver = driver_of(plan, record, Clock(), observer, undo)
     added = host.spec.added if config.tokens else ()
     session = Session(host.spec.bypass + added, driver, sigmas_of(host), *calls_of(host))
-    session.check = adapters_check(host, config, plan.stand_ins.calibration)
+    session.check = weights_check(host, config, plan.stand_ins.calibration, record.remarks)
     return connect(host, session, undo)
 
 
@@ -136,11 +138,23 @@ def _check_lead_blocks(host: Host, config: FastCacheConfig) -> None:
         )
 
 
-def adapters_check(host: Host, config: FastCacheConfig, calibration: Calibration | None) -> Callable[[], None]:
-    """Return what refuses a request with other adapters than the calibration was made with; no weight is read."""
+def weights_check(
+    host: Host, config: FastCacheConfig, calibration: Calibration | None, remarks: Remarks
+) -> Callable[[], None]:
+    """Return what refuses a request with other adapters or weights than the calibration was made with.
+
+    It is said at once where weights are rounded otherwise than those that it was made with.
+    """
     if calibration is None or config.allow_adapters:
         return lambda: None
-    return lambda: check_adapters(calibration.identity, adapters(host))
+    if said := other_rounding(calibration.identity, quantisation(host)):
+        remarks.make(said)
+    made = {"samples": samples(host)}  # those of a calibration of earlier versions are not known
+
+    def check() -> None:
+        check_adapters({**calibration.identity, **made}, adapters(host), samples(host))
+
+    return check
 
 
 def _calibration(host: Host, config: FastCacheConfig, calibration: Calibration | None) -> Calibration | None:

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from fastcache_xdit.approx.calibration import Calibration
-from fastcache_xdit.assembly import ExecutionPlan, adapters_check, calls_of, connect, consensus_of, driver_of, plan_for
+from fastcache_xdit.assembly import ExecutionPlan, calls_of, connect, consensus_of, driver_of, plan_for, weights_check
 from fastcache_xdit.clock import Clock
 from fastcache_xdit.config import FastCacheConfig
 from fastcache_xdit.counters import Counters
@@ -67,7 +67,7 @@ def attach_derived(
                 raise
             logger.warning("%s; FastCache stands in for the output instead", error.problem)
             return output_driver(host, config, record, clock)
-        session.check = adapters_check(host, config, plan.stand_ins.calibration)
+        session.check = weights_check(host, config, plan.stand_ins.calibration, record.remarks)
         driver = driver_of(plan, record, clock, observer, undo)
         limit_memory(session, driver, host, config)
         return driver

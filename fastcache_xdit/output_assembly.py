@@ -8,7 +8,7 @@ from fastcache_xdit.approx.calibration import Calibration
 from fastcache_xdit.approx.identity import check_identity
 from fastcache_xdit.approx.output import SEGMENT
 from fastcache_xdit.approx.pooled import pooled
-from fastcache_xdit.assembly import adapters_check, connect, consensus_of, scheduled_skips
+from fastcache_xdit.assembly import connect, consensus_of, scheduled_skips, weights_check
 from fastcache_xdit.clock import Clock
 from fastcache_xdit.config import FastCacheConfig
 from fastcache_xdit.counters import Counters
@@ -52,7 +52,7 @@ def attach_output(
     driver, effects = _driver(host, config, known, record, Clock())
     sigmas, announced, pilot = sigmas_of(host), host.scheduler is not None, driver.pilot
     session = Session((), driver, sigmas, host.current_patch, announced)
-    session.handover.view, session.check = effects.view, adapters_check(host, config, known)
+    session.handover.view, session.check = effects.view, weights_check(host, config, known, record.remarks)
     return connect(host, session, undo), pilot, effects
 
 

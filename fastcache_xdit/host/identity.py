@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +12,8 @@ import torch
 from torch import nn
 
 from fastcache_xdit.host.base import Host
+from fastcache_xdit.host.weights import norms, quantisation, samples
 
-SAMPLED = 8  # modules of a model that is not known
 _NOT_THE_MODEL = ("_name_or_path", "_diffusers_version", "_class_name", "_use_default_values")
 
 
@@ -24,27 +24,44 @@ def identity(host: Host) -> dict[str, Any]:
     scheduler = ("", {}) if host.scheduler is None else (kind, host.scheduler.config)
     return {
         **_configs(_class_of(host), [model.config for model in (host.model, *host.others)], host.boundary, *scheduler),
-        "weights": {} if sharded else _fingerprint(host),
+        "weights": {} if sharded else norms(host),
+        "samples": {} if sharded else samples(host),
         "adapters": adapters(host),
+        "quantisation": quantisation(host),
     }
 
 
 def adapters(host: Host) -> list[str]:
-    """Return the names of the active adapters."""
-    return sorted(getattr(host.model, "active_adapters", list)()) if _adapted(host.model) else []
+    """Return the names of the active adapters, with their strength where that is not 1, and whether they are fused."""
+    if not _adapted(host.model):
+        return []
+    layers = [layer for layer in host.model.modules() if hasattr(layer, "merged_adapters")]
+    if layers and all(layer.disable_adapters for layer in layers):
+        return []
+    return sorted(_described(name, layers) for name in getattr(host.model, "active_adapters", list)())
 
 
 def saved_identity(folder: Path) -> dict[str, Any]:
     """Return the identity of a pipeline on disk without loading it: all but weights and adapters."""
-    parts = json.loads((folder / "model_index.json").read_text())
+    parts = _parts(folder)
     scheduler = _from_config(folder / "scheduler", parts["scheduler"][1])
-    second = ["transformer_2"] if parts.get("boundary_ratio") else []
-    with torch.device("meta"):
-        models = [_from_config(folder / name, parts[name][1]) for name in ("transformer", *second)]
+    models = saved_models(folder)
     configs = [model.config for model in models]
     return _configs(
         type(models[0]).__name__, configs, parts.get("boundary_ratio"), type(scheduler).__name__, scheduler.config
     )
+
+
+def saved_models(folder: Path) -> list[Any]:
+    """Build the transformers of a pipeline on disk on the meta device, those that it calls alone."""
+    parts = _parts(folder)
+    second = ["transformer_2"] if parts.get("boundary_ratio") else []
+    with torch.device("meta"):
+        return [_from_config(folder / name, parts[name][1]) for name in ("transformer", *second)]
+
+
+def _parts(folder: Path) -> dict[str, Any]:
+    return json.loads((folder / "model_index.json").read_text())
 
 
 def _from_config(folder: Path, name: str) -> Any:
@@ -69,6 +86,18 @@ def _adapted(model: nn.Module) -> bool:
     return bool(getattr(model, "peft_config", None))
 
 
+def _described(name: str, layers: Sequence[Any]) -> str:
+    """Name an adapter with its strength: 1 where each layer has the one that it was made with."""
+    strengths = {
+        round(layer.scaling[name] * layer.r[name] / layer.lora_alpha[name], 6)
+        for layer in layers
+        if name in getattr(layer, "scaling", {}) and layer.r.get(name) and layer.lora_alpha.get(name)
+    }
+    told = " ".join(f"{strength:g}" for strength in sorted(strengths)) if strengths - {1.0} else ""
+    fused = "fused" if any(name in layer.merged_adapters for layer in layers) else ""
+    return " ".join(filter(None, (name, told, fused)))
+
+
 def _digest(config: Any) -> str:
     own_values = {name: value for name, value in dict(config).items() if name not in _NOT_THE_MODEL}
     return hashlib.sha256(json.dumps(own_values, sort_keys=True, default=str).encode()).hexdigest()[:16]
@@ -76,31 +105,3 @@ def _digest(config: Any) -> str:
 
 def _class_of(host: Host) -> str:
     return host.spec.name if host.is_known else type(host.model).__name__
-
-
-def _fingerprint(host: Host) -> dict[str, float]:
-    """Return the weight norms of every fourth block, which tell a fine-tune or a fused adapter from the original.
-
-    Of a model whose blocks are not known, or of two, those of some modules.
-    """
-    if host.is_known and not host.others:
-        return {block.name: _norm(block.module) for block in host.blocks if block.index % 4 == 0}
-    norms: dict[str, float] = {}
-    for number, model in enumerate((host.model, *host.others)):
-        layers = [(name, layer) for name, layer in model.named_modules() if vars(layer)["_parameters"]]
-        sampled = layers[:: max(1, len(layers) // SAMPLED)]
-        norms |= {f"{name} of transformer {number + 1}" if number else name: _norm(layer) for name, layer in sampled}
-    return norms
-
-
-def _norm(module: nn.Module) -> float:
-    return sum(weight.detach().float().square().sum().item() for weight in _weights(module)) ** 0.5
-
-
-def _weights(module: nn.Module) -> Iterator[torch.Tensor]:
-    """Yield the parameters of a module; those that accelerate has offloaded one by one from where it keeps them."""
-    for part in module.modules():
-        hook = getattr(part, "_hf_hook", None)
-        kept = [hooked.weights_map for hooked in getattr(hook, "hooks", [hook]) if getattr(hooked, "weights_map", None)]
-        for name, parameter in part.named_parameters(recurse=False):
-            yield kept[0][name] if parameter.is_meta and kept else parameter

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 from fastcache_xdit.approx.calibration import Calibration
+from fastcache_xdit.approx.identity import fits
 from fastcache_xdit.approx.output import SEGMENT
 from fastcache_xdit.approx.pooled import pooled
 from fastcache_xdit.config import FastCacheConfig
@@ -20,7 +21,7 @@ from fastcache_xdit.host.base import Host
 from fastcache_xdit.host.effects import SchedulerEffects
 from fastcache_xdit.host.identity import adapters, identity
 from fastcache_xdit.learning.calls import Call, RecordedCall, arguments, quiet
-from fastcache_xdit.learning.circumstances import difference
+from fastcache_xdit.learning.circumstances import WeightsWatch, adapter_scale, difference
 from fastcache_xdit.learning.lesson import Lesson
 from fastcache_xdit.learning.likeness import Guard, Pictures
 from fastcache_xdit.learning.ranks import Ranks
@@ -68,6 +69,7 @@ class Learner:
     learnt: Calibration | None = None
     seconds: float = 0.0
     _kinds: dict[tuple[float, ...], list[Recorded]] = field(default_factory=dict)  # recorded, by noise levels
+    _lessons: list[Calibration] = field(default_factory=list)  # one for each set of weights and adapters
     _tries: int = 0
     _served: int = 0
     _call: Call | None = None
@@ -78,15 +80,33 @@ class Learner:
         self.ranks = Ranks(self.host.topology)
         self.guard, self.pictures = Guard(self.ranks), Pictures(self.pipe, undo)
         self.replays = Replays(self.session, self.pilot, self.pictures)
+        self.weights = WeightsWatch(self.host, looks_at_weights=self.ranks.is_alone)
+        self._begin()
+        undo.wrap(self.pipe, "__call__", self.around)
+
+    def _begin(self) -> None:
+        """Use what is known of these weights and adapters, or else begin to record."""
         pipeline = type(getattr(self.pipe, "module", self.pipe)).__name__
         self.identity = self.ranks.first({**identity(self.host), "pipeline": pipeline})
-        kept = self.ranks.first(self.home.find(self.identity) if self.home and self.ranks.is_first else None)
+        kept = self.ranks.first(self._found() if self.ranks.is_first else None)
         if kept and SEGMENT in kept.moments:
             self.learnt = kept
             self.pilot.learnt(kept)
         elif self.config.learn:
             self.pilot.forced = _whole
-        undo.wrap(self.pipe, "__call__", self.around)
+
+    def _found(self) -> Calibration | None:
+        """Return what was learnt here of these weights and adapters, or else what the user has of them."""
+        mine = (each for each in reversed(self._lessons) if fits(each.identity, self.identity))
+        return next(mine, None) or (self.home.find(self.identity) if self.home else None)
+
+    def _begin_anew(self) -> None:
+        """Forget what other weights or adapters have shown; what was learnt of them is kept."""
+        self._tell("adapters or weights were changed; what was learnt of others is not used for them")
+        self.learnt, self.pilot.forced, self._tries = None, None, 0
+        self.pilot.learnt(pooled())
+        self._kinds.clear()
+        self._begin()
 
     @property
     def is_recording(self) -> bool:
@@ -102,6 +122,8 @@ class Learner:
         """Make one call of the pipeline: recorded, looked at, or as it is."""
         if self.replays.is_busy or self.session.is_bypassed:
             return call(*args, **kwargs)
+        if self.weights.has_changed():
+            self._begin_anew()
         if self.is_recording:
             return self._record(call, args, kwargs)
         if self.learnt and (why := difference(self.learnt, arguments(call, kwargs), adapters(self.host))):
@@ -114,8 +136,8 @@ class Learner:
     def _record(self, call: Call, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         recorded, trajectory, start = RecordedCall.of(args, kwargs), Trajectory(), time.perf_counter()
         result = self.replays.watched(trajectory, lambda: call(*args, **kwargs))
-        scale = arguments(call, kwargs).get("guidance_scale")
-        self._keep(Recorded(recorded, trajectory, self.pictures.taken(), time.perf_counter() - start, scale))
+        seconds, scale = time.perf_counter() - start, arguments(call, kwargs).get("guidance_scale")
+        self._keep(Recorded(recorded, trajectory, self.pictures.taken(), seconds, scale, adapter_scale(kwargs)))
         self._call = call
         self._tries += 1
         if self.count >= self.config.learn:
@@ -139,7 +161,8 @@ class Learner:
         sigmas, seen = tuple(self.session.sigmas()) if self.session.sigmas else (), recorded.trajectory.steps
         if not sigmas or self.ranks.total(torch.tensor(not recorded.is_finite or seen not in (0, len(sigmas)))):
             return
-        self._kinds.setdefault(sigmas, []).append(recorded)
+        alike = [each for each in self._kinds.get(sigmas, ()) if each.adapter_scale == recorded.adapter_scale]
+        self._kinds[sigmas] = [*alike, recorded]
         if len(self._kinds) > MOST_KINDS:
             rarest = min(self._kinds, key=lambda kind: (len(self._kinds[kind]), kind == sigmas))
             del self._kinds[rarest]
@@ -162,6 +185,7 @@ class Learner:
             self.pilot.forced, self._tries = None, 0
             self._kinds.clear()
         self.seconds += time.perf_counter() - start
+        self._lessons.append(calibration)
         self._use(calibration)
         if self.home and self.ranks.is_first:
             self.home.keep(calibration)

@@ -29,6 +29,7 @@ class Recorded:
     pictures: torch.Tensor | None
     seconds: float
     guidance_scale: float | None
+    adapter_scale: float = 1.0
 
     @property
     def is_finite(self) -> bool:
@@ -93,6 +94,7 @@ class Teaching:
             "when": datetime.date.today().isoformat(),
             "steps": steps,
             "guidance_scale": self.requests[0].guidance_scale,
+            "adapter_scale": self.requests[0].adapter_scale,
             "masks": {},
             "promises": {},
             "worst": {},
