@@ -9,7 +9,6 @@ from typing import Any
 
 from tqdm import tqdm
 
-from fastcache_xdit.bench.peers.architectures import ARCHITECTURES
 from fastcache_xdit.bench.peers.catalogue import unscored
 from fastcache_xdit.bench.peers.environment import circumstances, package_version
 from fastcache_xdit.bench.peers.full_size import FullSize
@@ -24,6 +23,7 @@ from fastcache_xdit.errors import UsageError
 from fastcache_xdit.files import writable_folder
 from fastcache_xdit.host import cpu
 from fastcache_xdit.host.xdit import engine, loading, world
+from fastcache_xdit.models.architectures import ARCHITECTURES, TINY
 from fastcache_xdit.plugin import register
 from fastcache_xdit.tuning.versions import versions
 
@@ -38,9 +38,11 @@ def main(argv: list[str]) -> int:
         raise UsageError("bench speed runs in one process", "start it without torchrun")
     peers = [thinned(peer) for peer in chosen(unscored(), options.only)]
     architecture, dtype = ARCHITECTURES[options.architecture], options.dtype or loading.default_dtype()
-    plan = _plan(architecture.call | {name: size for name, size in sizes.items() if size}, options.repetitions)
+    given = {name: size for name, size in sizes.items() if size}
+    small = {name: size for name, size in TINY.items() if options.tiny and name in architecture.call}
+    plan, changes = _plan({**architecture.call, **small, **given}, options.repetitions), architecture.tiny
     device = "cuda" if cpu.has_accelerator() else "cpu"
-    bench = PeerBench(lambda: FullSize(architecture, dtype, device), plan)
+    bench = PeerBench(lambda: FullSize(architecture, dtype, device, **(changes if options.tiny else {})), plan)
     path = writable_folder(options.output) / f"speed-{options.architecture}.json"
     _write_rows(path, _conditions(options.architecture, dtype, plan), _rows(bench, peers))
     print(f"fastcache: -> {path}")

@@ -122,8 +122,13 @@ class WeighedState(SegmentState):
         for stream in Streams._fields:
             before, after = getattr(entered, stream), getattr(output, stream)
             if before is not None and after is not None:
-                kept = max(stand_in.entered_kept, 1) if stream == HIDDEN else stand_in.entered_kept
-                self.needed += (stand_in.references + kept) * after.numel() * after.element_size()
+                self.needed += tensors_kept(stand_in, stream) * after.numel() * after.element_size()
+
+
+def tensors_kept(stand_in: StandIn, stream: str) -> int:
+    """Return how many tensors of a stream's size are kept once there are all references: residuals and entry states."""
+    entered = max(stand_in.entered_kept, 1) if stream == HIDDEN else stand_in.entered_kept
+    return stand_in.references + entered
 
 
 def _rows(reference: Reference, start: int, stop: int) -> Reference:

@@ -15,6 +15,12 @@ def test_all_is_fine_here(capsys):
     assert told.rstrip().endswith("All fine.") and "shapes-pixart" in told and len(told.splitlines()) < 16
 
 
+def test_memory_is_told_for_a_size(capsys):
+    assert main(["doctor", "--json", "--height", "128", "--width", "128", "--cache_config", "third"]) == 0
+    (memory,) = [each for each in json.loads(capsys.readouterr().out)["findings"] if each["topic"] == "memory"]
+    assert "held for a request, granularity step" in memory["found"]
+
+
 def test_json_holds_all_findings(capsys):
     assert main(["doctor", "--json", "--calibration", "none.safetensors"]) == 1
     told = json.loads(capsys.readouterr().out)

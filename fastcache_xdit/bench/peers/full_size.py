@@ -6,9 +6,9 @@ from typing import Any
 
 import torch
 
-from fastcache_xdit.bench.peers.architectures import Architecture, Shape
 from fastcache_xdit.host.xdit.engine import Batch
 from fastcache_xdit.host.xdit.loading import DTYPES
+from fastcache_xdit.models.architectures import Architecture, Shape
 
 
 class FullSize:

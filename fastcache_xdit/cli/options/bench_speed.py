@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from fastcache_xdit.bench.peers.architectures import ARCHITECTURES
 from fastcache_xdit.host.xdit.flags import DTYPE_NAMES
+from fastcache_xdit.models.architectures import ARCHITECTURES
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -19,6 +19,7 @@ class SpeedOptions:
     width: int | None
     num_frames: int | None
     dtype: str | None
+    tiny: bool
     repetitions: int
     only: tuple[str, ...] | None
     output: str
@@ -32,6 +33,7 @@ def add_arguments(group: Any) -> None:
     for name in ("height", "width", "num_frames"):
         group.add_argument(f"--{name}", type=int, help="default: the model's own")
     group.add_argument("--dtype", choices=DTYPE_NAMES, help="default: bfloat16, float32 without accelerator")
+    group.add_argument("--tiny", action="store_true", help="few layers and a small size, to try it without a GPU")
     group.add_argument("--repetitions", type=int, default=3, help="of each timing; default: %(default)s")
     group.add_argument("--only", nargs="+", metavar="NAME", help="caches whose name has one of these in it")
     group.add_argument("--output", metavar="FOLDER", default="results/speed", help="default: %(default)s")

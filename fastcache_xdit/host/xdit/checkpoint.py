@@ -111,6 +111,13 @@ def pixels_per_token(folder: Path) -> int:
     return pixels_per_latent * (patch if isinstance(patch, int) else max(patch))
 
 
+def frames_per_latent(folder: Path) -> int:
+    """Frames of a clip for each latent of the pipeline saved in `folder`; 1 for pictures."""
+    vae = _config(folder / "vae" / "config.json")
+    halved = vae.get("temperal_downsample")  # as diffusers spells it
+    return vae.get("scale_factor_temporal") or vae.get("temporal_compression_ratio") or 2 ** sum(halved or ())
+
+
 def _config(path: Path) -> dict[str, Any]:
     if not path.is_file():
         raise UsageError(f"{path.parent} is not a diffusers pipeline folder: {path.name} is missing")

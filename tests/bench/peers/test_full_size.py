@@ -3,19 +3,14 @@
 import pytest
 
 from fastcache_xdit.bench.peers import own
-from fastcache_xdit.bench.peers.architectures import ARCHITECTURES
 from fastcache_xdit.bench.peers.catalogue import unscored
 from fastcache_xdit.bench.peers.full_size import FullSize
 from fastcache_xdit.bench.peers.measure import BenchPlan, PeerBench
 from fastcache_xdit.bench.peers.measurement import RAN
 from fastcache_xdit.host import cpu
 from fastcache_xdit.host.xdit.engine import batches
+from fastcache_xdit.models.architectures import ARCHITECTURES
 
-FEW = {
-    "flux.1-dev": {"num_layers": 1, "num_single_layers": 2, "num_attention_heads": 2},
-    "pixart-sigma": {"num_layers": 3, "num_attention_heads": 2, "cross_attention_dim": 144},
-    "wan2.1-1.3b": {"num_layers": 3, "num_attention_heads": 2, "ffn_dim": 64},
-}
 SIZE = {"height": 64, "width": 64, "num_inference_steps": 8}
 
 
@@ -26,7 +21,7 @@ def bench(request):
     call = {**architecture.call, **SIZE} | ({"num_frames": 5} if "num_frames" in architecture.call else {})
     measured, rehearsal = batches(["", ""], 1, 0)
     plan = BenchPlan([measured], measured, [rehearsal], 1, call, scored=False)
-    return PeerBench(lambda: FullSize(architecture, "float32", "cpu", **FEW[request.param]), plan)
+    return PeerBench(lambda: FullSize(architecture, "float32", "cpu", **architecture.tiny), plan)
 
 
 def test_a_mask_computes_what_it_says(bench):
@@ -47,6 +42,8 @@ def test_another_cache_runs_as_well(bench):
 
 
 def test_weights_are_the_same_in_every_run():
-    first, second = (FullSize(ARCHITECTURES["pixart-sigma"], "bfloat16", "cpu", **FEW["pixart-sigma"]) for _ in "ab")
+    first, second = (
+        FullSize(ARCHITECTURES["pixart-sigma"], "bfloat16", "cpu", **ARCHITECTURES["pixart-sigma"].tiny) for _ in "ab"
+    )
     pairs = zip(first.pipe.transformer.parameters(), second.pipe.transformer.parameters(), strict=True)
     assert all(mine.equal(theirs) and mine.dtype.is_floating_point for mine, theirs in pairs)
