@@ -9,10 +9,13 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
+from torch import nn
 from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 
+from fastcache_xdit.host.base import Host
 from fastcache_xdit.host.find import host_of
-from fastcache_xdit.segments.segment import Block
+from fastcache_xdit.models.tried import Tried, all_tried
+from fastcache_xdit.models.watch import block_lists
 from fastcache_xdit.undo import Undo
 
 
@@ -27,12 +30,23 @@ _MISSING = {torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: _attenti
 @contextlib.contextmanager
 def counted(target: Any) -> Iterator[Counter[str]]:
     """Count FLOPs by block name of every call inside; meant for a warm-up, because counting is slow."""
-    host = host_of(target)
     flops: Counter[str] = Counter()
     with Undo() as undo:
-        for block in host.blocks:
-            undo.set(block.module, "forward", _counting(block, block.module.forward, flops))
+        for name, block in _blocks(host_of(target)):
+            undo.set(block, "forward", _counting(name, block.forward, flops))
         yield flops
+
+
+def _blocks(host: Host) -> Iterator[tuple[str, nn.Module]]:
+    """Yield the blocks by name; of a model that is not known, what its lists hold that may be skipped."""
+    if host.is_known:
+        yield from ((block.name, block.module) for block in host.blocks)
+        return
+    always = all_tried().get(type(host.model).__name__, Tried()).computed
+    for name, blocks in block_lists(host.model).items():
+        if name in always:
+            continue
+        yield from ((f"{name}.{number}", block) for number, block in enumerate(blocks))
 
 
 class _OneModule(contextlib.nullcontext):
@@ -68,12 +82,12 @@ def counted_steps(transformer: Any) -> Iterator[Counter[float]]:
         yield steps
 
 
-def _counting(block: Block, original: Callable[..., Any], flops: Counter[str]) -> Callable[..., Any]:
+def _counting(name: str, original: Callable[..., Any], flops: Counter[str]) -> Callable[..., Any]:
     @functools.wraps(original)
     def forward(*args: Any, **kwargs: Any) -> Any:
         with _counter() as counter:
             output = original(*args, **kwargs)
-        flops[block.name] += counter.get_total_flops()
+        flops[name] += counter.get_total_flops()
         return output
 
     return forward

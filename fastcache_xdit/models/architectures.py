@@ -81,14 +81,4 @@ ARCHITECTURES = {
         tiny={"num_layers": 1, "num_single_layers": 2, "num_refiner_layers": 1, "num_attention_heads": 2},
         frames_per_latent=4,
     ),
-    "qwen-image": Architecture(
-        pipeline="QwenImagePipeline",
-        transformer="QwenImageTransformer2DModel",
-        scheduler="FlowMatchEulerDiscreteScheduler",
-        config={},
-        text={"prompt_embeds": (512, 3584), "prompt_embeds_mask": (512,)},
-        empty=_PARTS,
-        call={"height": 1024, "width": 1024, "true_cfg_scale": 1.0},
-        tiny={"num_layers": 3, "num_attention_heads": 2},
-    ),
 }
