@@ -56,7 +56,7 @@ def _findings(model: str | None, calibrations: Sequence[Path] | None) -> list[Fi
     return [*findings, *checkpoint.examine(model, folder, ranks, files)]
 
 
-def _request(options: DoctorOptions) -> memory.Request | None:
+def _request(options: DoctorOptions) -> memory.RequestSize | None:
     """Return the request whose memory is asked for; None where none is.
 
     Raises:
@@ -69,10 +69,10 @@ def _request(options: DoctorOptions) -> memory.Request | None:
         return None
     if options.height is None or options.width is None:
         raise UsageError("the size of a request is --height and --width", "give both")
-    return memory.Request(options.height, options.width, options.num_frames, steps, DTYPES[options.dtype])
+    return memory.RequestSize(options.height, options.width, options.num_frames, steps, DTYPES[options.dtype])
 
 
-def _memory(model: str, request: memory.Request, config: FastCacheConfig) -> Finding:
+def _memory(model: str, request: memory.RequestSize, config: FastCacheConfig) -> Finding:
     """Tell what the cache will hold for a request of a model on disk, or of a published one by its name."""
     if model.lower() in ARCHITECTURES:
         denoiser = memory.Denoiser.published(ARCHITECTURES[model.lower()])

@@ -31,7 +31,7 @@ CLIP_TOKENS = 77  # that Stable Diffusion 3 puts before those of T5
 
 
 @dataclass(frozen=True)
-class Request:
+class RequestSize:
     """What is asked for.
 
     Attributes:
@@ -123,7 +123,7 @@ class Held:
     learning: int = 0
 
 
-def held(denoiser: Denoiser, config: FastCacheConfig, request: Request) -> Held:
+def held(denoiser: Denoiser, config: FastCacheConfig, request: RequestSize) -> Held:
     """Compute what a cache with these options holds.
 
     Raises:
@@ -138,7 +138,7 @@ def held(denoiser: Denoiser, config: FastCacheConfig, request: Request) -> Held:
     return Held(outputs + moments, records)
 
 
-def examine(denoiser: Denoiser, config: FastCacheConfig, request: Request) -> Finding:
+def examine(denoiser: Denoiser, config: FastCacheConfig, request: RequestSize) -> Finding:
     """Tell what a cache with these options holds for a request."""
     found = held(denoiser, config, request)
     text = f"{_megabytes(found.cached)} held for a request, granularity {config.granularity}"
@@ -150,12 +150,12 @@ def examine(denoiser: Denoiser, config: FastCacheConfig, request: Request) -> Fi
     return Finding("memory", text)
 
 
-def examine_saved(folder: Path, config: FastCacheConfig, request: Request) -> Finding:
+def examine_saved(folder: Path, config: FastCacheConfig, request: RequestSize) -> Finding:
     """Tell the same of the pipeline in a folder. Raises UsageError where it holds none."""
     return examine(Denoiser.saved(folder), config, request)
 
 
-def _blocks(denoiser: Denoiser, config: FastCacheConfig, request: Request) -> int:
+def _blocks(denoiser: Denoiser, config: FastCacheConfig, request: RequestSize) -> int:
     """What is kept of blocks: of each segment and branch, references of each stream."""
     _, segments = partition(blocks_of(denoiser.model, denoiser.spec, {}), config)
     calibration = Calibration.cached(config.calibration) if config.calibration else None
@@ -187,29 +187,29 @@ def _width(denoiser: Denoiser) -> int:
     return config["num_attention_heads"] * config["attention_head_dim"]
 
 
-def _text(denoiser: Denoiser, request: Request) -> int:
+def _text(denoiser: Denoiser, request: RequestSize) -> int:
     most = denoiser.defaults.get("max_sequence_length", 0)
     return request.text or most + CLIP_TOKENS * denoiser.pipeline.startswith("StableDiffusion3")
 
 
-def _latents(denoiser: Denoiser, request: Request) -> int:
+def _latents(denoiser: Denoiser, request: RequestSize) -> int:
     return (request.frames - 1) // denoiser.frames + 1
 
 
-def _tokens(denoiser: Denoiser, request: Request) -> int:
+def _tokens(denoiser: Denoiser, request: RequestSize) -> int:
     """Number of image tokens."""
     *in_time, _, _ = _patch(denoiser)
     return _latents(denoiser, request) // (in_time or [1])[0] * _places(denoiser, request, denoiser.pixels)
 
 
-def _positions(denoiser: Denoiser, request: Request) -> int:
+def _positions(denoiser: Denoiser, request: RequestSize) -> int:
     """Number of positions of the latents, or of their tokens where the pipeline packs them."""
     if spec_named(type(denoiser.model).__name__).packed:
         return _tokens(denoiser, request)
     return _latents(denoiser, request) * _places(denoiser, request, denoiser.pixels // max(_patch(denoiser)))
 
 
-def _places(denoiser: Denoiser, request: Request, pixels: int) -> int:
+def _places(denoiser: Denoiser, request: RequestSize, pixels: int) -> int:
     return (request.height // pixels) * (request.width // pixels)
 
 
@@ -224,16 +224,16 @@ def _channels(denoiser: Denoiser) -> tuple[int, int]:
     return config["in_channels"], config.get("out_channels") or config["in_channels"]
 
 
-def _handed(denoiser: Denoiser, request: Request) -> int:
+def _handed(denoiser: Denoiser, request: RequestSize) -> int:
     """Numbers that the scheduler is given; a model may return a variance beside them."""
     return min(_channels(denoiser)) * _positions(denoiser, request)
 
 
-def _returned(denoiser: Denoiser, request: Request) -> int:
+def _returned(denoiser: Denoiser, request: RequestSize) -> int:
     return denoiser.branches * _channels(denoiser)[1] * _positions(denoiser, request)
 
 
-def _recorded(denoiser: Denoiser, request: Request) -> int:
+def _recorded(denoiser: Denoiser, request: RequestSize) -> int:
     """Bytes of one recorded step: some rows of the outputs, and of the latents behind them, in float32."""
     positions = _positions(denoiser, request)
     rows = -(-positions // -(-positions // MOST_ROWS))

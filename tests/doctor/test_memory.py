@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from fastcache_xdit import FastCacheConfig, fastcache
-from fastcache_xdit.doctor.memory import Denoiser, Request, examine, held
+from fastcache_xdit.doctor.memory import Denoiser, RequestSize, examine, held
 from fastcache_xdit.learning.trajectory import Trajectory
 from fastcache_xdit.models.architectures import ARCHITECTURES
 from tests import tiny
@@ -49,7 +49,7 @@ def test_it_is_what_the_report_says(family, saved, name, dtype):
         called(pipe, family, dtype)
         said = handle.report().bytes_held
     frames = tiny.FRAMES if family == "wan" else 1
-    request = Request(tiny.PIXELS, tiny.PIXELS, frames, STEPS, dtype, tiny.TOKENS)
+    request = RequestSize(tiny.PIXELS, tiny.PIXELS, frames, STEPS, dtype, tiny.TOKENS)
     assert held(saved, CONFIGS[name], request).cached == pytest.approx(said, rel=0.05)
 
 
@@ -59,22 +59,22 @@ def test_what_learning_takes_is_what_is_recorded(family, saved):
         called(pipe, family, torch.float32)
     recorded = sum(tensor.numel() * tensor.element_size() for tensor in (*watch.outputs(), *watch.latents()))
     frames = tiny.FRAMES if family == "wan" else 1
-    request = Request(tiny.PIXELS, tiny.PIXELS, frames, STEPS, text=tiny.TOKENS)
+    request = RequestSize(tiny.PIXELS, tiny.PIXELS, frames, STEPS, text=tiny.TOKENS)
     assert held(saved, FastCacheConfig(learn=3), request).learning == 3 * recorded
     assert held(saved, FastCacheConfig(learn=0), request).learning == 0
 
 
 def test_published_models_are_known_without_their_weights():
     flux = Denoiser.published(ARCHITECTURES["flux.1-dev"])
-    megabytes = held(flux, FastCacheConfig(), Request(1024, 1024)).cached / 1e6
+    megabytes = held(flux, FastCacheConfig(), RequestSize(1024, 1024)).cached / 1e6
     assert 2.0 < megabytes < 2.3, "four outputs of half a megabyte, as docs/learning.md says, and moments"
-    blocks = held(flux, FastCacheConfig.scheduled("1010"), Request(1024, 1024)).cached
+    blocks = held(flux, FastCacheConfig.scheduled("1010"), RequestSize(1024, 1024)).cached
     tokens, text, width = 64 * 64, 512, 3072
     assert blocks == 2 * width * (3 * tokens + 2 * text), "two residuals of both streams and where the image entered"
 
 
 def test_what_is_more_than_the_budget_is_a_hint():
-    flux, request = Denoiser.published(ARCHITECTURES["flux.1-dev"]), Request(1024, 1024)
+    flux, request = Denoiser.published(ARCHITECTURES["flux.1-dev"]), RequestSize(1024, 1024)
     found = examine(flux, FastCacheConfig.scheduled("1010", memory_budget=1e7), request)
     assert found.state == "hint" and "more than memory_budget" in found.advice
     assert examine(flux, FastCacheConfig.scheduled("1010", memory_budget=1e9), request).state == "fine"
