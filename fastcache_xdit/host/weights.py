@@ -86,7 +86,8 @@ def _plain_weights(module: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
 
 
 def _weights(module: nn.Module) -> Iterator[torch.Tensor]:
-    return (weight for _, weight in _named_weights(module))
+    """Yield the weights of a module, without those of adapters, which may be there and not be used."""
+    return (weight for name, weight in _named_weights(module) if "lora_" not in name)
 
 
 def _named_weights(module: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
