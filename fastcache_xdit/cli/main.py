@@ -11,7 +11,7 @@ from importlib.metadata import PackageNotFoundError, metadata, version
 from fastcache_xdit.cli.catalogue import COMMANDS
 from fastcache_xdit.cli.commands import Group, program
 from fastcache_xdit.errors import UsageError
-from fastcache_xdit.host.xdit.world import another_ended, is_first_rank, rank
+from fastcache_xdit.host.xdit.world import another_ended, check_launcher, is_first_rank, rank
 
 MISTAKE, BUG, UNREAD, INTERRUPTED = 2, 1, 1, 130  # exit codes
 OF_THE_DISK = {
@@ -34,6 +34,7 @@ def main(argv: list[str]) -> int:
             print(f"fastcache_xdit {_version('fastcache_xdit')}")
         return 0
     try:
+        check_launcher()
         code = Group("all commands", "COMMAND", COMMANDS, more="; --version prints the version").main(program(), argv)
         sys.stdout.flush()
         return code

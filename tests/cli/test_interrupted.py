@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from datetime import timedelta
 
 import pytest
 
@@ -14,6 +15,8 @@ from fastcache_xdit.cli.main import main
 from fastcache_xdit.cli.progress import progress
 from fastcache_xdit.errors import UsageError
 from fastcache_xdit.evaluate.output import OutputFolder
+from fastcache_xdit.host.xdit import world
+from tests.parallel.launch import free_port
 
 PROMPTS = ["a red circle on a dark background"] * 50
 GENERATE = ["generate", "--model", "shapes-pixart", "--prompt", *PROMPTS, "--num_inference_steps", "2"]
@@ -74,3 +77,13 @@ def test_overwriting_removes_pictures_of_the_earlier_job_alone(tmp_path):
     OutputFolder(tmp_path, overwrite=True).clear()
     assert [file.name for file in (tmp_path / "images").iterdir()] == ["mine.png"]
     OutputFolder(tmp_path, overwrite=False)
+
+
+def test_a_rank_whose_torchrun_has_ended_ends(monkeypatch, capsys):
+    monkeypatch.setattr(world, "LAUNCHER_PATIENCE", timedelta(seconds=1))
+    torchrun = {"TORCHELASTIC_USE_AGENT_STORE": "True", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
+    for name, value in torchrun.items():
+        monkeypatch.setenv(name, value)
+    assert main(["batch", "status", "nowhere"]) == 2
+    told = capsys.readouterr().err.splitlines()[-1]
+    assert f"does not answer at 127.0.0.1:{torchrun['MASTER_PORT']} any more: it has ended; start it again" in told

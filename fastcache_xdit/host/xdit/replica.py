@@ -11,7 +11,7 @@ import torch.distributed
 from fastcache_xdit.errors import ReplicaError, UsageError
 from fastcache_xdit.host.xdit import world
 
-STARTING = 300.0  # seconds that a rank which was started again waits for the others
+STARTING = 300.0  # seconds that a rank waits for torchrun, and one which was started again for the others
 
 
 def check_machines(replicas: int, environment: Mapping[str, str]) -> None:
@@ -60,5 +60,7 @@ def _meet(store: torch.distributed.Store, rank: int, size: int) -> None:
 
 def _store(replicas: int, start: int) -> torch.distributed.Store:
     """Where the ranks of this replica find each other: torchrun's store, under the name of replica and start."""
-    store, rank, world_size = next(torch.distributed.rendezvous("env://"))
+    default, patience = torch.distributed.constants.default_pg_timeout, timedelta(seconds=STARTING)
+    store, rank, world_size = next(torch.distributed.rendezvous("env://", timeout=patience))
+    store.set_timeout(default)  # of what ranks will say to each other
     return torch.distributed.PrefixStore(f"replica-{rank // (world_size // replicas)}-{start}", store)

@@ -6,12 +6,18 @@ Who this rank is must be known before anything is imported that takes seconds, s
 from __future__ import annotations
 
 import os
+from datetime import timedelta
 from typing import TYPE_CHECKING, Any
+
+from fastcache_xdit.errors import UsageError
 
 if TYPE_CHECKING:
     import torch
 
 RANK_DEFAULTS = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "0"}
+
+# torchrun answers before it starts its ranks, and torch would wait for it for half an hour
+LAUNCHER_PATIENCE = timedelta(seconds=60)
 
 # what gloo and NCCL say where a process at the other end has ended
 ENDED = ("Connection closed by peer", "Connection reset by peer", "remote process exited")
@@ -21,6 +27,22 @@ def be_alone() -> None:
     """Set what torchrun sets in the environment, for a process that it did not start: one rank of one."""
     for name, value in RANK_DEFAULTS.items():
         os.environ.setdefault(name, value)
+
+
+def check_launcher() -> None:
+    """Raise UsageError where torchrun, at which its ranks meet, has ended before this rank came to it."""
+    if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True":
+        return
+    from torch.distributed import DistError, TCPStore
+
+    address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+    try:
+        TCPStore(address, port, is_master=False, timeout=LAUNCHER_PATIENCE)
+    except DistError:
+        raise UsageError(
+            f"torchrun, which started this rank, does not answer at {address}:{port} any more: it has ended",
+            "start it again",
+        ) from None
 
 
 def rank() -> int:
