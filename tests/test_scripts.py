@@ -116,3 +116,20 @@ def test_each_set_of_packages_is_installed_once(tmp_path):
 def test_the_quickstart_installs_no_tools_for_development():
     assert '. scripts/setup.sh ""' in (ROOT / "scripts" / "quickstart.sh").read_text()
     assert ". scripts/setup.sh dev" in (ROOT / "scripts" / "test.sh").read_text()
+
+
+def test_what_a_gpu_is_tried_with_runs_on_a_cpu_and_goes_on_where_it_was(tmp_path):
+    command = ["bash", "scripts/gpu.sh", "--device", "cpu", "--output", str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
+    assert done.returncode == 0, done.stdout[-3000:]
+    parts = {"environment", "tests", "speed-flux.1-dev", "speed-wan2.1-1.3b", "speed-qwen-image", "peers"}
+    assert {path.stem for path in tmp_path.glob("*.done")} == parts
+    assert all((tmp_path / f"{part}.log").read_text().strip() for part in parts)
+    again = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
+    assert again.returncode == 0 and again.stdout.count("done before") == len(parts)
+
+
+@pytest.mark.parametrize("words", [["--device", "tpu"], ["--ranks", "0"], ["--colour", "red"], ["--output"]])
+def test_mistakes_with_a_gpu_are_told(words):
+    done = subprocess.run(["bash", "scripts/gpu.sh", *words], capture_output=True, text=True, cwd=ROOT)
+    assert done.returncode == 2 and done.stderr.startswith("gpu.sh: ")

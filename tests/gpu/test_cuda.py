@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 import warnings
@@ -20,10 +21,12 @@ from fastcache_xdit.parallel.topology import Topology
 from shapes.loading import generation_defaults, model_path, tuned_configs
 from shapes.sampling import prompts
 from tests import tiny
+from tests.parallel import place
 from tests.parallel.cached import psnr
 from tests.parallel.launch import free_port
 
-pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU")
+DEVICE = os.environ.get(place.VARIABLE, "cuda")  # scripts/gpu.sh tries some of these on a CPU
+pytestmark = pytest.mark.skipif(DEVICE == "cuda" and not torch.cuda.is_available(), reason="needs an NVIDIA GPU")
 
 STEPS = 8
 SKIPPING = FastCacheConfig(test="paper", error_budget=1.0)
@@ -37,7 +40,7 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
 def pipeline(family, dtype):
-    pipe = tiny.pipeline(family).to("cuda", dtype)
+    pipe = tiny.pipeline(family).to(DEVICE, dtype)
     pipe.set_progress_bar_config(disable=True)
     return pipe
 
@@ -45,7 +48,7 @@ def pipeline(family, dtype):
 def generate(pipe, family):
     dtype = pipe.transformer.dtype
     call = {
-        name: value.to("cuda", dtype) if torch.is_tensor(value) else value
+        name: value.to(DEVICE, dtype) if torch.is_tensor(value) else value
         for name, value in tiny.call_arguments(family).items()
     }
     images = pipe(**{**call, "num_inference_steps": STEPS})[0]

@@ -18,7 +18,7 @@ import torch.distributed as dist
 
 from fastcache_xdit.host import cpu
 from tests import tiny
-from tests.parallel import hand_made
+from tests.parallel import hand_made, place
 
 WRAPPERS = {
     "pixart": "xFuserPixArtAlphaPipeline",
@@ -47,7 +47,8 @@ def engine(**degrees: Any) -> Any:
     from xfuser.core.distributed import init_distributed_environment
 
     if not dist.is_initialized():
-        init_distributed_environment()
+        backend = place.backend(int(os.environ["WORLD_SIZE"]))
+        init_distributed_environment(local_rank=place.local_rank(), backend=backend)
     names = ("ulysses_degree", "ring_degree", "pipefusion_parallel_degree", "tensor_parallel_degree")
     used = 2 if degrees.get("use_cfg_parallel") else 1
     for name in names:
@@ -68,7 +69,7 @@ def xdit(family: str, runner: bool = False, model: dict | None = None, **degrees
     config = engine(**degrees)
     import xfuser
 
-    plain = tiny.pipeline(family, **(model or {}))
+    plain = tiny.pipeline(family, **(model or {})).to(place.device())
     if family == "wan":
         return _runner_wan(plain, config)
     return _runner_flux(plain, config) if runner else getattr(xfuser, WRAPPERS[family])(plain, config)
@@ -105,14 +106,14 @@ def generate(
     """
     from xfuser.core.distributed import get_runtime_state
 
-    arguments = {**tiny.call_arguments(family, **changes), **(call or {})}
+    arguments = place.moved({**tiny.call_arguments(family, **changes), **(call or {})})
     if type(pipe).__name__ == "FluxPipeline":  # xDiT's runner says this before each call
         length = arguments["max_sequence_length"]
         get_runtime_state().set_input_parameters(
             batch_size=1, num_inference_steps=steps, max_condition_sequence_length=length
         )
     output = pipe(**arguments, num_inference_steps=steps, guidance_scale=guidance)
-    return None if output is None else output[0]
+    return None if output is None else output[0].cpu()
 
 
 def _runner_flux(plain: Any, config: Any) -> Any:
