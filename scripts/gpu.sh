@@ -43,7 +43,7 @@ part() {
     return
   fi
   echo "== $name: $*"
-  if timeout --kill-after 10 "$seconds" "$@" 2>&1 | tee "$output/$name.log"; then
+  if timeout --kill-after 10 "$((seconds * patience))" "$@" 2>&1 | tee "$output/$name.log"; then
     touch "$output/$name.done"
     echo "== $name: went well in $((SECONDS - start)) s"
   else
@@ -55,9 +55,9 @@ part() {
 # shellcheck disable=SC2016  # the other shell expands it
 environment='nvidia-smi; "$0" -m pip list --disable-pip-version-check; "$0" -m fastcache_xdit doctor'
 
-sizes=() tests=() peers=(--model shapes-pixart --quick)
+patience=1 sizes=() tests=() peers=(--model shapes-pixart --quick)
 if [[ $device == cpu ]]; then
-  sizes=(--tiny --repetitions 1) tests=(-k "pixart and float32") peers+=(--count 1 --batch_size 1 --only pooled)
+  patience=20 sizes=(--tiny --repetitions 1) tests=(-k "pixart and float32") peers+=(--count 1 --batch_size 1 --only pooled)
   export FASTCACHE_TEST_DEVICE=cpu
 else
   export FASTCACHE_TEST_DEVICE=cuda
