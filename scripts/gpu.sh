@@ -55,9 +55,10 @@ part() {
 # shellcheck disable=SC2016  # the other shell expands it
 environment='nvidia-smi; "$0" -m pip list --disable-pip-version-check; "$0" -m fastcache_xdit doctor'
 
-patience=1 sizes=() tests=() peers=(--model shapes-pixart --quick)
+patience=1 sizes=() tests=() peers=(--model shapes-pixart --quick) caches=("even masks" pooled)
 if [[ $device == cpu ]]; then
-  patience=20 sizes=(--tiny --repetitions 1) tests=(-k "pixart and float32") peers+=(--count 1 --batch_size 1 --only pooled)
+  patience=20 sizes=(--tiny --repetitions 1) tests=(-k "pixart and float32") caches=(pooled)
+  peers+=(--count 1 --batch_size 1 --repetitions 1 --num_inference_steps 6 --only pooled)
   export FASTCACHE_TEST_DEVICE=cpu
 else
   export FASTCACHE_TEST_DEVICE=cuda
@@ -66,9 +67,9 @@ fi
 
 part environment 40 bash -c "$environment" "$python"
 part tests 120 "$python" -m pytest tests/gpu --ignore tests/gpu/test_ranks.py "${tests[@]}"
-for model in flux.1-dev wan2.1-1.3b qwen-image; do
+for model in flux.1-dev wan2.1-1.3b hunyuanvideo; do
   part "speed-$model" 75 "$python" -m fastcache_xdit bench speed --architecture "$model" \
-    --only "even masks" pooled --output "$output" "${sizes[@]}"
+    --only "${caches[@]}" --output "$output" "${sizes[@]}"
 done
 part peers 90 "$python" -m fastcache_xdit bench peers --output "$output/peers" "${peers[@]}"
 if [[ $ranks -gt 1 ]]; then

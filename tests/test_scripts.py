@@ -122,7 +122,7 @@ def test_what_a_gpu_is_tried_with_runs_on_a_cpu_and_goes_on_where_it_was(tmp_pat
     command = ["bash", "scripts/gpu.sh", "--device", "cpu", "--output", str(tmp_path)]
     done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
     assert done.returncode == 0, done.stdout[-3000:]
-    parts = {"environment", "tests", "speed-flux.1-dev", "speed-wan2.1-1.3b", "speed-qwen-image", "peers"}
+    parts = {"environment", "tests", "speed-flux.1-dev", "speed-wan2.1-1.3b", "speed-hunyuanvideo", "peers"}
     assert {path.stem for path in tmp_path.glob("*.done")} == parts
     assert all((tmp_path / f"{part}.log").read_text().strip() for part in parts)
     again = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)

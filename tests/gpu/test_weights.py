@@ -7,7 +7,7 @@ import torch
 from peft import LoraConfig
 
 from fastcache_xdit import FastCacheConfig, fastcache
-from fastcache_xdit.doctor.memory import Denoiser, Request, held
+from fastcache_xdit.doctor.memory import Denoiser, RequestSize, held
 from fastcache_xdit.home import Home
 from tests import tiny
 
@@ -68,7 +68,7 @@ def test_a_doctor_says_what_a_request_takes(config, dtype, tmp_path):
     with fastcache(pipe, config):
         latents = served(pipe, dtype, PIXELS)
         taken = torch.cuda.memory_allocated() - start - latents.numel() * latents.element_size()
-    said = held(Denoiser.saved(tmp_path), config, Request(PIXELS, PIXELS, 1, STEPS, dtype, tiny.TOKENS)).cached
+    said = held(Denoiser.saved(tmp_path), config, RequestSize(PIXELS, PIXELS, 1, STEPS, dtype, tiny.TOKENS)).cached
     assert taken == pytest.approx(said, rel=0.05)
 
 
