@@ -13,8 +13,6 @@ import weakref
 from collections.abc import Callable
 from typing import Any
 
-import torch
-
 PREFIX = "_fastcache_"  # of all attributes that copies must not have
 _WRAPPED = f"{PREFIX}wrapped"
 _MADE = f"{PREFIX}made"  # in classes with wrapped methods
@@ -56,8 +54,20 @@ class Wrapped:
         return call
 
 
+@functools.cache
+def _stay_uncompiled() -> None:
+    """Have torch.compile leave all functions of this package as they are; what they call, such as blocks, it compiles.
+
+    `torch.compiler.disable` would leave one function alone, and compile what that calls of ours.
+    """
+    from torch._dynamo import trace_rules  # which takes a second
+
+    trace_rules.add(__name__.partition(".")[0])
+
+
 def wrap(target: Any, name: str, around: Around) -> None:
     """Let `around(original, *args, **kwargs)` make all calls of a method of an instance, outside of earlier ones."""
+    _stay_uncompiled()
     wrapped = _of(target)
     if wrapped is None:
         wrapped = Wrapped(target)
@@ -138,7 +148,6 @@ def _looking_up(kind: type, name: str) -> Any:
         return property(lambda self: _method(self, name, _bound(kind, name, self)))
 
     @functools.wraps(getattr(kind, name))
-    @torch.compiler.disable(recursive=False)
     def method(self: Any, *args: Any, **kwargs: Any) -> Any:
         return _call(self, name, _bound(kind, name, self), *args, **kwargs)
 

@@ -105,7 +105,6 @@ class Guidance:
             _tell("the transformer's outputs do not match what the scheduler is given: guidance remains unknown")
         return {step: found[parts] for step, parts in self._parts.items() if parts in found}
 
-    @torch.compiler.disable(recursive=False)
     def _watched(self, clock: Clock, original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         output = original(*args, **kwargs)
         if clock.request != self._request:

@@ -24,7 +24,6 @@ def block_call(block: Block, clock: Clock, run: Callable[[Streams, Compute], Any
     signature = signature_of(block.module)
     read = block.spec.reader(signature)
 
-    @torch.compiler.disable(recursive=False)
     def call(original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         if clock.now is None:
             return original(*args, **kwargs)

@@ -102,7 +102,6 @@ class Session:
         signature = signature_of(transformer)
         self._calls.timestep_name = timestep_of(signature)
 
-        @torch.compiler.disable(recursive=False)
         def call(original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
             if self.is_bypassed:
                 return original(*args, **kwargs)

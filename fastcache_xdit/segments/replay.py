@@ -51,7 +51,7 @@ def _around(replays: Sequence[_Replay], what: Callable[..., Any], forward: Calla
             for block in replay.segment.blocks:
                 read = block.spec.reader(signature_of(block.module))
                 around = functools.partial(what, replay, block, read)
-                undo.wrap(block.module, "__call__", torch.compiler.disable(around, recursive=False))
+                undo.wrap(block.module, "__call__", around)
         return forward()
 
 
