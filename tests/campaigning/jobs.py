@@ -24,7 +24,7 @@ from tests.jobs.launching import kill, launched, ranks_of, submit, wait_for
 
 COUNT, STEPS = 6, 4
 PATIENCE = 240.0  # seconds for one launch, on a machine that does other things as well
-SMALL = ("--num_inference_steps", str(STEPS))
+SMALL = ("--num_inference_steps", str(STEPS), "--lease", "20")
 
 
 class Trial:
@@ -142,7 +142,8 @@ def _paused_rank(trial: Trial) -> str:
 
 
 def _with_fault(trial: Trial, **fault: object) -> str:
-    with mock.patch.dict(os.environ, {"CAMPAIGN_FAULT": json.dumps(fault)}), trial.started("tests.campaigning.faulty"):
+    words = json.dumps(fault | {"once": str(trial.job.folder.with_suffix(".broken"))})
+    with mock.patch.dict(os.environ, {"CAMPAIGN_FAULT": words}), trial.started("tests.campaigning.faulty"):
         pass
     return f"ended with {trial.code}"
 
