@@ -129,7 +129,7 @@ def _blocks(
 
 
 def _time(target: Any, host: Host, session: Session, undo: Undo) -> None:
-    if target is not host.transformer:
+    if target is not host.transformer and callable(target):
         time_calls(target, session, undo)
 
 
