@@ -11,7 +11,7 @@ from torch import nn
 from torch.autograd.profiler_util import FunctionEvent
 from torch.profiler import ProfilerActivity, record_function
 
-from fastcache_xdit.bench.peers.architectures import ARCHITECTURES
+from fastcache_xdit.models.architectures import ARCHITECTURES
 from fastcache_xdit.bench.peers.full_size import FullSize
 from fastcache_xdit.bench.timed import Timed
 from fastcache_xdit.config import FastCacheConfig
