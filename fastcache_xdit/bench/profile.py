@@ -11,13 +11,13 @@ from torch import nn
 from torch.autograd.profiler_util import FunctionEvent
 from torch.profiler import ProfilerActivity, record_function
 
-from fastcache_xdit.models.architectures import ARCHITECTURES
 from fastcache_xdit.bench.peers.full_size import FullSize
 from fastcache_xdit.bench.timed import Timed
 from fastcache_xdit.config import FastCacheConfig
 from fastcache_xdit.host.base import Host
 from fastcache_xdit.host.group import GroupConsensus
 from fastcache_xdit.host.xdit import world
+from fastcache_xdit.models.architectures import ARCHITECTURES
 from fastcache_xdit.tuning.calls import PipelineCall
 from fastcache_xdit.tuning.runner import Runner
 from fastcache_xdit.undo import Undo
