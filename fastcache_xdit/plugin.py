@@ -30,7 +30,6 @@ from fastcache_xdit.output_assembly import attach_output, limit_memory, output_c
 from fastcache_xdit.parallel.ledger import Ledger
 from fastcache_xdit.runtime.driver import Driver
 from fastcache_xdit.runtime.observer import Observer
-from fastcache_xdit.runtime.session import Session
 from fastcache_xdit.telling import in_words, tell
 from fastcache_xdit.undo import Undo
 from fastcache_xdit.wrapping import PREFIX
@@ -84,7 +83,9 @@ def enable(
         if config.granularity == "output":
             handle = _output(target, host, config, calibration, home, undo)
         else:
-            handle = _blocks(target, host, config, calibration, observer, undo)
+            handle = _blocks(host, config, calibration, observer, undo)
+        if target is not host.transformer and callable(target):
+            time_calls(target, handle._session, undo)
         for transformer in host.transformers:
             undo.set(uncompiled(transformer), _MARK, handle)
         on_error.pop_all()
@@ -94,12 +95,7 @@ def enable(
 
 
 def _blocks(
-    target: Any,
-    host: Host,
-    config: FastCacheConfig,
-    calibration: Calibration | None,
-    observer: Observer | None,
-    undo: Undo,
+    host: Host, config: FastCacheConfig, calibration: Calibration | None, observer: Observer | None, undo: Undo
 ) -> Handle:
     """Skip blocks of the transformer.
 
@@ -113,9 +109,7 @@ def _blocks(
         )
     if not host.is_known:  # also where it was derived before: another granularity has to be checked anew
         fixes = host.fix(undo)
-        session = attach_derived(host, config, calibration, observer, undo)
-        _time(target, host, session, undo)
-        return Handle(session, undo, fixes, lambda: 0)
+        return Handle(attach_derived(host, config, calibration, observer, undo), undo, fixes, lambda: 0)
     plan = plan_for(host, config, calibration)
     fixes = host.fix(undo)
     session = attach(plan, observer, undo)
@@ -124,13 +118,7 @@ def _blocks(
     if plan.stand_ins.runs_ahead:
         host.run_ahead(undo, session, scheduled_skips(config), host.blocks[0])
     keys_values_bytes = host.extend_keys_values(undo, session.clock, plan.layers, plan.stand_ins.forecast)
-    _time(target, host, session, undo)
     return Handle(session, undo, fixes, keys_values_bytes)
-
-
-def _time(target: Any, host: Host, session: Session, undo: Undo) -> None:
-    if target is not host.transformer and callable(target):
-        time_calls(target, session, undo)
 
 
 def _output(
@@ -147,7 +135,6 @@ def _output(
         home = home or (Home() if known is None else None)
         learner = Learner(target, host, config, session, pilot, effects, home)
         learner.attach(undo)
-    _time(target, host, session, undo)
     return Handle(session, undo, fixes, lambda: 0, learner)
 
 
