@@ -94,7 +94,7 @@ def _wrong_ledger(handle: Handle, pipe: Any, family: str, request: dict, config:
     entry = Entry(STEP, "fused", None, "made up", *Decision(False, "made up"))
     action = (lambda: ledger.record(entry)) if dist.get_rank() == VICTIM else (lambda: None)
     told = _divergence(lambda: generate(pipe, family, **_with(request, _callback(pipe, action))))
-    group = host_of(pipe).topology.agreeing_ranks(config["cfg_agreement"])
+    group = host_of(pipe).topology.agreeing_ranks(FastCacheConfig(**config).cfg_agreement)
     return _unlike(told, VICTIM in group and len(group) > 1, "diverged between ranks")
 
 

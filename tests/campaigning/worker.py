@@ -130,7 +130,7 @@ def _case(family: str, degrees: dict, config: dict, requests: list[dict], fault:
     with layout(family, **degrees) as pipe:
         case = Case(pipe, family, config, requests)
         alone = case.check(fault)
-        group = host_of(pipe).topology.agreeing_ranks(config.get("cfg_agreement", True))
+        group = host_of(pipe).topology.agreeing_ranks(FastCacheConfig(**config).cfg_agreement)
     if degrees and "pipefusion_parallel_degree" not in degrees and config.get("test") != "paper" and not case.learns:
         case.near_one_process(alone)
     choices = str([entry.choice for entry in alone.ledger])
