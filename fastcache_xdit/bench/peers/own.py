@@ -10,13 +10,11 @@ from typing import Any, Literal
 
 from fastcache_xdit.approx.calibration import Calibration
 from fastcache_xdit.approx.pooled import pooled
-from fastcache_xdit.bench.peers.peer import Peer, Setting, Subject
+from fastcache_xdit.bench.peers.peer import SHARES, Peer, Setting, Subject, shares
 from fastcache_xdit.config import FastCacheConfig
 from fastcache_xdit.decision.schedule import uniform_mask
 from fastcache_xdit.plugin import fastcache, repaired
 from fastcache_xdit.telling import quiet
-
-SHARES = (1 / 1.5, 1 / 2, 1 / 2.5, 1 / 3, 1 / 4, 1 / 5)
 
 
 @contextlib.contextmanager
@@ -73,10 +71,6 @@ def _budgets() -> tuple[Setting, ...]:
     return tuple(Setting(f"budget 1/{1 / share:g}", {"budget": share}) for share in SHARES)
 
 
-def _shares(**more: Any) -> tuple[Setting, ...]:
-    return tuple(Setting(f"1/{1 / share:g}", {"share": share, **more}) for share in SHARES)
-
-
 def tuned(configs: Mapping[str, Path]) -> Peer:
     """Return FastCache with a model's config files, by label, which `calibrate` and `tune` made on other prompts."""
     settings = tuple(Setting(label, {"path": str(path)}) for label, path in configs.items())
@@ -99,18 +93,18 @@ def learnt() -> Peer:
 
 def even_masks() -> Peer:
     """Return FastCache with masks of evenly spaced steps and no calibration, for where only the speed counts."""
-    settings = _shares(stand_in="history")
+    settings = shares(stand_in="history")
     return Peer("FastCache, even masks", "fastcache_xdit", _even, settings, parallel=True, ours=True)
 
 
 def fixed_interval() -> Peer:
     """Return reuse at a fixed interval, as FORA and its kin do, on what all blocks added."""
     note = "what all blocks added is reused between evenly spaced steps, run by our own cache"
-    settings = _shares(stand_in="reuse")
+    settings = shares(stand_in="reuse")
     return Peer("fixed interval (FORA-style)", "fastcache_xdit", _even, settings, parallel=True, note=note)
 
 
 def fewer_steps() -> Peer:
     """Return plain generation with fewer steps, without a cache."""
     note = "no cache; compared with the images of all steps"
-    return Peer("fewer steps", "diffusers", _fewer, _shares(), parallel=True, note=note)
+    return Peer("fewer steps", "diffusers", _fewer, shares(), parallel=True, note=note)

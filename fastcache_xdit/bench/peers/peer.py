@@ -33,6 +33,14 @@ class Setting:
     knobs: dict[str, Any] = field(default_factory=dict)
 
 
+SHARES = (1 / 1.5, 1 / 2, 1 / 2.5, 1 / 3, 1 / 4, 1 / 5)  # of the steps or of the compute, where that is the knob
+
+
+def shares(**more: Any) -> tuple[Setting, ...]:
+    """Return a setting for each share, with further knobs."""
+    return tuple(Setting(f"1/{1 / share:g}", {"share": share, **more}) for share in SHARES)
+
+
 # Switch the cache on for one request, and give the call arguments that it changes. Whatever it raises on entering is
 # the cache's refusal, reported in its own words.
 Apply = Callable[..., AbstractContextManager[dict[str, Any]]]
