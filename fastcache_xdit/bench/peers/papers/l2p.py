@@ -13,11 +13,12 @@ from fastcache_xdit.bench.peers.papers.forecast import History
 from fastcache_xdit.bench.peers.papers.last_block import LastBlock
 from fastcache_xdit.bench.peers.papers.recording import products
 from fastcache_xdit.bench.peers.peer import Peer, Setting, Subject, shares
+from fastcache_xdit.decision.schedule import uniform_mask
 
 # Steps of 50 that the paper computes on FLUX, and the end: dense at first, then ever wider.
 PUBLISHED = (0, 1, 2, 4, 6, 9, 14, 23, 30, 37, 44, 50)
 RATE, EPOCHS = 0.01, 201  # of its training, by Adam
-RIDGE = 1e-6  # of the mean square of what the weights are for
+RIDGE = 1e-2  # of the mean square of what the weights are for; with much less, errors of earlier steps grow
 
 
 def dense_first(steps: int, computed: int) -> str:
@@ -33,23 +34,24 @@ def dense_first(steps: int, computed: int) -> str:
     return "".join("1" if step in chosen else "0" for step in range(steps))
 
 
-def closed_loop(products: torch.Tensor, mask: str) -> torch.Tensor:
-    """Fit weights [N, N] of the steps before each skipped one, by least squares with a small ridge.
+def closed_loop(products: torch.Tensor, mask: str, ridge: float = RIDGE) -> torch.Tensor:
+    """Fit weights [N, N] of the steps before each skipped one, by least squares with a ridge towards reuse.
 
     What was estimated before is taken as it came out. Rows of computed steps are zero.
 
     Args:
         products: mean product of the features of each two steps, [N, N] float64.
         mask: "1" for computed steps.
+        ridge: of the mean square.
     """
     weights, history = torch.zeros_like(products), torch.eye(len(mask), dtype=products.dtype)
-    for step, _ in (pair for pair in enumerate(mask) if pair[1] == "0"):
+    for step in (step for step, mark in enumerate(mask) if mark == "0"):
         kept = history[:step]  # what was seen of each earlier step, in terms of the recorded ones
         gram, wanted = kept @ products @ kept.T, kept @ products[:, step]
         prior = torch.zeros(step, dtype=products.dtype)
         prior[-1] = 1
-        ridge = RIDGE * gram.diagonal().mean()
-        fitted = torch.linalg.solve(gram + ridge * torch.eye(step), wanted + ridge * prior)
+        pull = ridge * gram.diagonal().mean()
+        fitted = torch.linalg.solve(gram + pull * torch.eye(step), wanted + pull * prior)
         weights[step, :step], history[step] = fitted, fitted @ kept
     return weights
 
@@ -57,7 +59,7 @@ def closed_loop(products: torch.Tensor, mask: str) -> torch.Tensor:
 def open_loop(products: torch.Tensor) -> torch.Tensor:
     """Train weights [N, N] of the steps before each step as the paper's code does, on recorded features alone.
 
-    They begin as reuse of the step before, and serve all masks.
+    They begin as reuse of the step before, end after so many epochs, and serve all masks.
     """
     count = len(products)
     causal = torch.ones_like(products).tril(-1)
@@ -74,14 +76,14 @@ def open_loop(products: torch.Tensor) -> torch.Tensor:
 
 
 @functools.lru_cache(maxsize=1)
-def _published(subject: Subject) -> torch.Tensor:
+def _trained(subject: Subject) -> torch.Tensor:
     return open_loop(products(subject))
 
 
 @contextlib.contextmanager
-def _cached(subject: Subject, share: float, closed: bool) -> Iterator[dict[str, Any]]:
-    mask = dense_first(subject.steps, round(share * subject.steps))
-    table = (closed_loop(products(subject), mask) if closed else _published(subject)).tolist()
+def _cached(subject: Subject, share: float, even: bool = False, closed: bool = False) -> Iterator[dict[str, Any]]:
+    mask = (uniform_mask if even else dense_first)(subject.steps, round(share * subject.steps))
+    table = (closed_loop(products(subject), mask) if closed else _trained(subject)).tolist()
 
     def weights(kept: Sequence[int], step: int) -> Sequence[float]:
         return table[step][: len(kept)]
@@ -91,11 +93,11 @@ def _cached(subject: Subject, share: float, closed: bool) -> Iterator[dict[str, 
 
 
 def peer() -> Peer:
-    """Return L2P over masks of the published shape, with both ways of fitting its weights."""
-    as_published = tuple(Setting(f"{each.label}, as published", each.knobs) for each in shares(closed=False))
+    """Return L2P with masks of the published shape and even ones, and with both ways of fitting its weights."""
+    even = tuple(Setting(f"{each.label}, even", each.knobs) for each in shares(even=True))
+    closed = tuple(Setting(f"{each.label}, closed loop", each.knobs) for each in shares(closed=True))
     note = (
-        "our implementation after arXiv 2604.26365 and its code: last block's output, masks of the published shape, "
-        "weights fitted to 4 requests, with estimates as they came out; as published: by Adam on computed steps alone"
+        "our implementation after arXiv 2604.26365 and its code: last block's output, masks of the published shape or "
+        "even ones, weights trained by Adam on 4 requests; closed loop: least squares, with estimates as they came out"
     )
-    settings = (*shares(closed=True), *as_published)
-    return Peer("L2P (reimplemented)", "fastcache_xdit", _cached, settings, note=note)
+    return Peer("L2P (reimplemented)", "fastcache_xdit", _cached, (*shares(), *even, *closed), note=note)
