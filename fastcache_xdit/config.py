@@ -77,6 +77,8 @@ class FastCacheConfig(Readable, Options):
         verify_every: interval, in steps, at which ranks confirm their decisions in an extra message before they act on
             them. 0 never does; a digest still travels with every decision, at no extra message.
         tokens: partial steps, in which only some of the tokens are computed; see `TokensConfig`.
+        reference_dtype: dtype in which the computed steps that stand-ins look back to are kept: the `model`'s own, or
+            `float32` or `bfloat16`, whatever it computes in. Sums of them are taken in float32 at least.
         memory_budget: bytes, or up to 1 the share of the device's memory, that states of blocks may take on a rank, for
             which the first request is computed in full. Where they take more, the output is stood in for instead.
     """
@@ -108,6 +110,7 @@ class FastCacheConfig(Readable, Options):
     pp_decision: Literal["leader", "stage"] = "leader"
     verify_every: int = Field(0, ge=0)
     tokens: TokensConfig | None = None
+    reference_dtype: Literal["model", "float32", "bfloat16"] = "model"
     memory_budget: Annotated[float, Field(gt=0)] | None = None
 
     @field_validator("calibration")

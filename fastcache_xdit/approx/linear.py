@@ -26,6 +26,12 @@ class Reference(NamedTuple):
     residual: torch.Tensor
 
 
+def kept_dtype(reference_dtype: str, computed: torch.dtype) -> torch.dtype:
+    """Return the dtype that references are kept in: the option's, or the one that the model computes in."""
+    kept: torch.dtype = computed if reference_dtype == "model" else getattr(torch, reference_dtype)
+    return kept
+
+
 class Past(NamedTuple):
     """A skipped step and the computed steps before it.
 
@@ -55,7 +61,10 @@ class StandIn(Protocol):
         """Begin a request whose steps have these noise levels; none in a user's own loop."""
 
     def residual(self, stream: str, entered: torch.Tensor, past: Past) -> torch.Tensor:
-        """Return the estimated residual [B, N, D] of one stream, given the states [B, N, D] that enter."""
+        """Return the estimated residual [B, N, D] of one stream, given the states [B, N, D] that enter.
+
+        References may be of another dtype than the states.
+        """
 
 
 class Polynomial:
@@ -80,7 +89,8 @@ class Polynomial:
         """Return the polynomial's value at the skipped step."""
         used = past.references[: self.references]
         weights = polynomial_weights([reference.step for reference in used], past.step)
-        total = weights[0] * used[0].residual if len(used) > 1 else used[0].residual
+        newest = used[0].residual
+        total = weights[0] * newest.to(torch.promote_types(newest.dtype, entered.dtype)) if len(used) > 1 else newest
         for weight, reference in zip(weights[1:], used[1:], strict=True):
             total = torch.add(total, reference.residual, alpha=weight)
         return total

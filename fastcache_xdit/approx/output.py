@@ -84,10 +84,10 @@ def by_channel(weights: Weights, output: torch.Tensor) -> list[torch.Tensor]:
     return [weight.view(shape) for weight in weights.to(output.device).unbind(dim=1)]
 
 
-def combined(weights: Weights, outputs: Sequence[torch.Tensor]) -> torch.Tensor:
-    """Return the weighted sum of outputs, newest first, summed in float32 and in their dtype."""
+def combined(weights: Weights, outputs: Sequence[torch.Tensor], dtype: torch.dtype | None = None) -> torch.Tensor:
+    """Return the weighted sum of outputs, newest first, summed in float32, in `dtype` (None: theirs)."""
     factors = by_channel(weights, outputs[0])
     total = factors[0] * outputs[0]
     for factor, output in zip(factors[1:], outputs[1:], strict=False):
         total = torch.addcmul(total, factor, output.to(total.dtype))
-    return total.to(outputs[0].dtype)
+    return total.to(dtype or outputs[0].dtype)

@@ -12,6 +12,7 @@ import diffusers
 import torch
 
 from fastcache_xdit.approx.calibration import Calibration
+from fastcache_xdit.approx.linear import kept_dtype
 from fastcache_xdit.approx.output import REFERENCES
 from fastcache_xdit.config import FastCacheConfig
 from fastcache_xdit.doctor.finding import Finding
@@ -133,7 +134,8 @@ def held(denoiser: Denoiser, config: FastCacheConfig, request: RequestSize) -> H
         return Held(_blocks(denoiser, config, request))
     steps = request.steps or denoiser.defaults.get("num_inference_steps") or 50
     moments = 2 * (2 * steps + 1) ** 2 * torch.float64.itemsize  # of both halves, at the request's noise levels
-    outputs = (REFERENCES * _handed(denoiser, request) + _returned(denoiser, request)) * request.dtype.itemsize
+    size = kept_dtype(config.reference_dtype, request.dtype).itemsize
+    outputs = REFERENCES * _handed(denoiser, request) * size + _returned(denoiser, request) * request.dtype.itemsize
     records = config.learn * steps * _recorded(denoiser, request) if config.test == "plan" else 0
     return Held(outputs + moments, records)
 
@@ -166,7 +168,8 @@ def _blocks(denoiser: Denoiser, config: FastCacheConfig, request: RequestSize) -
         for segment, stand_in in zip(segments, stand_ins.by_segment, strict=True)
         for stream in _streams(segment)
     )
-    return denoiser.branches * kept * _width(denoiser) * request.dtype.itemsize
+    size = kept_dtype(config.reference_dtype, request.dtype).itemsize
+    return denoiser.branches * kept * _width(denoiser) * size
 
 
 def _streams(segment: Segment) -> Iterator[str]:

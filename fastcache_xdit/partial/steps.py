@@ -132,8 +132,8 @@ class PartialSteps:
     def _kept(
         self, tick: Tick, state: SegmentState, entered: torch.Tensor, estimate: torch.Tensor
     ) -> KeptTokens | None:
-        reference = state.reference
-        assert reference is not None
+        assert state.reference is not None
+        reference = state.reference.to(entered.dtype)
         if self.options.merge_ratio is not None:
             return merge(self.options, entered, reference)
         if self.options.score == "region":

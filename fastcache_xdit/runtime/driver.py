@@ -222,7 +222,8 @@ class Driver:
             return
         if self.observer and self.observer.sees_segments and call.state.holds(call.entered):
             self.observer.on_segment(segment, call, output, self._estimate(segment, call))
-        call.state.keep(self.stand_ins.of(segment), call.entered, output, call.tick.step)
+        kept_as = self.config.reference_dtype
+        call.state.keep(self.stand_ins.of(segment), call.entered, output, call.tick.step, kept_as)
 
     def _skip(self, segment: Segment, block: Block, streams: Streams, call: SegmentCall, compute: Compute) -> Any:
         observer = self.observer if self.observer and self.observer.runs_skipped else None

@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch.utils import _pytree as pytree
 
+from fastcache_xdit.approx.linear import kept_dtype
 from fastcache_xdit.approx.output import REFERENCES, SEGMENT, combined
 from fastcache_xdit.clock import Clock, Tick
 from fastcache_xdit.decision.evidence import Decision
@@ -100,7 +101,7 @@ class OutputDriver:
                 self._keep(key, tick.step, tensor_of(output))
             return output
         last = self._returned[key]
-        return last if self.hands_over else with_tensor(last, self._estimate(key, tick.step))
+        return last if self.hands_over else with_tensor(last, self._estimate(key, tick.step, tensor_of(last).dtype))
 
     def handed_over(self, output: torch.Tensor, tick: Tick) -> torch.Tensor:
         """Return what the scheduler shall get after a call: the output as it is, or the estimate of a skipped step."""
@@ -109,7 +110,7 @@ class OutputDriver:
         calls, self._calls = frozenset(self._calls), set()
         self._split(tick, output)
         if self._skipped.get(tick.patch) == tick.step:
-            return self._estimate(tick.patch, tick.step)
+            return self._estimate(tick.patch, tick.step, output.dtype)
         if self._guided.setdefault(tick.patch, calls) != calls:  # guidance was switched on or off
             self._guided[tick.patch] = calls
             self._past.pop(tick.patch, None)
@@ -151,7 +152,7 @@ class OutputDriver:
         past = self._past.get(tick.patch)
         if not self._checks or not past or not self.pilot.skips(tick.step + 1):
             return
-        sums = ErrorSums.measured(output, self._estimate(tick.patch, tick.step)).packed()
+        sums = ErrorSums.measured(output, self._estimate(tick.patch, tick.step, output.dtype)).packed()
         total = self.record.consensus.agree(sums, self.record.ledger.stamp, f"{tick}, output")
         self._missed = ErrorSums(*total.unbind(-1)).relative.amax().item()  # NaN wins, and is not within any bound
         self.record.counters.nonfinite += math.isnan(self._missed)
@@ -164,13 +165,14 @@ class OutputDriver:
 
     def _keep(self, key: Any, step: int, output: torch.Tensor) -> None:
         past = self._past.setdefault(key, [])
-        past.insert(0, (step, output.clone()))
+        dtype = kept_dtype(self.record.config.reference_dtype, output.dtype)
+        past.insert(0, (step, output.to(dtype, copy=True)))
         del past[REFERENCES:]
         self._computed[key] = (step, *self._computed.get(key, ()))
 
-    def _estimate(self, key: Any, step: int) -> torch.Tensor:
+    def _estimate(self, key: Any, step: int, dtype: torch.dtype) -> torch.Tensor:
         weights = self.pilot.weights(step, self._computed[key])
-        return combined(weights, [output for _, output in self._past[key]])
+        return combined(weights, [output for _, output in self._past[key]], dtype)
 
 
 def _batch_size(call: functools.partial[Any]) -> int:

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field, replace
 
 import torch
 
-from fastcache_xdit.approx.linear import Past, Reference, StandIn
+from fastcache_xdit.approx.linear import Past, Reference, StandIn, kept_dtype
 from fastcache_xdit.decision.evidence import Track
 from fastcache_xdit.models.spec import ENCODER, HIDDEN, Streams
 from fastcache_xdit.segments.sums import ChangeSums
@@ -21,11 +21,13 @@ class SegmentState:
         references: by stream, the last computed steps, newest first. Entry states are copies, because a PipeFusion
             stage receives its input in a buffer that the next step overwrites.
         computed: all computed steps of the request, newest first.
+        dtypes: by stream, what the model computes in, which references may be kept in another dtype than.
     """
 
     track: Track = field(default_factory=Track)
     references: dict[str, list[Reference]] = field(default_factory=dict)
     computed: tuple[int, ...] = ()
+    dtypes: dict[str, torch.dtype] = field(default_factory=dict)
 
     @property
     def order(self) -> int:
@@ -65,7 +67,9 @@ class SegmentState:
             return Streams(hidden_states)
         return Streams(hidden_states, self._estimate(stand_in, ENCODER, entered.encoder_hidden_states, step))
 
-    def keep(self, stand_in: StandIn, entered: Streams, output: Streams, step: int) -> None:
+    def keep(
+        self, stand_in: StandIn, entered: Streams, output: Streams, step: int, reference_dtype: str = "model"
+    ) -> None:
         """Keep a computed step as the newest reference of each stream; a change of size drops the old ones."""
         if not self.holds(entered):
             self.references.clear()
@@ -77,7 +81,10 @@ class SegmentState:
                 continue
             references = self.references.setdefault(stream, [])
             keeps_entry = stand_in.entered_kept or stream == HIDDEN  # the change is measured on hidden states
-            references.insert(0, Reference(step, before.clone() if keeps_entry else None, after - before))
+            self.dtypes[stream] = torch.result_type(before, after)
+            kept = before.to(kept_dtype(reference_dtype, before.dtype), copy=True) if keeps_entry else None
+            residual = _difference(after, before, kept_dtype(reference_dtype, self.dtypes[stream]))
+            references.insert(0, Reference(step, kept, residual))
             del references[stand_in.references :]
             _forget_entered(references, max(stand_in.entered_kept, 1))
 
@@ -85,8 +92,10 @@ class SegmentState:
         """Measure the image residual of the newest reference from `entered`, [B, N, D], on."""
         newest, *older = self.references[HIDDEN]
         assert newest.entered is not None
-        residual = newest.entered + newest.residual - entered.hidden_states
-        self.references[HIDDEN] = [Reference(newest.step, entered.hidden_states.clone(), residual), *older]
+        before = entered.hidden_states
+        residual = _difference(newest.entered + newest.residual, before, newest.residual.dtype)
+        kept = before.to(newest.entered.dtype, copy=True)
+        self.references[HIDDEN] = [Reference(newest.step, kept, residual), *older]
 
     def rows(self, start: int, stop: int) -> SegmentState:
         """Return the state of one PipeFusion patch: views of rows [start, stop) of the image stream.
@@ -95,7 +104,7 @@ class SegmentState:
         """
         image = [_rows(reference, start, stop) for reference in self.references.get(HIDDEN, ())]
         references = {stream: list(steps) for stream, steps in self.references.items()} | {HIDDEN: image}
-        return SegmentState(replace(self.track), references if image else {}, self.computed)
+        return SegmentState(replace(self.track), references if image else {}, self.computed, dict(self.dtypes))
 
     def bytes_held(self) -> int:
         """Return the bytes of the cached tensors."""
@@ -104,7 +113,8 @@ class SegmentState:
         return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
 
     def _estimate(self, stand_in: StandIn, stream: str, entered: torch.Tensor, step: int) -> torch.Tensor:
-        return entered + stand_in.residual(stream, entered, Past(step, self.references[stream], self.computed))
+        residual = stand_in.residual(stream, entered, Past(step, self.references[stream], self.computed))
+        return (entered + residual).to(self.dtypes[stream])
 
 
 class WeighedState(SegmentState):
@@ -116,19 +126,27 @@ class WeighedState(SegmentState):
 
     needed = 0
 
-    def keep(self, stand_in: StandIn, entered: Streams, output: Streams, step: int) -> None:
+    def keep(
+        self, stand_in: StandIn, entered: Streams, output: Streams, step: int, reference_dtype: str = "model"
+    ) -> None:
         """Note how large a reference is."""
         self.needed = 0
         for stream in Streams._fields:
             before, after = getattr(entered, stream), getattr(output, stream)
             if before is not None and after is not None:
-                self.needed += tensors_kept(stand_in, stream) * after.numel() * after.element_size()
+                size = kept_dtype(reference_dtype, torch.result_type(before, after)).itemsize
+                self.needed += tensors_kept(stand_in, stream) * after.numel() * size
 
 
 def tensors_kept(stand_in: StandIn, stream: str) -> int:
     """Return how many tensors of a stream's size are kept once there are all references: residuals and entry states."""
     entered = max(stand_in.entered_kept, 1) if stream == HIDDEN else stand_in.entered_kept
     return stand_in.references + entered
+
+
+def _difference(after: torch.Tensor, before: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    """Return after - before, taken in the wider of their dtype and the given one, and rounded to the latter."""
+    return (after.to(torch.promote_types(after.dtype, dtype)) - before).to(dtype)
 
 
 def _rows(reference: Reference, start: int, stop: int) -> Reference:

@@ -18,6 +18,10 @@ CONFIGS = {
     "step": FastCacheConfig.scheduled(MASK),
     "block": FastCacheConfig.scheduled(MASK, granularity="block", lead_blocks=0, stand_in="taylor2"),
 }
+CONFIGS |= {
+    f"{name}, rounded": FastCacheConfig(**CONFIGS[name].to_dict() | {"reference_dtype": "bfloat16"})
+    for name in ("output", "step")
+}
 DTYPES = (torch.float32, torch.bfloat16)
 
 

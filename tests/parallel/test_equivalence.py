@@ -9,6 +9,7 @@ from tests.parallel.cached import NOTHING, STEPS, Answer, clearance, relative
 from tests.parallel.launch import run_ranks
 
 CLOSE = 1e-5  # relative; one skip changes the latents thirty times as much
+CLOSE_ROUNDED = 1e-3  # where references are rounded to bfloat16, a few of them the other way
 CLEAR = 0.01  # relative distance of statistics from the budget; layouts differ by rounding, about 1e-6
 
 STEP = {"config": {}}
@@ -16,6 +17,7 @@ GROUP = {"config": {"granularity": "group", "groups": 3}}
 BLOCK = {"config": {"granularity": "block", "sync": "block"}}
 AT_ONCE = {"config": {"granularity": "block"}}
 APART = {"config": {"cfg_agreement": False}}
+ROUNDED = {"config": {"reference_dtype": "bfloat16"}}
 AHEAD = {"config": {"sync": "ahead"}}
 RUNS = {
     "pixart": {
@@ -27,7 +29,7 @@ RUNS = {
         "ahead": AHEAD,
     },
     "sd3": {"step": STEP, "group, sync block": {"config": {**GROUP["config"], "sync": "block"}}},
-    "flux": {"step": STEP, "group": GROUP, "block": BLOCK},
+    "flux": {"step": STEP, "group": GROUP, "block": BLOCK, "rounded": ROUNDED},
     "wan": {"step": STEP, "block": BLOCK, "branches apart": APART, "ahead": AHEAD},
 }
 ULYSSES, TENSOR = {"ulysses_degree": 2}, {"tensor_parallel_degree": 2}
@@ -48,6 +50,7 @@ TRIPLES = [(family, name, run) for family, name in PLACES for run in RUNS[family
 SEGMENTS = {
     "step": 1,
     "ahead": 1,
+    "rounded": 1,
     "group": 1,
     "block": 7,
     "blocks at once": 1,
@@ -103,7 +106,10 @@ def test_every_rank_takes_the_decisions_of_one_process(results, family, name, ru
 @pytest.mark.parametrize("family, name, run", TRIPLES)
 def test_latents_are_those_of_one_process(results, family, name, run):
     error = relative(latents(results, f"{family} {name}", run), latents(results, f"{family} one", run))
-    assert error < (1e-2 if run == "branches apart" and "cfg2" in name else CLOSE)
+    if run == "rounded":
+        assert error < CLOSE_ROUNDED
+    else:
+        assert error < (1e-2 if run == "branches apart" and "cfg2" in name else CLOSE)
 
 
 @pytest.mark.parametrize("family, name", PLACES)

@@ -73,6 +73,26 @@ def test_references_are_copies():
     assert state.reference.flatten().tolist() == [3.0, 4.0]
 
 
+def test_references_of_another_dtype_are_rounded_once():
+    state, third = SegmentState(), 1 / 3
+    state.keep(HISTORY, Streams(image(third, 4)), Streams(image(third + 257, 6)), 0, "bfloat16")
+    assert [tensor.dtype for tensor in state.references["hidden_states"][0][1:]] == [torch.bfloat16] * 2
+    state.keep(HISTORY, Streams(image(third, 4)), Streams(image(third + 3, 6)), 1, "bfloat16")
+    estimate = state.stand_in(HISTORY, Streams(image(0, 0.001)), step=2).hidden_states
+    assert estimate.dtype == torch.float32
+    assert estimate.flatten().tolist() == pytest.approx([2 * 3 - 256, 2.001]), "257 became 256; sums are float32"
+    state.rebase(Streams(image(third + 1, 4)))
+    assert [tensor.dtype for tensor in state.references["hidden_states"][0][1:]] == [torch.bfloat16] * 2
+
+
+def test_references_of_a_rounded_model_can_be_whole():
+    state, entered, output = SegmentState(), image(1.0).bfloat16(), image(257.0).bfloat16() + image(2.0).bfloat16()
+    state.keep(REUSE, Streams(entered), Streams(output), 0, "float32")
+    newest = state.references["hidden_states"][0]
+    assert newest.residual.item() == output.item() - 1.0 and newest.residual.dtype == torch.float32
+    assert state.stand_in(REUSE, Streams(entered), step=1).hidden_states.dtype == torch.bfloat16
+
+
 def test_another_size_forgets_the_old_residuals():
     state = taught()
     state.keep(HISTORY, Streams(image(1, 1, 1)), Streams(image(2, 2, 2)), step=2)
