@@ -85,6 +85,7 @@ def check(options: RunOptions) -> None:
         check_cache(options.layout, cache_config(options.cache_config, options.goals, options.model))
     else:
         refuse_goals(options.goals)
+    cpu.check_conversions(options.xdit)
     folder = Path(options.model)
     if folder.is_dir():
         checkpoint.check_model(folder, options.layout)

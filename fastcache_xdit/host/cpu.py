@@ -75,6 +75,17 @@ def attention_backend(ring_degree: int) -> str | None:
     return "sdpa_flash" if ring_degree > 1 and not has_accelerator() else None
 
 
+def check_conversions(options: Any) -> None:
+    """Raise UsageError where xDiT's options ask for weights in a form that only an accelerator has."""
+    if has_accelerator():
+        return
+    requested = [name for name in _CONVERSIONS if getattr(options, name, False)]
+    if options.fully_shard_degree > 1:
+        requested.append("fully_shard_degree")
+    if requested:
+        raise UsageError(f"{', '.join(requested)} cannot be used without accelerator", "leave it out to run on CPU")
+
+
 def _refuse_unready() -> None:
     if "xfuser" in sys.modules:
         raise UsageError(
@@ -133,6 +144,7 @@ def _patch_environment() -> None:
         get_torch_distributed_backend=lambda: "gloo",
     )
     envs.PACKAGES_CHECKER.packages_info["has_long_ctx_attn"] = True
+    vars(envs.PACKAGES_CHECKER).update(_on_rdna4=lambda: False, _on_mi3xx=lambda: False)  # which ask the first GPU
 
 
 def _attend(query, key, value, dropout_p, is_causal, attention_kwargs=None):
@@ -195,10 +207,6 @@ def _leave_in_place(loader: Any) -> None:
     """Keep a pipeline on the CPU; xDiT's runner would convert it and move it to a CUDA device.
 
     Raises:
-        UsageError: the run asks for a conversion, which needs an accelerator.
+        UsageError: as `check_conversions`.
     """
-    requested = [name for name in _CONVERSIONS if getattr(loader.model.config, name, False)]
-    if loader.model.config.fully_shard_degree > 1:
-        requested.append("fully_shard_degree")
-    if requested:
-        raise UsageError(f"{', '.join(requested)} cannot be used without accelerator", "leave it out to run on CPU")
+    check_conversions(loader.model.config)

@@ -89,6 +89,7 @@ GENERATE = ("generate", "--model", "shapes-pixart", "--prompt", "a red circle on
         (["generate", "--model", "/no/such/folder", "--prompt", "x"], ["/no/such/folder", "shapes-pixart"]),
         ([*GENERATE, "--cache", "fastcache", "--use_fast_attn"], ["use_fast_attn with fastcache is not supported"]),
         (["run", "--model", "/no/such", "--cache", "fastcache"], ["/no/such", "FLUX.1-dev"]),
+        ([*RUN, "--use_fp8_gemms"], ["use_fp8_gemms cannot be used without accelerator"]),
         (["run", "--model", "FLUX.1-dev"], ["xDiT's runner refuses", "'prompt'"]),
     ],
 )

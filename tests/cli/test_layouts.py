@@ -48,6 +48,17 @@ def torchrun(ranks: int, words: list[str], folder: Path) -> tuple[int | None, st
     return code, log.read_text()
 
 
+@pytest.mark.parametrize("command, ranks", [("run", 2), ("generate", 1)])
+def test_a_compiled_transformer_is_cached_too(checkpoints, tmp_path, monkeypatch, command, ranks):
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path / "compiled"))
+    words = [command, "--model", str(checkpoints["flux"]), *REQUEST, "--use_torch_compile"]
+    words += [*(ULYSSES if ranks > 1 else ()), "--output", str(tmp_path / "out")]
+    code, terminal = torchrun(ranks, words, tmp_path)
+    assert code == 0, terminal[-4000:]
+    assert len(list((tmp_path / "out").rglob("*.png"))) == 1 and "nothing was skipped" not in terminal
+    assert list((tmp_path / "compiled").rglob("*.so")), "kernels were compiled"
+
+
 @pytest.mark.parametrize("command, family, layout", CASES)
 def test_images_are_written_and_blocks_are_skipped(checkpoints, tmp_path, command, family, layout):
     output = ["--output", str(tmp_path / "out")]
