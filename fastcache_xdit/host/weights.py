@@ -71,9 +71,10 @@ def _is_quantised(weight: torch.Tensor) -> bool:
 
 def _rounded(weight: torch.Tensor) -> str:
     """Name how a weight is kept rounded; empty for plain numbers. Rounded activations are another way."""
-    if not _is_quantised(weight):
+    packed = getattr(weight, "quant_type", "")  # of bitsandbytes
+    if not _is_quantised(weight) and not packed:
         return "" if weight.dtype in PLAIN else str(weight.dtype).removeprefix("torch.")
-    kind = getattr(getattr(weight, "qtype", None), "name", "")
+    kind = packed or getattr(getattr(weight, "qtype", None), "name", "")
     rounds_activations = getattr(weight, "act_quant_kwargs", None) or getattr(weight, "activation_qtype", None)
     return " ".join(filter(None, (type(weight).__name__, kind, rounds_activations and "dynamic")))
 

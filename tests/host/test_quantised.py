@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from fastcache_xdit import FastCacheConfig, fastcache
+from fastcache_xdit.errors import UsageError
 from fastcache_xdit.home import Home
 from fastcache_xdit.host.find import host_of
 from fastcache_xdit.host.identity import identity
@@ -29,14 +30,12 @@ def native(pipe):
         pipe.transformer = torch.ao.quantization.quantize_dynamic(pipe.transformer, {nn.Linear}, dtype=torch.qint8)
 
 
-def torchao(pipe, dynamic=False):
-    quantization = pytest.importorskip("torchao.quantization")
-    name = "Int8DynamicActivationInt8WeightConfig" if dynamic else "Int8WeightOnlyConfig"
-    quantization.quantize_(pipe.transformer, getattr(quantization, name)())
+def torchao(name):
+    def quantise(pipe):
+        quantization = pytest.importorskip("torchao.quantization")
+        quantization.quantize_(pipe.transformer, getattr(quantization, name)())
 
-
-def torchao_dynamic(pipe):
-    torchao(pipe, dynamic=True)
+    return quantise
 
 
 def quanto(pipe):
@@ -45,11 +44,25 @@ def quanto(pipe):
     library.freeze(pipe.transformer)
 
 
+def bitsandbytes(pipe):
+    """Replace all layers but the last, as diffusers does where it loads a model rounded to NF4."""
+    library = pytest.importorskip("bitsandbytes")
+    for path, layer in list(pipe.transformer.named_modules()):
+        if isinstance(layer, nn.Linear) and path != "proj_out":
+            rounded = library.nn.Linear4bit(
+                layer.in_features, layer.out_features, layer.bias is not None, quant_type="nf4"
+            )
+            rounded.load_state_dict(layer.state_dict())
+            pipe.transformer.set_submodule(path, rounded.to("cpu"))  # which rounds
+
+
 KINDS = {
     "DynamicQuantizedLinear": native,
-    "Int8Tensor": torchao,
-    "Int8Tensor dynamic": torchao_dynamic,
+    "Int8Tensor": torchao("Int8WeightOnlyConfig"),
+    "Int8Tensor dynamic": torchao("Int8DynamicActivationInt8WeightConfig"),
+    "Float8Tensor": torchao("Float8WeightOnlyConfig"),
     "WeightQBytesTensor qint8": quanto,
+    "Params4bit nf4": bitsandbytes,
 }
 
 
@@ -84,6 +97,10 @@ def test_what_was_learnt_of_plain_weights_is_learnt_anew_and_a_calibration_is_sa
     with fastcache(pipe, learn=1, home=Home(tmp_path)) as again:
         assert again.is_recording
     if kind == "DynamicQuantizedLinear":  # what is not rounded is too little to know the model by
+        return
+    if kind.startswith("Params4bit"):  # 4 bits, packed: the weights are others
+        with pytest.raises(UsageError, match="another model: weights"), fastcache(pipe, calibration=handle.learnt):
+            pass
         return
     with fastcache(pipe, calibration=handle.learnt) as given:
         served(pipe)
