@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator
+import statistics
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -29,15 +30,17 @@ PLAIN = {
     "tested": UNCACHED,
     "skipped": EMPTY,
 }  # what each step would be if the cache cost nothing
+ROUNDS = 5  # requests of each kind, in turns, so that what else the machine does meets all of them
 _HOST = torch.autograd.DeviceType.CPU  # the device shows a label once more
 _NARROW = {"num_attention_heads": 2, "attention_head_dim": 16, "axes_dims_rope": (4, 6, 6)}
 
 
 class StepTime(NamedTuple):
-    """Milliseconds of one call of the transformer (the least of the later half of a request).
+    """Milliseconds of one call of the transformer, in the later half of a request.
 
     Attributes:
-        whole: wall time, the device's work included; the others come from a profiled request, which is slower.
+        whole: wall time, the device's work included, the median of `ROUNDS` requests; the others are the least of a
+            profiled request, which is slower.
         host: Python and what it calls, without kernels that the host computes itself.
         kernels: computing, on the device that does.
         messages: agreeing with other ranks, waiting for them included.
@@ -59,20 +62,36 @@ def profile(runner: Runner, call: PipelineCall) -> dict[str, dict[str, float]]:
         By kind of step, its `StepTime` in ms, of several ranks the largest. `own` is by how much a step with the cache
         takes longer than the model's own part of it.
     """
-    steps = call.steps
+    kinds = (UNCACHED, EMPTY, *PLAIN)
+    seconds: dict[str, list[float]] = {kind: [] for kind in kinds}
+    for kind in kinds * ROUNDS:
+        with _requests(runner, kind, call.steps) as generate:
+            seconds[kind] += _seconds(runner, call, generate)
+    rows = {}
+    for kind in kinds:
+        with _requests(runner, kind, call.steps) as generate:
+            times = [1000 * statistics.median(seconds[kind]), *_profiled(runner, call, generate)]
+        ranks = world.all_gather_objects(times)
+        rows[kind] = StepTime(*(max(of_ranks) for of_ranks in zip(*ranks, strict=True)))._asdict()
+    for kind, plain in PLAIN.items():
+        rows[kind]["own"] = rows[kind]["whole"] - rows[plain]["whole"]
+    return rows
+
+
+@contextlib.contextmanager
+def _requests(runner: Runner, kind: str, steps: int) -> Iterator[Callable[[PipelineCall], Any]]:
+    """Yield what makes requests whose later half consists of one kind of steps."""
     configs = {
         "computed": FastCacheConfig.scheduled("1" * steps, lead_blocks=0),
         "tested": FastCacheConfig(test="paper", error_budget=0),
         "skipped": FastCacheConfig.scheduled("1" + "0" * (steps - 1), lead_blocks=0),
     }
-    rows = {UNCACHED: _step_time(runner, call, runner.uncached)._asdict()}
-    with _without_blocks(runner.host):
-        rows[EMPTY] = _step_time(runner, call, runner.uncached)._asdict()
-    for kind, config in configs.items():
-        with runner.enabled(config) as generate:
-            time = _step_time(runner, call, generate)
-        rows[kind] = {**time._asdict(), "own": time.whole - rows[PLAIN[kind]]["whole"]}
-    return rows
+    if kind in configs:
+        with runner.enabled(configs[kind]) as generate:
+            yield generate
+    else:
+        with _without_blocks(runner.host) if kind == EMPTY else contextlib.nullcontext():
+            yield runner.uncached
 
 
 def deep_flux(steps: int) -> tuple[Runner, PipelineCall]:
@@ -84,23 +103,28 @@ def deep_flux(steps: int) -> tuple[Runner, PipelineCall]:
     return Runner(model.pipe), PipelineCall({**given, "height": 64, "width": 64, "num_inference_steps": steps}, 0)
 
 
-def _step_time(runner: Runner, call: PipelineCall, generate: Callable[[PipelineCall], Any]) -> StepTime:
-    transformer = runner.host.transformer
+def _seconds(runner: Runner, call: PipelineCall, generate: Callable[[PipelineCall], Any]) -> list[float]:
     with Undo() as undo:
-        timed = Timed(undo, [transformer], "__call__")
+        timed = Timed(undo, [runner.host.transformer], "__call__")
         generate(call)
+    return _later(timed.seconds)
+
+
+def _profiled(runner: Runner, call: PipelineCall, generate: Callable[[PipelineCall], Any]) -> list[float]:
+    """Return milliseconds of host, kernels and messages."""
     activities = [ProfilerActivity.CPU] + [ProfilerActivity.CUDA] * torch.cuda.is_available()
     with Undo() as undo:
-        undo.wrap(transformer, "__call__", _labelled(STEP))
+        undo.wrap(runner.host.transformer, "__call__", _labelled(STEP))
         agree, label = GroupConsensus.agree, _labelled(MESSAGE)
         undo.set(GroupConsensus, "agree", lambda *args, **kwargs: label(agree, *args, **kwargs))
         with torch.profiler.profile(activities=activities) as shown:
             generate(call)
     parts = [_parts(event) for event in shown.events() or [] if event.name == STEP and event.device_type == _HOST]
-    whole = [1000 * seconds for seconds in timed.seconds]
-    columns = [whole, *zip(*parts, strict=True)]
-    ranks = world.all_gather_objects([min(column[len(column) // 2 :]) for column in columns])
-    return StepTime(*(max(times) for times in zip(*ranks, strict=True)))
+    return [min(_later(column)) for column in zip(*parts, strict=True)]
+
+
+def _later(times: Sequence[float]) -> list[float]:
+    return list(times[len(times) // 2 :])
 
 
 def _labelled(label: str) -> Callable[..., Any]:
