@@ -10,9 +10,9 @@ OLDER = Reference(2, None, torch.tensor([[[6.0, 20.0]]]))
 ENTERED = torch.zeros(1, 1, 2)
 
 
-def residual(order, references, step):
+def residual(order, references, step, entered=ENTERED):
     return Polynomial(order).residual(
-        "hidden_states", ENTERED, Past(step, references, tuple(each.step for each in references))
+        "hidden_states", entered, Past(step, references, tuple(each.step for each in references))
     )
 
 
@@ -43,7 +43,12 @@ def test_weights_sum_to_one():
 def test_the_models_dtype_is_kept():
     kept = [Reference(step, None, torch.ones(1, 2, 4, dtype=torch.bfloat16) * step) for step in (3, 2, 1)]
     for order in (0, 1, 2):
-        assert residual(order, kept, 4).dtype == torch.bfloat16
+        assert residual(order, kept, 4, ENTERED.bfloat16()).dtype == torch.bfloat16
+
+
+def test_rounded_references_are_summed_in_the_models_dtype():
+    kept = [Reference(step, None, torch.full((1, 1, 2), value).bfloat16()) for step, value in ((2, 256.0), (1, 255.0))]
+    assert residual(1, kept, 5).flatten().tolist() == [259.0, 259.0], "258 and 260 are the nearest in bfloat16"
 
 
 def test_unfitted_forms_fall_back_and_affine_is_refused():
