@@ -62,6 +62,7 @@ OPTIONS = [
     "memory_budget",
     "pp_decision",
     "psnr",
+    "reference_dtype",
     "schedule",
     "speedup",
     "stand_in",

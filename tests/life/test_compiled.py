@@ -106,3 +106,16 @@ def test_requests_after_the_first_compile_nothing(way, first, name, expected, pl
         assert torch.allclose(served(pipe), expected[name], atol=1e-5) and skips(handle) == STEPS // 2
         assert compiler.graphs == graphs, "something was compiled anew"
     assert torch.allclose(served(pipe), expected["uncached"], atol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["output", "blocks"])
+def test_blocks_that_were_warmed_up_are_not_compiled_anew(name, expected):
+    """As xDiT's runner has it: blocks are compiled, and run, before the cache is enabled."""
+    pipe, compiler = pipeline(), Compiler()
+    forget()
+    listed(pipe, compiler)
+    served(pipe)
+    graphs = compiler.graphs
+    with fastcache(pipe, CONFIGS[name]) as handle:
+        assert torch.allclose(served(pipe), expected[name], atol=1e-5) and skips(handle) == STEPS // 2
+    assert compiler.graphs == graphs > 0
