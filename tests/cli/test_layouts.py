@@ -11,7 +11,7 @@ import pytest
 from tests import tiny
 from tests.parallel.launch import end, environment
 
-LIMIT = 240  # seconds for one launch
+LIMIT = 480  # seconds for one launch
 ULYSSES, STAGES = ["--ulysses_degree", "2"], ["--pipefusion_parallel_degree", "2"]
 LAYOUTS = {"u2": ULYSSES, "pp2": STAGES, "u2 pp2": [*ULYSSES, *STAGES]}
 REQUEST = ["--prompt", "a red circle", "--height", "128", "--width", "128", "--max_sequence_length", "16"]
@@ -48,12 +48,10 @@ def torchrun(ranks: int, words: list[str], folder: Path) -> tuple[int | None, st
     return code, log.read_text()
 
 
-@pytest.mark.parametrize("command, ranks", [("run", 2), ("generate", 1)])
-def test_a_compiled_transformer_is_cached_too(checkpoints, tmp_path, monkeypatch, command, ranks):
+def test_a_compiled_transformer_is_cached_too(checkpoints, tmp_path, monkeypatch):
     monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path / "compiled"))
-    words = [command, "--model", str(checkpoints["flux"]), *REQUEST, "--use_torch_compile"]
-    words += [*(ULYSSES if ranks > 1 else ()), "--output", str(tmp_path / "out")]
-    code, terminal = torchrun(ranks, words, tmp_path)
+    words = ["run", "--model", str(checkpoints["flux"]), *REQUEST, *ULYSSES, "--use_torch_compile"]
+    code, terminal = torchrun(2, [*words, "--output", str(tmp_path / "out")], tmp_path)
     assert code == 0, terminal[-4000:]
     assert len(list((tmp_path / "out").rglob("*.png"))) == 1 and "nothing was skipped" not in terminal
     assert list((tmp_path / "compiled").rglob("*.so")), "kernels were compiled"

@@ -22,6 +22,11 @@ def replaced(pipe, backend):
     pipe.transformer = torch.compile(pipe.transformer, backend=backend)
 
 
+def forward_replaced(pipe, backend):
+    """As xDiT's pipeline classes have it."""
+    pipe.transformer.forward = torch.compile(pipe.transformer.forward, backend=backend)
+
+
 def repeated(pipe, backend):
     """Block by block, as diffusers has it."""
     pipe.transformer.compile_repeated_blocks(backend=backend)
@@ -34,7 +39,7 @@ def listed(pipe, backend):
             blocks[number] = torch.compile(block, backend=backend)
 
 
-WAYS = (in_place, replaced, repeated, listed)
+WAYS = (in_place, replaced, forward_replaced, repeated, listed)
 
 
 def served(pipe):
