@@ -32,7 +32,7 @@ def rows(folder):
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     made = tmp_path_factory.mktemp("peers")
-    done = bench(made, "--only", "fewer", "DBPrune", "--quick")
+    done = bench(made, "--only", "fixed", "DBPrune", "--quick")
     assert done.returncode == 0, done.stderr[-3000:]
     return made
 
@@ -40,8 +40,8 @@ def folder(tmp_path_factory):
 def test_every_setting_has_a_line(folder):
     found = rows(folder)
     assert ("uncached", "") in found
-    assert found["fewer steps", "1/2"]["compute"] == pytest.approx(0.5)
-    assert found["fewer steps", "1/2"]["speedup"]["repetitions"] == 2
+    assert found["fixed interval (FORA-style)", "1/2"]["compute"] == pytest.approx(0.5)
+    assert found["fixed interval (FORA-style)", "1/2"]["speedup"]["repetitions"] == 2
     (conditions,) = folder.rglob("conditions.json")
     assert json.loads(conditions.read_text())["count"] == 1, "--count wins over --quick"
     assert {path.name for path in folder.rglob("*") if path.is_file()} >= {"results.csv", "frontier.png"}
@@ -49,7 +49,7 @@ def test_every_setting_has_a_line(folder):
 
 def test_what_is_there_is_not_run_again(folder):
     before = rows(folder)
-    done = bench(folder, "--only", "fewer", "--quick")
+    done = bench(folder, "--only", "fixed", "--quick")
     assert done.returncode == 0, done.stderr[-3000:]
     assert rows(folder) == before
 

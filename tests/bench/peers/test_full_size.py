@@ -3,7 +3,7 @@
 import pytest
 
 from fastcache_xdit.bench.peers import own
-from fastcache_xdit.bench.peers.catalogue import unscored
+from fastcache_xdit.bench.peers.catalogue import catalogue, unscored
 from fastcache_xdit.bench.peers.full_size import FullSize
 from fastcache_xdit.bench.peers.measure import BenchPlan, PeerBench
 from fastcache_xdit.bench.peers.measurement import RAN
@@ -39,6 +39,17 @@ def test_another_cache_runs_as_well(bench):
     outcome = bench.measure(lite, lite.settings[1])
     assert outcome.status == RAN and outcome.restored, outcome.error
     assert 0.3 < outcome.compute < 1
+
+
+PAPERS = [peer for peer in catalogue({}) if "reimplemented" in peer.name]
+
+
+@pytest.mark.parametrize("peer", PAPERS, ids=lambda peer: peer.name)
+def test_caches_after_their_papers_run_on_each_kind_of_model(bench, peer):
+    """Guidance in one batch, without branches, and in two calls of which each has its own history."""
+    outcome = bench.measure(peer, peer.settings[-1])
+    assert outcome.status == RAN and outcome.restored, outcome.error
+    assert outcome.compute < 0.8
 
 
 def test_weights_are_the_same_in_every_run():

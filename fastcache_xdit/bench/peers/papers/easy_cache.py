@@ -18,6 +18,12 @@ LAZY = (0.1, 0.2, 0.4, 0.8, 1.6)  # ComfyUI's default is 0.2
 START, END = 0.15, 0.95  # ComfyUI's, of the way from noise to picture
 
 
+def _padded(states: torch.Tensor, output: torch.Tensor) -> torch.Tensor:
+    """Return the input with as many channels as the output, of which PixArt has some for a variance."""
+    missing = output.shape[1] - states.shape[1]
+    return torch.cat([states, states.new_zeros(len(states), missing, *states.shape[2:])], dim=1) if missing else states
+
+
 @contextlib.contextmanager
 def _easy(subject: Subject, threshold: float, first: float) -> Iterator[dict[str, Any]]:
     rule, added = AccumulatedChange(threshold, from_computed=False), dict[int, torch.Tensor]()
@@ -31,9 +37,9 @@ def _easy(subject: Subject, threshold: float, first: float) -> Iterator[dict[str
         if counter.branch == 0:  # decides for the others
             skips = rule.may_skip(states, counter.step in forced)
         if skips:
-            return (states + added[counter.branch],)
+            return (_padded(states, added[counter.branch]) + added[counter.branch],)
         output = original(*args, **kwargs)
-        added[counter.branch] = output[0] - states
+        added[counter.branch] = output[0] - _padded(states, output[0])
         if counter.branch == 0:
             rule.computed(states, output[0])
         return output
@@ -47,23 +53,26 @@ def _lazy(subject: Subject, threshold: float) -> Iterator[dict[str, Any]]:
     """Do the same behind guidance, with one input and one output for a step."""
     rule, scheduler = AccumulatedChange(threshold, from_computed=True), subject.pipe.scheduler
     counter = CallCounter(rule.begin)
-    skips, added = False, None
+    skips, added, returned, batch = False, None, None, 1
 
     def call(original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-        nonlocal skips
+        nonlocal skips, returned
         states = args[0] if args else kwargs["hidden_states"]
         if counter.branch == 0:
             way = 1 - float(scheduler.timesteps[counter.step]) / scheduler.config.num_train_timesteps
-            skips = rule.may_skip(states[:1], forced=not START <= way < END)
-        return (states,) if skips else original(*args, **kwargs)  # what a skipped call returns is not used
+            # The same latents come twice where both branches are in one batch.
+            skips = rule.may_skip(states[:batch], forced=not START <= way < END)
+        if not skips:
+            returned = original(*args, **kwargs)
+        return returned  # where the step is skipped, nothing comes of it
 
     def step(original: Callable[..., Any], output: Any, timestep: Any, sample: Any, *args: Any, **kwargs: Any) -> Any:
-        nonlocal added
+        nonlocal added, batch
         if skips:
             output = sample + added
         else:
-            added = output - sample
-            rule.computed(sample[:1], output[:1])
+            added, batch = output - sample, len(sample)
+            rule.computed(sample, output)
         return original(output, timestep, sample, *args, **kwargs)
 
     with around_calls(subject, counter, call) as undo:

@@ -6,6 +6,7 @@ import math
 import pytest
 import torch
 
+from fastcache_xdit.bench.peers.papers.calls import CallCounter
 from fastcache_xdit.bench.peers.papers.change import AccumulatedChange
 from fastcache_xdit.bench.peers.papers.dpcache import cheapest_path, cost_of, line
 from fastcache_xdit.bench.peers.papers.eb_cache import exposure_factor
@@ -33,6 +34,16 @@ def test_histories_keep_what_they_should():
     assert [part.item() for part in whole.estimate(1)] == [1, 2]
     assert [part.item() for part in whole.estimate(2)] == [2, 4]
     assert whole.steps == [0, 1, 2]
+
+
+def test_calls_are_counted_by_step_and_branch():
+    begun, found = [], []
+    counter = CallCounter(lambda: begun.append(True))
+    for timestep in (900.0, 900.0, 500.0, 500.0, 900.0, 500.0):
+        counter.count(timestep)
+        found.append((counter.step, counter.branch))
+    assert found == [(0, 0), (0, 1), (1, 0), (1, 1), (0, 0), (1, 0)]
+    assert len(begun) == 2
 
 
 def test_masks_have_the_published_shape():
