@@ -11,46 +11,41 @@ from fastcache_xdit.errors import UsageError
 from fastcache_xdit.plugin import repaired
 from fastcache_xdit.undo import Undo
 
+SOLVERS = {
+    "Euler": "FlowMatchEulerDiscreteScheduler",
+    "Heun": "FlowMatchHeunDiscreteScheduler",
+    "DPM++ 2M": "DPMSolverMultistepScheduler",
+    "UniPC": "UniPCMultistepScheduler",
+}
 
-def _shift(config: dict[str, Any]) -> float:
-    return config.get("flow_shift", config.get("shift", 1.0))
 
-
-def _single_step(name: str, config: dict[str, Any]) -> Any:
-    """Return diffusers' flow-matching Euler or Heun, with what all pipelines ask a scheduler for."""
+def _made(solver: str, config: dict[str, Any]) -> Any:
+    """Return a scheduler for the noise levels of the model's own, with what all pipelines ask a scheduler for."""
     import diffusers
 
-    scheduler = getattr(diffusers, name)(config["num_train_timesteps"], _shift(config))
-    original = scheduler.set_timesteps
-
-    def set_timesteps(num_inference_steps: int, device: Any = None, sigmas: Any = None, mu: Any = None) -> None:
-        """Set evenly spaced noise levels from 1, none of them so near to 0 that its step is in vain."""
-        scheduler.sigma_max, scheduler.sigma_min = 1.0, 1 / num_inference_steps
-        original(num_inference_steps, device=device)
-
-    scheduler.set_timesteps = set_timesteps
-    scheduler.init_noise_sigma = 1.0
-    scheduler.scale_model_input = lambda sample, timestep=None: sample
+    kind, training_steps = getattr(diffusers, SOLVERS[solver]), config["num_train_timesteps"]
+    shift = config.get("flow_shift", config.get("shift", 1.0))
+    if solver in ("Euler", "Heun"):
+        scheduler = kind(training_steps, shift)
+        scheduler.init_noise_sigma = 1.0
+        scheduler.scale_model_input = lambda sample, timestep=None: sample
+    else:
+        flow = {"prediction_type": "flow_prediction", "use_flow_sigmas": True, "flow_shift": shift}
+        scheduler = kind(training_steps, **flow)
+    scheduler.set_timesteps = _setting(scheduler, scheduler.set_timesteps)
     return scheduler
 
 
-def _multistep(name: str, config: dict[str, Any]) -> Any:
-    import diffusers
+def _setting(scheduler: Any, original: Callable[..., None]) -> Callable[..., None]:
+    def set_timesteps(
+        num_inference_steps: int | None = None, device: Any = None, sigmas: Any = None, mu: Any = None
+    ) -> None:
+        """Set evenly spaced noise levels from 1, none of them so near to 0 that its step is in vain."""
+        steps = num_inference_steps or len(sigmas)
+        scheduler.sigma_max, scheduler.sigma_min = 1.0, 1 / steps  # of Euler and Heun; the others do so themselves
+        original(steps, device=device)
 
-    return getattr(diffusers, name)(
-        num_train_timesteps=config["num_train_timesteps"],
-        prediction_type="flow_prediction",
-        use_flow_sigmas=True,
-        flow_shift=_shift(config),
-    )
-
-
-SOLVERS: dict[str, tuple[Callable[[str, dict[str, Any]], Any], str]] = {
-    "Euler": (_single_step, "FlowMatchEulerDiscreteScheduler"),
-    "Heun": (_single_step, "FlowMatchHeunDiscreteScheduler"),
-    "DPM++ 2M": (_multistep, "DPMSolverMultistepScheduler"),
-    "UniPC": (_multistep, "UniPCMultistepScheduler"),
-}
+    return set_timesteps
 
 
 def steps_for(solver: str, evaluations: int) -> int:
@@ -61,11 +56,12 @@ def steps_for(solver: str, evaluations: int) -> int:
 @contextlib.contextmanager
 def _fewer(subject: Subject, solver: str, share: float) -> Iterator[dict[str, Any]]:
     config = dict(subject.pipe.scheduler.config)
+    if config.get("prediction_type", "flow_prediction") != "flow_prediction":
+        raise UsageError("the model does not predict flows", "these solvers are for models that do")
     if config.get("use_dynamic_shifting"):
         raise UsageError("the model's noise levels depend on the size of the picture", "only its own solver knows how")
-    make, name = SOLVERS[solver]
     with repaired(subject.pipe), Undo() as undo:
-        undo.set(subject.pipe, "scheduler", make(name, config))
+        undo.set(subject.pipe, "scheduler", _made(solver, config))
         yield {"num_inference_steps": steps_for(solver, round(share * subject.steps))}
 
 

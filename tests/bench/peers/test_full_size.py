@@ -2,11 +2,11 @@
 
 import pytest
 
-from fastcache_xdit.bench.peers import own
+from fastcache_xdit.bench.peers import own, solvers
 from fastcache_xdit.bench.peers.catalogue import catalogue, unscored
 from fastcache_xdit.bench.peers.full_size import FullSize
 from fastcache_xdit.bench.peers.measure import BenchPlan, PeerBench
-from fastcache_xdit.bench.peers.measurement import RAN
+from fastcache_xdit.bench.peers.measurement import RAN, REFUSED
 from fastcache_xdit.host import cpu
 from fastcache_xdit.host.xdit.engine import batches
 from fastcache_xdit.models.architectures import ARCHITECTURES
@@ -50,6 +50,16 @@ def test_caches_after_their_papers_run_on_each_kind_of_model(bench, peer):
     outcome = bench.measure(peer, peer.settings[-1])
     assert outcome.status == RAN and outcome.restored, outcome.error
     assert outcome.compute < 0.8
+
+
+@pytest.mark.parametrize("peer", solvers.peers(), ids=lambda peer: peer.name)
+def test_solvers_run_where_flows_are_predicted(bench, peer):
+    outcome = bench.measure(peer, peer.settings[1])
+    if bench.backend.pipe.scheduler.config.get("prediction_type") == "epsilon":
+        assert outcome.status == REFUSED and "does not predict flows" in outcome.error
+    else:
+        assert outcome.status == RAN and outcome.restored, outcome.error
+        assert outcome.compute == pytest.approx(0.5 if "Heun" not in peer.name else 3 / 8, abs=0.03)
 
 
 def test_weights_are_the_same_in_every_run():
