@@ -143,7 +143,11 @@ class Handle:
 
     @contextlib.contextmanager
     def watched(self, watch: Watch) -> Iterator[None]:
-        """Show `watch` what the scheduler is given, and what it makes of it, at every step inside a with block."""
+        """Show `watch` what the scheduler is given, and what it makes of it, at every step inside a with block.
+
+        Args:
+            watch: called with the position, the output, the latents before, and those behind the step.
+        """
         handover = self._session.handover
         outer, handover.watch = handover.watch, watch
         try:

@@ -68,6 +68,7 @@ FORMS = {
     "affine": Form(entry=True, bias=True),
     "delta": Form(changes=1, keeps_residual=True),
     "history": Form(residuals=3),
+    "history+entry": Form(residuals=3, entry=True),
     "delta+history": Form(residuals=3, changes=2, bias=True),
 }
 

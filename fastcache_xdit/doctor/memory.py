@@ -136,7 +136,7 @@ def held(denoiser: Denoiser, config: FastCacheConfig, request: RequestSize) -> H
     moments = 2 * (2 * steps + 1) ** 2 * torch.float64.itemsize  # of both halves, at the request's noise levels
     size = kept_dtype(config.reference_dtype, request.dtype).itemsize
     outputs = REFERENCES * _handed(denoiser, request) * size + _returned(denoiser, request) * request.dtype.itemsize
-    records = config.learn * steps * _recorded(denoiser, request) if config.test == "plan" else 0
+    records = config.learn * (2 * steps + 1) * _recorded(denoiser, request) if config.test == "plan" else 0
     return Held(outputs + moments, records)
 
 
@@ -237,10 +237,10 @@ def _returned(denoiser: Denoiser, request: RequestSize) -> int:
 
 
 def _recorded(denoiser: Denoiser, request: RequestSize) -> int:
-    """Bytes of one recorded step: some rows of the outputs, and of the latents behind them, in float32."""
+    """Bytes of some rows in float32, which are recorded of each step's output, and of the latents before and behind."""
     positions = _positions(denoiser, request)
     rows = -(-positions // -(-positions // MOST_ROWS))
-    return 2 * rows * min(_channels(denoiser)) * torch.float32.itemsize
+    return rows * min(_channels(denoiser)) * torch.float32.itemsize
 
 
 def _megabytes(count: int) -> str:

@@ -10,7 +10,7 @@ from fastcache_xdit.approx.fit import Places, error_made, fit
 from fastcache_xdit.approx.fitted import Refitted
 from fastcache_xdit.approx.forms import FORMS
 from fastcache_xdit.approx.moments import Halves
-from fastcache_xdit.approx.output import NAME, REFERENCES, key_of
+from fastcache_xdit.approx.output import REFERENCES, WITH_LATENTS, form_for, key_of
 from fastcache_xdit.decision.schedule import skipped_steps
 from fastcache_xdit.learning.trajectory import Trajectory
 
@@ -45,7 +45,7 @@ def returning(
 
 
 def refitted(halves: Halves, mask: str, effects: Sequence[float]) -> dict[Refitted, torch.Tensor]:
-    """Return weights [C, K] for the skipped steps of a mask, keyed for a calibration.
+    """Return weights for the skipped steps of a mask, keyed for a calibration: [C, K], or with latents [C, K+1].
 
     Args:
         halves: moments of what `returning` returned.
@@ -53,14 +53,15 @@ def refitted(halves: Halves, mask: str, effects: Sequence[float]) -> dict[Refitt
         effects: see `OutputForecast`.
     """
     sigmas, refits, estimates = halves.training.sigmas, {}, dict[int, torch.Tensor]()
+    form = form_for(halves)
     for step, computed in skipped_steps([mark == "1" for mark in mask]):
         place, known = Places.one(step, computed[:REFERENCES]), computed[:REFERENCES]
         done = [-effects[earlier] / effects[step] * estimates[earlier] for earlier in _run(step, computed, effects)]
         carried = torch.stack(done).sum(dim=0)[None] if done else None
-        solved = fit(FORMS[NAME], *halves, place, carried=carried).coefficients[0]
+        solved = fit(FORMS[form], *halves, place, carried=carried).coefficients[0]
         estimates[step] = -error_made(solved, len(sigmas), place)
         estimates[step][:, step] = 0.0
-        refits[key_of(sigmas, step, known)] = solved[:, : len(known)].float()
+        refits[key_of(sigmas, step, known, form)] = solved[:, : len(known) + (form == WITH_LATENTS)].float()
     return refits
 
 

@@ -23,11 +23,14 @@ class Trajectory:
     def __init__(self) -> None:
         self._outputs: dict[int, dict[int, torch.Tensor]] = {}  # by step and patch, -1 for the full sequence
         self._latents: dict[int, dict[int, torch.Tensor]] = {}
+        self._first: dict[int, torch.Tensor] = {}  # latents before the first step, by patch
         self._stride = 0
 
-    def __call__(self, tick: Tick, output: torch.Tensor, latents: torch.Tensor) -> None:
+    def __call__(self, tick: Tick, output: torch.Tensor, before: torch.Tensor, latents: torch.Tensor) -> None:
         """Record what the scheduler was given and what it returned."""
         patch = -1 if tick.patch is None else tick.patch
+        if not self._outputs or self._outputs.keys() == {tick.step}:
+            self._first[patch] = self._rows(before, tick)
         self._outputs.setdefault(tick.step, {})[patch] = self._rows(output, tick)
         self._latents.setdefault(tick.step, {})[patch] = self._rows(latents, tick)
 
@@ -44,6 +47,10 @@ class Trajectory:
         """Return the latents behind each step, [n, C] float32."""
         return [_joined(self._latents[step]) for step in sorted(self._latents)]
 
+    def entered(self) -> list[torch.Tensor]:
+        """Return the latents before each step, [n, C] float32."""
+        return [_joined(self._first), *self.latents()[:-1]]
+
     def _rows(self, values: torch.Tensor, tick: Tick) -> torch.Tensor:
         """[B, N, C] or [B, C, ...] -> [B, n, C]."""
         rows = values.detach() if values.ndim == 3 else values.detach().movedim(1, -1).flatten(1, -2)
@@ -53,11 +60,12 @@ class Trajectory:
         return rows[:, -start % self._stride :: self._stride].float().clone()
 
 
-def moments_of(outputs: Sequence[torch.Tensor], sigmas: Sequence[float]) -> Moments:
-    """Return the moments of one request's outputs, each [n, C], with no entry states."""
-    channels = outputs[0].shape[-1]
-    moments, nothing = Moments.empty(sigmas, channels), torch.zeros_like(outputs[0])
-    moments.add(outputs, [nothing] * len(outputs))
+def moments_of(
+    outputs: Sequence[torch.Tensor], sigmas: Sequence[float], entered: Sequence[torch.Tensor] | None = None
+) -> Moments:
+    """Return the moments of one request's outputs, each [n, C], and if given of the latents before each step."""
+    moments = Moments.empty(sigmas, outputs[0].shape[-1])
+    moments.add(outputs, entered or [torch.zeros_like(outputs[0])] * len(outputs))
     return moments
 
 

@@ -108,7 +108,7 @@ class Driver:
         self._came.clear()
         return compute()
 
-    def handed_over(self, output: torch.Tensor, tick: Tick) -> torch.Tensor:
+    def handed_over(self, output: torch.Tensor, tick: Tick, latents: torch.Tensor) -> torch.Tensor:
         """Return what the scheduler shall get: the output as it is."""
         return output
 

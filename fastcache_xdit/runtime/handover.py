@@ -12,8 +12,9 @@ from fastcache_xdit.runtime.branches import UnnamedCalls
 from fastcache_xdit.runtime.driver import Driver
 from fastcache_xdit.runtime.output import OutputDriver
 
-# Is shown, each time a scheduler advances: the position, the output that it was given, the latents that it returned.
-Watch = Callable[[Tick, torch.Tensor, torch.Tensor], None]
+# Is shown, each time a scheduler advances: the position, the output and the latents that it was given, and the latents
+# that it returned.
+Watch = Callable[[Tick, torch.Tensor, torch.Tensor, torch.Tensor], None]
 
 
 class OutputView(Protocol):
@@ -59,10 +60,10 @@ class Handover:
         self.has_advanced = True
         view = self.view(tick.step)
         shown = view.of(output, latents) if view else output
-        taken = driver.handed_over(shown, tick)
+        taken = driver.handed_over(shown, tick, latents)
         if taken is not shown:
             output = view.output_for(taken, latents, output) if view else taken
         result = step(output)
         if self.watch:
-            self.watch(tick, taken, result[0])
+            self.watch(tick, taken, latents, result[0])
         return result

@@ -101,21 +101,21 @@ class OutputDriver:
                 self._keep(key, tick.step, tensor_of(output))
             return output
         last = self._returned[key]
-        return last if self.hands_over else with_tensor(last, self._estimate(key, tick.step, tensor_of(last).dtype))
+        return last if self.hands_over else with_tensor(last, self._estimate(key, tick.step, tensor_of(last).dtype, None))
 
-    def handed_over(self, output: torch.Tensor, tick: Tick) -> torch.Tensor:
+    def handed_over(self, output: torch.Tensor, tick: Tick, latents: torch.Tensor) -> torch.Tensor:
         """Return what the scheduler shall get after a call: the output as it is, or the estimate of a skipped step."""
         if not self.hands_over:
             return output
         calls, self._calls = frozenset(self._calls), set()
         self._split(tick, output)
         if self._skipped.get(tick.patch) == tick.step:
-            return self._estimate(tick.patch, tick.step, output.dtype)
+            return self._estimate(tick.patch, tick.step, output.dtype, latents)
         if self._guided.setdefault(tick.patch, calls) != calls:  # guidance was switched on or off
             self._guided[tick.patch] = calls
             self._past.pop(tick.patch, None)
             self._computed.pop(tick.patch, None)
-        self._check(tick, output)
+        self._check(tick, output, latents)
         self._keep(tick.patch, tick.step, output)
         return output
 
@@ -144,7 +144,7 @@ class OutputDriver:
         """Whether the running request is checked; those that are recorded or made again have their masks."""
         return self.record.config.check > 0 and not self.pilot.forced
 
-    def _check(self, tick: Tick, output: torch.Tensor) -> None:
+    def _check(self, tick: Tick, output: torch.Tensor, latents: torch.Tensor) -> None:
         """Measure the error that the estimate of a computed step would have had, where the next step may be skipped.
 
         All ranks get here at the same steps and get the same number, with one message and one read on the host.
@@ -152,7 +152,7 @@ class OutputDriver:
         past = self._past.get(tick.patch)
         if not self._checks or not past or not self.pilot.skips(tick.step + 1):
             return
-        sums = ErrorSums.measured(output, self._estimate(tick.patch, tick.step, output.dtype)).packed()
+        sums = ErrorSums.measured(output, self._estimate(tick.patch, tick.step, output.dtype, latents)).packed()
         total = self.record.consensus.agree(sums, self.record.ledger.stamp, f"{tick}, output")
         self._missed = ErrorSums(*total.unbind(-1)).relative.amax().item()  # NaN wins, and is not within any bound
         self.record.counters.nonfinite += math.isnan(self._missed)
@@ -170,9 +170,9 @@ class OutputDriver:
         del past[REFERENCES:]
         self._computed[key] = (step, *self._computed.get(key, ()))
 
-    def _estimate(self, key: Any, step: int, dtype: torch.dtype) -> torch.Tensor:
-        weights = self.pilot.weights(step, self._computed[key])
-        return combined(weights, [output for _, output in self._past[key]], dtype)
+    def _estimate(self, key: Any, step: int, dtype: torch.dtype, latents: torch.Tensor | None) -> torch.Tensor:
+        weights = self.pilot.weights(step, self._computed[key], sees_latents=latents is not None)
+        return combined(weights, [output for _, output in self._past[key]], latents, dtype)
 
 
 def _batch_size(call: functools.partial[Any]) -> int:

@@ -78,11 +78,11 @@ class Pilot:
         """Return which steps of the running request are skipped."""
         return [mark == "0" for mark in self.mask]
 
-    def weights(self, step: int, computed: tuple[int, ...]) -> Weights:
-        """Return the weights [C, K] of the last outputs, newest first, at a skipped step."""
+    def weights(self, step: int, computed: tuple[int, ...], sees_latents: bool) -> Weights:
+        """Return the weights at a skipped step, see `OutputForecast`."""
         assert self.forecast is not None
         first = self._switch if self._switch and self._switch <= step else 0
-        return self.forecast.weights(step, tuple(other for other in computed if other >= first))
+        return self.forecast.weights(step, tuple(other for other in computed if other >= first), sees_latents)
 
     def mask_for(self, goal: Goal, sigmas: tuple[float, ...], masks: OutputMasks | None = None) -> str:
         """Return the mask for a goal: one that was verified for these noise levels, or else the planned one."""

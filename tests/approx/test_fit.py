@@ -33,6 +33,7 @@ def planted(form):
     """R[4] by a known combination that the form can express, and its coefficients [R3, R1, R0, H, H3, H1, H0, 1]."""
     weights = {
         "history": torch.tensor([1.5, -0.7, 0.2, 0, 0, 0, 0, 0]),
+        "history+entry": torch.tensor([1.2, -0.7, 0.2, 0.4, 0, 0, 0, 0]),
         "delta": torch.tensor([1.0, 0, 0, 0.4, -0.4, 0, 0, 0]),
         "affine": torch.tensor([0, 0, 0, 0.3, 0, 0, 0, -2.0]),
         "delta+history": torch.tensor([1.2, -0.3, 0.1, 0.5, -0.75, 0.25, 0, 0.6]),

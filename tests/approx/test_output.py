@@ -7,7 +7,7 @@ import torch
 
 from fastcache_xdit.approx import output
 from fastcache_xdit.approx.moments import Halves, Moments
-from fastcache_xdit.approx.output import OutputForecast, combined, key_of
+from fastcache_xdit.approx.output import OUTPUTS, WITH_LATENTS, OutputForecast, Weights, combined, key_of
 
 SIGMAS = (1.0, 0.8, 0.6, 0.4, 0.2)
 EFFECTS = (-0.3, -0.3, -0.25, -0.2, -0.1)
@@ -22,10 +22,15 @@ def outputs(seed=0):
     return torch.stack([one + 0.1 * torch.randn(one.shape, generator=draw, dtype=torch.float64) for one in smooth])
 
 
-def forecast(states, refits=None, effects=EFFECTS):
+def forecast(states, refits=None, effects=EFFECTS, latents=None):
     moments = Moments.empty(SIGMAS, CHANNELS)
-    moments.add(list(states), [torch.zeros_like(states[0])] * len(SIGMAS))
+    moments.add(list(states), list(torch.zeros_like(states) if latents is None else latents))
     return OutputForecast(Halves(moments, moments), effects, refits or {})
+
+
+def weights_of(plan):
+    """Weights of outputs alone, as a function of step and computed steps."""
+    return lambda *place: plan.weights(*place, sees_latents=False).outputs
 
 
 def least_squares(states, target, known):
@@ -41,7 +46,7 @@ def least_squares(states, target, known):
 @pytest.mark.parametrize("known", [(0,), (1, 0), (2, 1, 0), (3, 2, 1, 0)])
 def test_after_a_computed_step_the_weights_are_those_of_least_squares(known):
     states, step = outputs(), known[0] + 1
-    found = forecast(states).weights(step, known)
+    found = weights_of(forecast(states))(step, known)
     by_hand = least_squares(states, states[step], known[:3])
     torch.testing.assert_close(found.double(), by_hand, atol=0.01, rtol=0.01)
     assert found.dtype == torch.float32
@@ -49,7 +54,7 @@ def test_after_a_computed_step_the_weights_are_those_of_least_squares(known):
 
 def test_a_skipped_step_tries_to_make_good_what_the_one_before_missed():
     states = outputs()
-    weights = forecast(states).weights
+    weights = weights_of(forecast(states))
     first = weights(2, (1, 0)).double()
     torch.testing.assert_close(first, least_squares(states, states[2], (1, 0)), atol=2e-3, rtol=2e-3)
     missed = states[2] - sum(first[:, k] * states[step] for k, step in enumerate((1, 0)))
@@ -62,7 +67,7 @@ def test_a_skipped_step_tries_to_make_good_what_the_one_before_missed():
 
 def test_errors_are_carried_over_computed_steps():
     states = outputs()
-    weights = forecast(states).weights
+    weights = weights_of(forecast(states))
     first = weights(2, (1, 0)).double()
     missed = states[2] - sum(first[:, k] * states[step] for k, step in enumerate((1, 0)))
     wanted = states[4] + EFFECTS[2] / EFFECTS[4] * missed
@@ -73,7 +78,7 @@ def test_errors_are_carried_over_computed_steps():
 
 def test_a_step_without_an_effect_carries_nothing():
     states = outputs()
-    found = forecast(states, effects=(*EFFECTS[:3], 0.0, EFFECTS[4])).weights(3, (1, 0))
+    found = weights_of(forecast(states, effects=(*EFFECTS[:3], 0.0, EFFECTS[4])))(3, (1, 0))
     torch.testing.assert_close(found.double(), least_squares(states, states[3], (1, 0)), atol=2e-3, rtol=2e-3)
 
 
@@ -87,24 +92,46 @@ def test_what_cannot_be_learnt_is_the_straight_line():
         states[2] = 2 * states[1] - states[0] + 1e-3 * states[2]
         moments.add(states, [torch.zeros(3, 1)] * len(SIGMAS))
         halves.append(moments)
-    found = OutputForecast(Halves(*halves), EFFECTS).weights(2, (1, 0))
+    found = weights_of(OutputForecast(Halves(*halves), EFFECTS))(2, (1, 0))
     torch.testing.assert_close(found, torch.tensor([[2.0, -1.0]]), atol=0.02, rtol=0)
 
 
 def test_refits_win_where_their_references_are_used():
     states, refit = outputs(), torch.tensor([[0.5, 0.25], [0.75, 0.125]])
-    refits = {key_of(SIGMAS, 3, (2, 0)): refit}
-    found, plain = forecast(states, refits), forecast(states)
-    assert torch.equal(found.weights(3, (2, 0)), refit)
-    assert torch.equal(found.weights(3, (2, 1, 0)), plain.weights(3, (2, 1, 0))), "a mask that computed more"
-    assert torch.equal(found.weights(4, (2, 0)), plain.weights(4, (2, 0)))
+    refits = {key_of(SIGMAS, 3, (2, 0), OUTPUTS): refit}
+    found, plain = weights_of(forecast(states, refits)), weights_of(forecast(states))
+    assert torch.equal(found(3, (2, 0)), refit)
+    assert torch.equal(found(3, (2, 1, 0)), plain(3, (2, 1, 0))), "a mask that computed more"
+    assert torch.equal(found(4, (2, 0)), plain(4, (2, 0)))
+
+
+def test_latents_are_weighed_where_they_were_recorded_and_are_shown():
+    draw = torch.Generator().manual_seed(1)
+    states, latents = outputs(), torch.randn(len(SIGMAS), ROWS, CHANNELS, generator=draw, dtype=torch.float64)
+    states[2] += 0.5 * latents[2]
+    plan = forecast(states, latents=latents)
+    found = plan.weights(2, (1, 0), sees_latents=True)
+    by_hand = least_squares(torch.cat([states, latents[2:3]]), states[2], (1, 0, len(SIGMAS)))
+    torch.testing.assert_close(torch.cat(found, dim=1).double(), by_hand, atol=2e-3, rtol=2e-3)
+    assert (found.latents - 0.5).abs().max() < 0.02
+    hidden = plan.weights(2, (1, 0), sees_latents=False)
+    assert hidden.latents is None
+    torch.testing.assert_close(hidden.outputs.double(), least_squares(states, states[2], (1, 0)), atol=2e-3, rtol=2e-3)
+
+
+def test_refits_with_latents_are_for_where_they_are_shown():
+    states, refit = outputs(), torch.tensor([[0.5, 0.25, 2.0], [0.75, 0.125, 3.0]])
+    refits = {key_of(SIGMAS, 3, (2, 0), WITH_LATENTS): refit}
+    plan = forecast(states, refits, latents=torch.ones_like(states))
+    assert torch.equal(torch.cat(plan.weights(3, (2, 0), sees_latents=True), dim=1), refit)
+    assert plan.weights(3, (2, 0), sees_latents=False).outputs.shape == (CHANNELS, 2)
 
 
 def test_no_more_references_are_used_than_are_kept():
     states = outputs()
-    assert forecast(states).weights(4, (3, 2, 1, 0)).shape == (CHANNELS, 3)
-    refits = {key_of(SIGMAS, 4, (3, 2, 1)): torch.ones(CHANNELS, 3)}
-    assert torch.equal(forecast(states, refits).weights(4, (3, 2, 1, 0)), torch.ones(CHANNELS, 3))
+    assert weights_of(forecast(states))(4, (3, 2, 1, 0)).shape == (CHANNELS, 3)
+    refits = {key_of(SIGMAS, 4, (3, 2, 1), OUTPUTS): torch.ones(CHANNELS, 3)}
+    assert torch.equal(weights_of(forecast(states, refits))(4, (3, 2, 1, 0)), torch.ones(CHANNELS, 3))
 
 
 @pytest.mark.parametrize("shape", [(2, 5, 3), (2, 3, 4, 4), (2, 3, 2, 4, 4)])
@@ -120,17 +147,23 @@ def test_outputs_are_weighed_by_channel(shape, channels):
         + weights[channel % channels, 1] * second.select(axis, channel)
         for channel in range(3)
     ]
-    torch.testing.assert_close(combined(weights, [first, second]), torch.stack(by_hand, dim=axis))
+    torch.testing.assert_close(combined(Weights(weights), [first, second]), torch.stack(by_hand, dim=axis))
+
+
+def test_latents_are_added_by_channel():
+    weights = Weights(torch.tensor([[2.0], [3.0]]), torch.tensor([[10.0], [20.0]]))
+    output, latents = torch.ones(1, 4, 2), torch.ones(1, 4, 2)
+    assert combined(weights, [output, 7 * output], latents)[0, 0].tolist() == [12.0, 23.0]
 
 
 def test_low_precision_is_summed_in_float32():
     outputs_16 = [torch.tensor([[[256.0]]], dtype=torch.bfloat16), torch.tensor([[[255.0]]], dtype=torch.bfloat16)]
-    found = combined(torch.tensor([[1.01, -1.0]]), outputs_16)
+    found = combined(Weights(torch.tensor([[1.01, -1.0]])), outputs_16)
     assert found.dtype == torch.bfloat16 and found.item() == pytest.approx(3.56, rel=1e-2)
 
 
 def test_weights_that_are_forgotten_are_solved_again(monkeypatch):
     states = outputs()
-    wanted = forecast(states).weights(4, (1, 0))
+    wanted = weights_of(forecast(states))(4, (1, 0))
     monkeypatch.setattr(output, "MOST_SOLVED", 1)
-    assert torch.equal(forecast(states).weights(4, (1, 0)), wanted)
+    assert torch.equal(weights_of(forecast(states))(4, (1, 0)), wanted)

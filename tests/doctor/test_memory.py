@@ -61,7 +61,9 @@ def test_what_learning_takes_is_what_is_recorded(family, saved):
     pipe, watch = tiny.pipeline(family), Trajectory()
     with fastcache(pipe, learn=0) as handle, handle.watched(watch):
         called(pipe, family, torch.float32)
-    recorded = sum(tensor.numel() * tensor.element_size() for tensor in (*watch.outputs(), *watch.latents()))
+    recorded = sum(
+        tensor.numel() * tensor.element_size() for tensor in (*watch.outputs(), watch.entered()[0], *watch.latents())
+    )
     frames = tiny.FRAMES if family == "wan" else 1
     request = RequestSize(tiny.PIXELS, tiny.PIXELS, frames, STEPS, text=tiny.TOKENS)
     assert held(saved, FastCacheConfig(learn=3), request).learning == 3 * recorded

@@ -6,8 +6,10 @@ import pytest
 import torch
 
 from fastcache_xdit import fastcache
+from fastcache_xdit.approx.output import SEGMENT, STREAM, WITH_LATENTS, form_for
 from fastcache_xdit.errors import UsageError
 from fastcache_xdit.home import Home
+from fastcache_xdit.learning.lesson import ENOUGH_FOR_LATENTS
 from tests.models.unknown import UNKNOWN
 
 STEPS, LEARN = 8, 2
@@ -90,6 +92,18 @@ def test_the_next_process_starts_with_it(service, learnt, home):
         assert handle.learnt is not None
         service.serve(3)
         assert [entry.skip for entry in handle.report().ledger] == [mark == "0" for mark in mask]
+
+
+def test_latents_are_weighed_once_enough_requests_were_learnt_from(service, home):
+    with fastcache(service.pipe, budget=0.5, learn=ENOUGH_FOR_LATENTS) as handle:
+        for seed in range(ENOUGH_FOR_LATENTS):
+            service.serve(seed)
+        picture = service.serve(9)
+        learnt = handle.learnt
+    assert form_for(learnt.moments[SEGMENT][STREAM]) == WITH_LATENTS
+    assert all(weights.shape[1] == len(refitted.known) + 1 for refitted, weights in learnt.refits.items())
+    with fastcache(service.pipe, budget=0.5, learn=ENOUGH_FOR_LATENTS):
+        assert torch.equal(service.serve(9), picture), "the next process does the same"
 
 
 def test_a_broken_file_is_not_used(service, learnt, home):
