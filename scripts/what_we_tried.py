@@ -22,6 +22,7 @@ from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
+from scipy.stats import spearmanr
 
 from fastcache_xdit.approx.linear import line_weights
 from fastcache_xdit.approx.moments import Halves
@@ -153,10 +154,13 @@ class Weigher:
     def __init__(self, idea: Idea, lab: Lab, mask: str, weights: Weights, wanted: Sequence[torch.Tensor] = ()) -> None:
         self.idea, self.lab, self.mask, self.weights, self.wanted = idea, lab, mask, weights, wanted
         self.past: list[tuple[int, torch.Tensor]] = []  # (step, output) of computed steps, newest first
+        self.disagreements: dict[int, list[float]] = {}  # by step, of the straight line with what is taken, by request
 
     def __call__(self, step: int, output: torch.Tensor, sample: torch.Tensor) -> torch.Tensor:
         """Return what the scheduler gets at a step."""
         is_computed = self.mask[step] == "1"
+        if is_computed and self.past:
+            self.disagreements[step] = relative(self.line(step), output)
         if is_computed:
             self.past.insert(0, (step, output.clone()))
         if is_computed and not (self.idea.corrects and "0" in self.mask[:step]):
@@ -165,7 +169,10 @@ class Weigher:
         weighed = self.weighed(sample)
         if self.wanted:
             self.weights[step] = fitted(weighed, rows(self.missing(step, prior, sample)))
-        return prior + back(times(weighed, self.weights[step]), prior)
+        taken = prior + back(times(weighed, self.weights[step]), prior)
+        if not is_computed:
+            self.disagreements[step] = relative(prior, taken)
+        return taken
 
     def line(self, step: int) -> torch.Tensor:
         """Return the straight line through the last two outputs."""
@@ -187,6 +194,12 @@ class Weigher:
             values = [part for value in values for part in neighbours(grid(value))]
         parts = [rows(value) for value in values]
         return torch.cat(parts, -1) if self.idea.spread in ("channels", "3x3") else torch.stack(parts, -1)
+
+
+def relative(found: torch.Tensor, true: torch.Tensor) -> list[float]:
+    """Return norm(found - true) / norm(true) of each request."""
+    ratios: list[float] = ((found - true).flatten(1).norm(dim=1) / true.flatten(1).norm(dim=1)).tolist()
+    return ratios
 
 
 def grid(values: torch.Tensor) -> torch.Tensor:
@@ -264,12 +277,7 @@ class Study:
 
     def row(self, idea: Idea, budget: str) -> dict[str, Any]:
         """Fit an idea and judge it."""
-        mask = self.masks.mask(int(len(self.lab.sigmas) / BUDGETS[budget]))
-        weights: Weights = {}
-        fitting = Weigher(idea, self.lab, mask, weights, self.taught.latents)
-        self.lab.generate(self.taught.batch, mask, fitting)
-        pictures, _ = self.lab.generate(self.judged.batch, mask, Weigher(idea, self.lab, mask, weights))
-        decibels = self.decibels(pictures)
+        mask, decibels, _ = self.judge(idea, budget)
         return {
             "idea": idea.name,
             "budget": budget,
@@ -280,6 +288,31 @@ class Study:
             "percentile_5_db": round(float(torch.tensor(decibels).quantile(0.05)), 2),
             "worst_db": round(min(decibels), 2),
         }
+
+    def foresight(self, budget: str) -> dict[str, Any]:
+        """Tell how well a request's disagreements at each step say how far from uncached its picture will be.
+
+        This is Spearman's rank correlation with the loss in dB: 1 where they order the requests alike, 0 where they say
+        nothing. A budget can be spent where it is needed only if it is high before most of it is spent.
+        """
+        mask, decibels, disagreements = self.judge(IDEAS[0], budget)
+        losses = [-each for each in decibels]
+        found = {step: spearmanr(values, losses).statistic for step, values in disagreements.items()}
+        return {
+            "budget": budget,
+            "mask": mask,
+            "correlation": {step: round(float(each), 2) for step, each in found.items()},
+        }
+
+    def judge(self, idea: Idea, budget: str) -> tuple[str, list[float], dict[int, list[float]]]:
+        """Fit an idea; return the mask, and of the judged requests the likeness in dB and the disagreements by step."""
+        mask = self.masks.mask(int(len(self.lab.sigmas) / BUDGETS[budget]))
+        weights: Weights = {}
+        fitting = Weigher(idea, self.lab, mask, weights, self.taught.latents)
+        self.lab.generate(self.taught.batch, mask, fitting)
+        judging = Weigher(idea, self.lab, mask, weights)
+        pictures, _ = self.lab.generate(self.judged.batch, mask, judging)
+        return mask, self.decibels(pictures), judging.disagreements
 
     def decibels(self, pictures: torch.Tensor) -> list[float]:
         """Return the likeness of each picture or clip to the one computed in full."""
@@ -302,15 +335,20 @@ def main() -> None:
     parser.add_argument("--output", type=Path, required=True, help="folder for a file of rows")
     parser.add_argument("--taught", type=int, default=16, help="requests that weights are fitted to; default: 16")
     parser.add_argument("--judged", type=int, default=32, help="held-out requests; default: 32")
+    parser.add_argument("--foresight", action="store_true", help="measure instead what disagreements foretell")
     options = parser.parse_args()
     prepare()
     torch.set_grad_enabled(False)
     study = Study(options.model, options.taught, options.judged)
-    path = options.output / f"{options.model}-{options.taught}.json"
+    if options.foresight:
+        found, name = (study.foresight(budget) for budget in BUDGETS), "-foresight"
+    else:
+        found, name = (study.row(idea, budget) for budget, idea in itertools.product(BUDGETS, IDEAS)), ""
+    path = options.output / f"{options.model}-{options.taught}{name}.json"
     rows = []
-    for budget, idea in itertools.product(BUDGETS, IDEAS):
-        rows.append(study.row(idea, budget))
-        print(json.dumps(rows[-1]), flush=True)
+    for row in found:
+        rows.append(row)
+        print(json.dumps(row), flush=True)
         path.write_text(json.dumps(rows, indent=1) + "\n")
 
 

@@ -1,4 +1,7 @@
-"""Worker: learn on a few requests of a tiny pipeline under each layout, then serve two more by what was learnt."""
+"""Worker: learn on a few requests of a tiny pipeline under each layout, then serve two more by what was learnt.
+
+The few are taken for enough to weigh the latents too, so that ranks learn all that there is to learn.
+"""
 
 from __future__ import annotations
 
@@ -13,13 +16,15 @@ from fastcache_xdit import FastCacheConfig, enable
 from fastcache_xdit.decision.schedule import skipped_steps
 from fastcache_xdit.home import Home
 from fastcache_xdit.host.xdit import world
+from fastcache_xdit.learning import lesson
 from tests import tiny
 from tests.parallel.learning import LEARN, SERVED, STEPS, Answer
 from tests.parallel.ranks import generate, layout, report
 
 
 def main(layouts: dict[str, dict[str, Any]]) -> dict[str, Answer]:
-    return {name: _learnt(**settings) for name, settings in layouts.items()}
+    with mock.patch.object(lesson, "ENOUGH_FOR_LATENTS", LEARN):
+        return {name: _learnt(**settings) for name, settings in layouts.items()}
 
 
 def _learnt(family: str, double: bool = False, **degrees: Any) -> Answer:
@@ -36,7 +41,9 @@ def _learnt(family: str, double: bool = False, **degrees: Any) -> Answer:
                 choices.append([entry.choice for entry in handle.report().ledger])
             calibration, pilot = handle.learnt, handle._session.driver.pilot
             skipped = skipped_steps([mark == "1" for mark in pilot.mask])
-            weights = {step: pilot.weights(step, computed) for step, computed in skipped}
+            weights = {
+                step: torch.cat(pilot.weights(step, computed, sees_latents=True), dim=1) for step, computed in skipped
+            }
             handle.disable()
         mask = calibration.facts["masks"][str(STEPS // 2)]
         return Answer(learnt, choices, mask, weights, [kept.name for kept in Home(home).listed()], calibration.stamp)
