@@ -101,7 +101,9 @@ class OutputDriver:
                 self._keep(key, tick.step, tensor_of(output))
             return output
         last = self._returned[key]
-        return last if self.hands_over else with_tensor(last, self._estimate(key, tick.step, tensor_of(last).dtype, None))
+        if self.hands_over:
+            return last
+        return with_tensor(last, self._estimate(key, tick.step, tensor_of(last).dtype, None))
 
     def handed_over(self, output: torch.Tensor, tick: Tick, latents: torch.Tensor) -> torch.Tensor:
         """Return what the scheduler shall get after a call: the output as it is, or the estimate of a skipped step."""
