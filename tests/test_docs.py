@@ -121,7 +121,7 @@ def flags() -> set[str]:
         own = argparse.ArgumentParser(add_help=False)
         add(own)
         known |= {flag.removeprefix("--") for flag in own._option_string_actions}
-    for script in (ROOT / "scripts").glob("*.sh"):
+    for script in (ROOT / "scripts").glob("*.*"):
         known |= set(FLAG.findall(script.read_text()))
     return known | OTHERS
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 
 import pytest
@@ -69,3 +70,19 @@ def test_the_table_of_the_readme_has_what_needs_no_calibration_beside_what_was_t
         for budget, told in zip(("1/2", "1/3", "1/4"), cells(line)[1:], strict=True):
             values = [*(table[kind][budget] for kind in kinds), best[budget]]
             assert told == " / ".join(f"{value:.1f}" for value in values), conditions["model"]
+
+
+def test_the_table_of_ideas_is_that_of_the_rows():
+    """Gains over the last three outputs, of two models at four budgets."""
+    lines = (ROOT / "docs" / "what-we-tried.md").read_text().splitlines()
+    table = {first: values for first, *values in map(cells, lines) if len(values) == 9}
+    gains: dict[str, list[str]] = {}
+    for model in ("shapes-flux", "shapes-pixart"):
+        rows = json.loads((BENCH / "ideas" / f"{model}-16.json").read_text())
+        plain = {row["budget"]: row["psnr_db"] for row in rows if row["idea"] == "last three outputs"}
+        for row in rows:
+            gain = f"{row['psnr_db'] - plain[row['budget']]:+.1f}"
+            gains.setdefault(row["idea"], []).append(gain if float(gain) else "0.0")
+    assert len(gains) == 9
+    for idea in gains.keys() - {"last three outputs"}:
+        assert table[idea][:8] == gains[idea], idea
