@@ -24,6 +24,7 @@ class Counters:
         headers: messages between PipeFusion stages.
         nonfinite: decisions that saw NaN.
         requests: requests begun.
+        recorded: requests computed in full, to learn from.
         seconds: wall time of the pipeline's calls; 0 where the cache is on a bare transformer.
     """
 
@@ -38,6 +39,7 @@ class Counters:
     headers: int = 0
     nonfinite: int = 0
     requests: int = 0
+    recorded: int = 0
     seconds: float = 0.0
 
     def note(self, block: str, tokens: int, computed: bool) -> None:
@@ -101,7 +103,13 @@ class Counters:
         skipping = max((self.approximated + self.partial).values(), default=0)
         seconds = f" in {self.seconds:.1f} s" if self.seconds else ""
         share = self.compute_ratio()
+        faster = f", estimated {1 / share:.2f}x faster" if skipping else ""
         return (
             f"; {self.requests} request{'s' * (self.requests > 1)}{seconds}, {skipping} of {self.transformer_calls} "
-            f"calls skipped, {share:.0%} of the compute, estimated {1 / share:.2f}x faster"
+            f"calls skipped, {share:.0%} of the compute{faster}{self._learning(skipping > 0)}"
         )
+
+    def _learning(self, skips: bool) -> str:
+        """Say which requests were computed in full on purpose, and where all were, how to skip steps of the first."""
+        at_once = "" if skips else "; with the option learn: 0 steps are skipped from the first request on"
+        return f"; {self.recorded} computed in full to learn from{at_once}" if self.recorded else ""

@@ -13,6 +13,7 @@ from fastcache_xdit.options import changed
 
 logger = logging.getLogger("fastcache_xdit")
 _is_quiet: ContextVar[bool] = ContextVar("is_quiet", default=False)
+_is_rehearsal: ContextVar[bool] = ContextVar("is_rehearsal", default=False)
 
 
 class _Unheard(logging.StreamHandler):  # type: ignore[type-arg]
@@ -45,6 +46,22 @@ def quiet() -> Iterator[None]:
         yield
     finally:
         _is_quiet.reset(token)
+
+
+@contextlib.contextmanager
+def rehearsal() -> Iterator[None]:
+    """Tell nothing inside the with block, and remark on no request either: it is not one that the user made."""
+    token = _is_rehearsal.set(True)
+    try:
+        with quiet():
+            yield
+    finally:
+        _is_rehearsal.reset(token)
+
+
+def is_rehearsal() -> bool:
+    """Return whether requests are not the user's own, as inside `rehearsal`."""
+    return _is_rehearsal.get()
 
 
 def in_words(config: FastCacheConfig, plan: str, is_recording: bool) -> str:

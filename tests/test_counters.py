@@ -35,9 +35,10 @@ def test_report_line():
     assert str(counters).endswith(
         "; 2 requests in 3.2 s, 1 of 4 calls skipped, 75% of the compute, estimated 1.33x faster"
     )
-    idle = Counters()
+    idle = Counters(requests=1, recorded=1)
     idle.note("a.0", 8, computed=True)
-    assert str(idle).startswith("nothing was skipped")
+    assert str(idle).startswith("nothing was skipped") and "faster" not in str(idle)
+    assert "; 1 computed in full to learn from; with the option learn: 0 steps are skipped from the" in str(idle)
 
 
 def test_adding_and_clearing():

@@ -27,6 +27,7 @@ def run(words, folder, said=None):
     environment["FASTCACHE_HOME"] = str(folder / "home")
     done = subprocess.run(words, cwd=folder, env=environment, capture_output=True, text=True, timeout=600, input=said)
     assert done.returncode == 0, done.stderr
+    (folder / "installed" / "stderr.txt").write_text(done.stderr)
     return done.stdout
 
 
@@ -85,6 +86,10 @@ def test_a_script_that_calls_xdit(tmp_path):
     printed = run([*TORCHRUN, EXAMPLES / "xdit_script.py", *flags], tmp_path)
     assert skipped(printed) == 10, "half of 20 steps"
     assert accuracy(tmp_path / "xdit_script.png", "a pink square left of an orange circle on a dark background") > 0.7
+    heard = (tmp_path / "installed" / "stderr.txt").read_text()
+    assert heard.count("fastcache: on for ") == heard.count("fastcache: computed ") == 1, "by one of the two ranks"
+    assert heard.index("fastcache: on for ") < heard.index("fastcache: computed "), "the sum comes at the end"
+    assert "10 of 20 calls skipped, 50% of the compute, estimated 2.00x faster" in heard
 
 
 def test_a_batch_job(tmp_path):

@@ -10,10 +10,10 @@ from fastcache_xdit.cli.cache import chosen_cache
 from fastcache_xdit.cli.options.batch import BatchRunOptions
 from fastcache_xdit.cli.options.clips import check_clips
 from fastcache_xdit.cli.options.pipeline import PipelineOptions
+from fastcache_xdit.cli.options.values import model_folder
 from fastcache_xdit.cli.pipeline import (
     MAKES_THE_IMAGE,
     call_arguments,
-    model_folder,
 )
 from fastcache_xdit.config import FastCacheConfig
 from fastcache_xdit.errors import UsageError

@@ -22,7 +22,8 @@ from fastcache_xdit.cli.bench_kinds import (
     say,
 )
 from fastcache_xdit.cli.options.bench import BenchOptions, add_arguments
-from fastcache_xdit.cli.pipeline import call_arguments, model_folder, pipeline_options
+from fastcache_xdit.cli.options.values import model_folder
+from fastcache_xdit.cli.pipeline import call_arguments, pipeline_options
 from fastcache_xdit.errors import UsageError
 from fastcache_xdit.files import writable_folder
 from fastcache_xdit.host.xdit import engine, world

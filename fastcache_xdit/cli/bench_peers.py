@@ -23,9 +23,9 @@ from fastcache_xdit.bench.peers.study import RESULTS, UNCACHED, studies
 from fastcache_xdit.cli.arguments import check_least
 from fastcache_xdit.cli.cache import cache_config
 from fastcache_xdit.cli.options.bench_peers import COUNT, QUICK_COUNT, PeersOptions, add_arguments
+from fastcache_xdit.cli.options.values import model_folder
 from fastcache_xdit.cli.pipeline import (
     call_arguments,
-    model_folder,
     pipeline_options,
 )
 from fastcache_xdit.cli.prompts import prompts_of

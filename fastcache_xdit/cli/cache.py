@@ -4,20 +4,16 @@ from __future__ import annotations
 
 import argparse
 import json
-import re
 from collections.abc import Collection, Mapping
-from pathlib import Path
 
 from fastcache_xdit.approx.calibration import Calibration
 from fastcache_xdit.cli.options.goals import refuse_goals
 from fastcache_xdit.cli.options.pipeline import PipelineOptions
+from fastcache_xdit.cli.options.values import named_config
 from fastcache_xdit.config import FastCacheConfig
 from fastcache_xdit.errors import UsageError
 from fastcache_xdit.host.xdit.flags import METHOD
 from fastcache_xdit.host.xdit.layout import Layout, check_cache
-from fastcache_xdit.shipped import SHIPPED
-
-_NAME = re.compile(r"[A-Za-z][\w-]*")
 
 
 def cache_config(
@@ -30,27 +26,15 @@ def cache_config(
         goals: of the command line.
         model: whose presets are meant.
     Raises:
-        UsageError: as `FastCacheConfig.from_json`, `from_file` and `preset`; or its calibration is missing, broken or
+        UsageError: as `named_config`; or its calibration is missing, broken or
             altered; or there are two goals, or one for a config that plans nothing.
     """
-    config = _preset(text, model) if is_preset(text) else FastCacheConfig.from_text(text)
+    config = named_config(text, model)
     if goals:
         config = FastCacheConfig.from_dict(config.to_dict() | dict(goals))
     if config.calibration:
         Calibration.cached(config.calibration)  # what is wrong with the file is said before a model loads
     return config
-
-
-def is_preset(text: str | None) -> bool:
-    """Tell whether a config is given as one word that is no file, and so must be the name of a preset."""
-    return bool(text and _NAME.fullmatch(text)) and not Path(text or "").exists()
-
-
-def _preset(text: str | None, model: str | None) -> FastCacheConfig:
-    if model not in SHIPPED:
-        advice = "presets by name are those of shipped models, which fastcache-xdit presets lists"
-        raise UsageError(f"no such config file: {text}", advice)
-    return FastCacheConfig.preset(model, text or "")
 
 
 def chosen_cache(command: str, options: PipelineOptions) -> FastCacheConfig | None:

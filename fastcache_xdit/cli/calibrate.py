@@ -9,9 +9,9 @@ from tqdm import tqdm
 
 from fastcache_xdit.cli.arguments import check_least
 from fastcache_xdit.cli.options.calibrate import CalibrateOptions, add_arguments
+from fastcache_xdit.cli.options.values import model_folder
 from fastcache_xdit.cli.pipeline import (
     call_arguments,
-    model_folder,
     pipeline_options,
 )
 from fastcache_xdit.cli.prompts import prompts_of

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from fastcache_xdit.cli.options.usual import add_usual
+from fastcache_xdit.cli.options.values import check_values
 from fastcache_xdit.errors import UsageError
 from fastcache_xdit.host.xdit import flags
 from fastcache_xdit.host.xdit.world import is_first_rank
@@ -59,6 +60,7 @@ class Command:
             _print(own.format_help())
             return 0
         self._check(own, argv)
+        check_values(own, self.xdit, argv)
         if self.prepares:
             _imported("fastcache_xdit.host.xdit.loading.prepare")()  # before libraries read their settings
         if HELP_XDIT in argv:

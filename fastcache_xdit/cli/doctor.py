@@ -14,7 +14,7 @@ from rich.text import Text
 from fastcache_xdit.cli.arguments import check_least, own_options
 from fastcache_xdit.cli.cache import cache_config
 from fastcache_xdit.cli.options.doctor import DoctorOptions, add_arguments
-from fastcache_xdit.cli.pipeline import model_folder
+from fastcache_xdit.cli.options.values import model_folder
 from fastcache_xdit.config import FastCacheConfig
 from fastcache_xdit.doctor import checkpoint, machine, memory
 from fastcache_xdit.doctor.finding import Finding, tried

@@ -10,9 +10,9 @@ from fastcache_xdit.bench.peers.environment import circumstances
 from fastcache_xdit.cli.cache import chosen_cache
 from fastcache_xdit.cli.options.clips import check_clips
 from fastcache_xdit.cli.options.generate import GenerateOptions, add_arguments
+from fastcache_xdit.cli.options.values import model_folder
 from fastcache_xdit.cli.pipeline import (
     call_arguments,
-    model_folder,
     pipeline_options,
 )
 from fastcache_xdit.cli.progress import progress, stage
@@ -79,7 +79,8 @@ class _Job:
         if world.is_first_rank():
             self.output.clear()
         twice = ", each also uncached" if self.options.compare else ""
-        stage(f"generating {len(self.prompts)} in {len(self.batches)} calls{twice}")
+        calls = f"{len(self.batches)} call{'s' * (len(self.batches) > 1)}"
+        stage(f"generating {len(self.prompts)} in {calls}{twice}")
         with Watch().following(running.pipe):
             result = self._generate(running)
         agreement = self.config.cfg_agreement if self.config else True

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any, TypeVar
 
 from fastcache_xdit.cli.arguments import check_least, fill, look_ahead, named_in, parse, read_options
@@ -18,7 +17,7 @@ from fastcache_xdit.host.xdit import flags
 from fastcache_xdit.host.xdit.layout import Layout
 from fastcache_xdit.host.xdit.loading import default_dtype, xdit_options
 from fastcache_xdit.plugin import register
-from fastcache_xdit.shipped import SHIPPED, generation_defaults, model_path
+from fastcache_xdit.shipped import SHIPPED, generation_defaults
 
 CALL = (
     "num_inference_steps",
@@ -99,22 +98,6 @@ def xdit_help(prog: str, kind: str) -> str:
     parser = flags.parser(kind)
     parser.usage = f"{prog} [options]"
     return str(parser.format_help())
-
-
-def model_folder(name: str | None) -> str:
-    """Find the folder, or the hub id, that `--model` names.
-
-    Raises:
-        UsageError: nothing given, or no such folder and no id.
-    """
-    what = f"a folder, a hub id like ORG/NAME, or a shipped model: {', '.join(SHIPPED)}"
-    if not name:
-        raise UsageError(f"no model: give --model with {what}")
-    if name in SHIPPED:
-        return str(model_path(name))
-    if not Path(name).is_dir() and (name.startswith(("/", ".", "~")) or name.count("/") != 1):
-        raise UsageError(f"no such model: {name}", f"give {what}")
-    return name
 
 
 def call_arguments(options: PipelineOptions) -> dict[str, Any]:

@@ -24,4 +24,4 @@ def progress(batches: Sequence[Batch]) -> Iterator[Batch]:
         return
     for number, batch in enumerate(batches, start=1):
         yield batch
-        stage(f"{number} of {len(batches)} calls done")
+        stage(f"{number} of {len(batches)} call{'s' * (len(batches) > 1)} done")

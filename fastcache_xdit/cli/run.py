@@ -9,18 +9,20 @@ import sys
 from pathlib import Path
 
 from fastcache_xdit.cli.arguments import as_flags, fill, look_ahead, named_in, parse, read_options
-from fastcache_xdit.cli.cache import cache_config, check_flags, is_preset
+from fastcache_xdit.cli.cache import cache_config, check_flags
 from fastcache_xdit.cli.offload import check_offload
 from fastcache_xdit.cli.options.goals import goals_of, refuse_goals
 from fastcache_xdit.cli.options.run import RunOptions, add_arguments
+from fastcache_xdit.cli.options.values import is_preset
 from fastcache_xdit.files import writable_folder
 from fastcache_xdit.goal import GOALS
 from fastcache_xdit.host import cpu
 from fastcache_xdit.host.xdit import checkpoint, flags, hub, world
 from fastcache_xdit.host.xdit.layout import Layout, check_cache, check_degrees
 from fastcache_xdit.host.xdit.loading import xdit_options
-from fastcache_xdit.host.xdit.runner import add_local_model, check_accepted, check_registered, hub_id
+from fastcache_xdit.host.xdit.runner import add_local_model, check_accepted, check_registered, hub_id, write_clips
 from fastcache_xdit.plugin import keeping, register
+from fastcache_xdit.undo import Undo
 
 
 def main(argv: list[str]) -> int:
@@ -35,7 +37,8 @@ def main(argv: list[str]) -> int:
     folder.mkdir(parents=True, exist_ok=True)  # xDiT fails there, after all the work
     sys.argv = ["fastcache_xdit run", *as_xdit_reads_it(argv, options), *_needed_here(options)]
     before = _files(folder)
-    with keeping() as handles:  # the runner lets go of its pipeline at the end
+    with Undo() as undo, keeping() as handles:  # the runner lets go of its pipeline at the end
+        write_clips(undo)
         runpy.run_module("xfuser.runner", run_name="__main__", alter_sys=True)
     if world.is_first_rank():
         for handle in handles:

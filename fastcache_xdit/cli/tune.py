@@ -8,9 +8,9 @@ from typing import Any
 from fastcache_xdit.approx.calibration import Calibration
 from fastcache_xdit.cli.arguments import check_least
 from fastcache_xdit.cli.options.tune import TuneOptions, add_arguments
+from fastcache_xdit.cli.options.values import model_folder
 from fastcache_xdit.cli.pipeline import (
     call_arguments,
-    model_folder,
     pipeline_options,
 )
 from fastcache_xdit.cli.prompts import prompts_in, prompts_of

@@ -35,16 +35,26 @@ def _parts(figures: dict[str, Any]) -> Iterator[str]:
         yield f"since then {', '.join(_results(after, figures.get('promised_db')))}"
         yield f"all in all {', '.join(_times(figures))}"
     else:
-        if learning:
-            yield f"the first {learning['requests']} requests recorded to learn from"
-        yield from _times(figures)
-        yield from _quality(figures)
-        yield from _compute(figures)
+        yield from _whole(figures)
     if figures.get("agreeing_ranks", 1) > 1:  # one rank, or a stage that decides for itself, agrees with nobody
         yield "ranks agree" if figures["ledgers_agree"] else "RANKS DISAGREE"
     if "prompt_accuracy" in figures:
         accuracy = figures["prompt_accuracy"]
         yield f"prompt accuracy {accuracy['cached']:.0%} (uncached {accuracy['uncached']:.0%})"
+
+
+def _whole(figures: dict[str, Any]) -> Iterator[str]:
+    """Sum up a job in which nothing was learnt; two times of the same work say nothing about the cache."""
+    learning = figures.get("learning")
+    if learning and figures["compute_ratio"] == 1:
+        yield f"{figures.get('seconds', figures.get('cached_seconds')):.1f} s"
+        yield "all computed in full, to learn from: with --cache_config '{\"learn\": 0}' steps are skipped at once"
+        return
+    if learning:
+        yield f"the first {learning['requests']} requests recorded to learn from"
+    yield from _times(figures)
+    yield from _quality(figures)
+    yield from _compute(figures)
 
 
 def _results(figures: dict[str, Any], promise: float | None) -> Iterator[str]:
@@ -70,5 +80,5 @@ def _quality(figures: dict[str, Any], promised: str = "") -> Iterator[str]:
 def _compute(figures: dict[str, Any]) -> Iterator[str]:
     if "compute_ratio" in figures:
         yield f"{figures['compute_ratio']:.0%} of block FLOPs"
-        if figures["compute_ratio"] == 1 and not figures.get("learning"):
+        if figures["compute_ratio"] == 1:
             yield "NOTHING WAS SKIPPED"

@@ -19,7 +19,7 @@ from fastcache_xdit.host.xdit import world
 from fastcache_xdit.host.xdit.engine import Batch, Engine
 from fastcache_xdit.parallel.ledger import Entry
 from fastcache_xdit.plugin import fastcache, repaired
-from fastcache_xdit.telling import quiet
+from fastcache_xdit.telling import rehearsal
 
 WARM_UP_STEPS = 4
 Progress = Callable[[Sequence[Batch]], Iterator[Batch]]
@@ -137,7 +137,7 @@ def _warm_up(engine: Engine, batch: Batch, config: FastCacheConfig, call: Mappin
     few = {**call, "num_inference_steps": min(WARM_UP_STEPS, call["num_inference_steps"])}
     with repaired(engine.pipe), counted(engine.pipe) as flops:
         engine.generate(batch, **few)
-    with quiet(), fastcache(engine.pipe, config.model_copy(update={"learn": 0}), calibration=known):
+    with rehearsal(), fastcache(engine.pipe, config.model_copy(update={"learn": 0}), calibration=known):
         engine.generate(batch, **few)
     return flops
 

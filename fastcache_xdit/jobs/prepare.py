@@ -9,6 +9,7 @@ from operator import methodcaller
 from fastcache_xdit.jobs.agreement import agreed
 from fastcache_xdit.jobs.desk import PAUSE, Desk
 from fastcache_xdit.jobs.replica import Replica
+from fastcache_xdit.telling import tell
 
 
 def prepare(replica: Replica, desk: Desk | None, is_asked: Callable[[], bool], show: Callable[[], None]) -> bool:
@@ -16,11 +17,12 @@ def prepare(replica: Replica, desk: Desk | None, is_asked: Callable[[], bool], s
 
     Arguments are those of `work`.
     """
-    identity = replica.identity()
+    identity, is_new = replica.identity(), False
     while known := agreed(desk, methodcaller("learnt", identity), is_asked):
         if known.calibration:
-            replica.use(known.calibration)
+            replica.use(known.calibration, tells=not is_new)  # who learns it says so already
             return True
+        is_new = True
         if not known.is_ours:
             time.sleep(PAUSE)
         elif not _learn(replica, desk, is_asked, show):
@@ -33,6 +35,8 @@ def _learn(replica: Replica, desk: Desk | None, is_asked: Callable[[], bool], sh
 
     All images are delivered before anything is learnt: a later run would plan those that are not.
     """
+    if desk:
+        tell("nothing is known of the model: the first images are computed in full, to learn from")
     with replica.recording() as recording:
         last = -1
         while recording.wants_more:

@@ -53,8 +53,8 @@ class Replica:
         self._recording: Recording | None = None
         self._call = recipe.call
         self._positions = Positions(self._engine.pipe.transformer)
-        if self._config:  # what does not fit is said now, not of every item
-            enable(self._engine.pipe, self._config, home=Nowhere()).disable()
+        if self._config:  # what does not fit is said now, not of every item; one that learns does not know its plan yet
+            self._try(None, tells=not self.learns)
         self._traced = False
         self._stages = xdit.pipefusion_parallel_degree
         self._spent: str | None = None
@@ -70,12 +70,20 @@ class Replica:
         """Return the identity of the model, as this rank sees it; see `approx.identity`."""
         return identity(host_of(self._engine.pipe))
 
-    def use(self, calibration: Calibration) -> None:
-        """Plan all batches from now on by what was learnt. Raises UsageError where it is of another model."""
-        assert self._config
-        with quiet():
-            enable(self._engine.pipe, self._config, calibration=calibration).disable()
+    def use(self, calibration: Calibration, tells: bool) -> None:
+        """Plan all batches from now on by what was learnt, and say so if it `tells`.
+
+        Raises:
+            UsageError: it is of another model.
+        """
+        self._try(calibration, tells)
         self._calibration = calibration
+
+    def _try(self, calibration: Calibration | None, tells: bool) -> None:
+        """Turn the cache on and off; of the replicas of a launch, the first one says what it is going to do."""
+        assert self._config
+        with contextlib.nullcontext() if tells and world.is_first_here() else quiet():
+            enable(self._engine.pipe, self._config, calibration=calibration, home=Nowhere()).disable()
 
     @contextlib.contextmanager
     def recording(self) -> Iterator[Recording]:

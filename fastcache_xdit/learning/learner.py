@@ -140,6 +140,7 @@ class Learner:
         self._keep(Recorded(recorded, trajectory, self.pictures.taken(), seconds, scale, adapter_scale(kwargs)))
         self._call = call
         self._tries += 1
+        self.session.record.counters.recorded += 1
         if self.count >= self.config.learn:
             self._learn_if_possible()
         elif self._tries >= MOST_TRIES * self.config.learn:

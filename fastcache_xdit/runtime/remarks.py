@@ -9,6 +9,7 @@ from fastcache_xdit.config import FastCacheConfig
 from fastcache_xdit.decision.policy import planned_skips
 from fastcache_xdit.decision.schedule import marks_at, nearest_to
 from fastcache_xdit.goal import Goal, Known
+from fastcache_xdit.telling import is_rehearsal
 
 logger = logging.getLogger(__name__)
 
@@ -84,7 +85,7 @@ class Remarks:
         self.lines: list[str] = []
 
     def make(self, line: str) -> None:
-        """Log a line, unless it was made before."""
-        if line not in self.lines:
+        """Log a line, unless it was made before, or is of a rehearsal."""
+        if line not in self.lines and not is_rehearsal():
             self.lines.append(line)
             logger.warning("fastcache: %s", line)

@@ -69,10 +69,12 @@ def test_a_job_that_is_killed_ends_with_the_same_images(tmp_path, whole):
             moments.shuffle(ranks)
             killed = sum(kill(victim) for victim in ranks if launcher.poll() is None)
             kills, while_learning = kills + killed, while_learning + learns * killed
+    is_known = (job.folder / NAME).exists()
     with launched(2, str(job.folder), *REPLICAS) as launcher:
         words = told(launcher)
     assert launcher.returncode == 0, words
     assert while_learning >= 2, "some of the kills fell into the lesson"
+    assert words.count("fastcache: on for PixArtTransformer2DModel: learnt from 4 requests") == is_known, "said once"
     check_equal(job, whole)
     assert [item.recorded for item in job.items()] == [item.recorded for item in whole.items()]
     assert _taught(job) == _taught(whole)

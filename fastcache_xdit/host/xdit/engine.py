@@ -51,7 +51,10 @@ class Engine:
         self.is_video = video.is_video(self.pipe)
         self.fps = (fps or video.usual_fps(self.pipe)) if self.is_video else 0
         self.replicas = options.data_parallel_degree
-        self.accepts = set(inspect.signature(type(self.pipe).__call__).parameters)
+        parameters = inspect.signature(type(self.pipe).__call__).parameters
+        self.accepts = set(parameters)
+        guided = {"guidance_scale", "true_cfg_scale"} <= self.accepts and parameters["guidance_scale"].default is None
+        self._renamed = {"guidance_scale": "true_cfg_scale"} if guided else {}  # as xDiT's runner does for Qwen-Image
 
     def arguments(self, batch: Batch, **call: Any) -> dict[str, Any]:
         """Return the arguments of the pipeline call that generates a batch; those that it does not take are left out.
@@ -60,7 +63,8 @@ class Engine:
         """
         own = self._own(batch)
         arguments = {"use_resolution_binning": self._binned(), "output_type": "pil", **call}
-        arguments = {name: value for name, value in arguments.items() if name in self.accepts and value is not None}
+        given = {self._renamed.get(name, name): value for name, value in arguments.items() if value is not None}
+        arguments = {name: value for name, value in given.items() if name in self.accepts}
         prompts = [request.prompt for request in (own if self.is_video else self._padded(batch))]
         seeds = [torch.Generator("cpu").manual_seed(request.seed) for request in own]
         files = {name: [request.files[name] for request in own] for name in own[0].files}

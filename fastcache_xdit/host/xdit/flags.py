@@ -21,10 +21,20 @@ def names(kind: str) -> set[str]:
     Returns:
         none where xDiT is not installed, or keeps its flags somewhere else.
     """
-    spec = importlib.util.find_spec("xfuser")
-    folders = spec.submodule_search_locations or () if spec else ()
-    found = {name for folder in folders for name in _names_in(Path(folder) / SOURCE, kind)}
+    found = {name for call in _added(kind) for name in _names_in(call)}
     return found | {*ADDED[kind]} if found else set()
+
+
+def choices(kind: str) -> dict[str, tuple[str, ...]]:
+    """Read which words xDiT's flags take, where its source lists them; the cache's own is one of its methods."""
+    found: dict[str, tuple[str, ...]] = {}
+    for call in _added(kind):
+        for words in (keyword.value for keyword in call.keywords if keyword.arg == "choices"):
+            if isinstance(words, ast.List) and all(isinstance(word, ast.Constant) for word in words.elts):
+                found |= dict.fromkeys(_names_in(call), tuple(str(word.value) for word in words.elts))  # type: ignore[attr-defined]
+    if methods := found.get("--cache_method"):
+        found |= dict.fromkeys(("--cache_method", "--cache"), (*methods, METHOD))
+    return found
 
 
 def parser(kind: str) -> Any:
@@ -37,15 +47,23 @@ def parser(kind: str) -> Any:
     return made
 
 
-def _names_in(file: Path, kind: str) -> Iterator[str]:
-    tree = ast.parse(file.read_text()) if file.is_file() else ast.Module([], [])
-    functions = {node.name: node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef)}
-    for call in _calls(functions, kind):
-        if isinstance(call.func, ast.Attribute) and call.func.attr == "add_argument":
-            flags = [str(word.value) for word in call.args if isinstance(word, ast.Constant)]
-            yield from flags
-            if any("BooleanOptionalAction" in ast.unparse(keyword) for keyword in call.keywords):
-                yield from (f"--no-{flag.removeprefix('--')}" for flag in flags)
+def _added(kind: str) -> Iterator[ast.Call]:
+    """Give the calls in xDiT's source that add a flag."""
+    spec = importlib.util.find_spec("xfuser")
+    for folder in spec.submodule_search_locations or () if spec else ():
+        file = Path(folder) / SOURCE
+        tree = ast.parse(file.read_text()) if file.is_file() else ast.Module([], [])
+        functions = {node.name: node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef)}
+        for call in _calls(functions, kind):
+            if isinstance(call.func, ast.Attribute) and call.func.attr == "add_argument":
+                yield call
+
+
+def _names_in(call: ast.Call) -> Iterator[str]:
+    flags = [str(word.value) for word in call.args if isinstance(word, ast.Constant)]
+    yield from flags
+    if any("BooleanOptionalAction" in ast.unparse(keyword) for keyword in call.keywords):
+        yield from (f"--no-{flag.removeprefix('--')}" for flag in flags)
 
 
 def _calls(functions: Mapping[str, ast.FunctionDef], name: str) -> Iterator[ast.Call]:

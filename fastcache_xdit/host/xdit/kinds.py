@@ -11,6 +11,7 @@ from fastcache_xdit.errors import UsageError
 from fastcache_xdit.host.xdit import checkpoint, video
 from fastcache_xdit.host.xdit.layout import Layout
 
+ALONE = "start one process; on several ranks take run, if xDiT's runner has the model, or batch, which divides items"
 NOT_SUPPORTED = ("CogVideoXPipeline", "ConsisIDPipeline", "LattePipeline", "FluxControlPipeline")
 
 
@@ -41,10 +42,24 @@ def has_wrapper(kind: str) -> bool:
         return False
 
 
+def is_run_alone(kind: str) -> bool:
+    """Tell whether diffusers makes pictures of prompts with this class and xDiT does not."""
+    return "prompt" in call_parameters(kind) and not has_wrapper(kind)
+
+
 def run_alone(model: str) -> str | None:
     """Return the class that a folder was saved as, if diffusers makes pictures of prompts with it and xDiT does not."""
     kind = checkpoint.pipeline_class(Path(model)) if Path(model).is_dir() else ""
-    return kind if "prompt" in call_parameters(kind) and not has_wrapper(kind) else None
+    return kind if is_run_alone(kind) else None
+
+
+def check_alone(kind: str, model: str, layout: Layout) -> None:
+    """Raise UsageError where a command that takes prompts alone cannot run a class of which `is_run_alone` is true."""
+    check_kind(kind, model, layout)
+    if layout.ranks > 1:
+        raise UsageError(f"xDiT has no {kind}, so one process runs it alone, not {layout.ranks} ranks", ALONE)
+    if files := sorted(call_parameters(kind) & {"image", "mask_image", "control_image"}):
+        raise UsageError(f"{kind} needs {files[0]} beside each prompt", "take batch, where each line names its files")
 
 
 def check_kind(kind: str, model: str, layout: Layout) -> None:

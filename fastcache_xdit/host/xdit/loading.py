@@ -14,6 +14,7 @@ import torch
 from fastcache_xdit.errors import UsageError
 from fastcache_xdit.host import cpu
 from fastcache_xdit.host.xdit import flags, hub, kinds, video, world
+from fastcache_xdit.host.xdit.layout import Layout
 
 if TYPE_CHECKING:
     from xfuser import xFuserArgs
@@ -64,19 +65,22 @@ def load_pipeline(model: str, options: XditOptions, dtype: str, kind: str | None
     Every rank calls it; xDiT starts the process groups on the way.
 
     Args:
-        model: folder or hub id of a diffusers pipeline that xDiT has a wrapper for.
+        model: folder or hub id of a diffusers pipeline; one that xDiT has no wrapper for runs in one process.
         options: degrees and runtime options, made by `xdit_options`; their own model and cache method do not count.
         dtype: a key of `DTYPES`; also the type that PipeFusion sends.
         kind: the diffusers class to load it as, which `kinds.check_kind` takes; None for the one that it was saved as.
     Raises:
-        UsageError: the model cannot be had, xDiT has no wrapper for the pipeline, or it is not one from text.
+        UsageError: the model cannot be had, or cannot run in this layout, or it is not one from text.
     """
     hub.check_there(model)
+    name = kind or _pipeline_name(model)
+    if not kind and kinds.is_run_alone(name):
+        kinds.check_alone(name, model, Layout.of(options))
     world.be_alone()
     engine_config = _engine_config(model, options)
     engine_config.runtime_config.dtype = DTYPES[dtype]
     silence_loading()
-    pipe = _loaded(model, kind, engine_config, DTYPES[dtype])
+    pipe = _loaded(model, name, engine_config, DTYPES[dtype])
     if cpu.has_accelerator():
         pipe = pipe.to(f"cuda:{os.environ['LOCAL_RANK']}")
     _apply_vae_options(pipe, options)
@@ -85,15 +89,14 @@ def load_pipeline(model: str, options: XditOptions, dtype: str, kind: str | None
     return pipe
 
 
-def _loaded(model: str, kind: str | None, engine_config: Any, dtype: torch.dtype) -> Any:
+def _loaded(model: str, kind: str, engine_config: Any, dtype: torch.dtype) -> Any:
     import diffusers
 
-    name = kind or _pipeline_name(model)
-    if name in video.PIPELINES:
-        return video.load(model, name, engine_config, dtype)
-    if kind and not kinds.has_wrapper(kind):  # in this process alone
+    if kind in video.PIPELINES:
+        return video.load(model, kind, engine_config, dtype)
+    if kinds.is_run_alone(kind):
         return getattr(diffusers, kind).from_pretrained(model, torch_dtype=dtype)
-    return kinds.wrapper_of(name).from_pretrained(model, engine_config=engine_config, torch_dtype=dtype)
+    return kinds.wrapper_of(kind).from_pretrained(model, engine_config=engine_config, torch_dtype=dtype)
 
 
 def _engine_config(model: str, options: XditOptions) -> Any:

@@ -4,18 +4,28 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-from collections.abc import Mapping
+import importlib.util
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from PIL import Image
+
+from fastcache_xdit.clips import Clip
 from fastcache_xdit.errors import UsageError
 from fastcache_xdit.host.xdit import world
 from fastcache_xdit.host.xdit.checkpoint import pipeline_class
 from fastcache_xdit.host.xdit.loading import XditOptions
 from fastcache_xdit.options import unknown_option
+from fastcache_xdit.undo import Undo
 
 # Pipeline class: xDiT's model name.
-RUNNERS = {"FluxPipeline": "FLUX.1-dev", "StableDiffusion3Pipeline": "SD3.5", "WanPipeline": "Wan2.1-T2V"}
+RUNNERS = {
+    "FluxPipeline": "FLUX.1-dev",
+    "QwenImagePipeline": "Qwen-Image",
+    "StableDiffusion3Pipeline": "SD3.5",
+    "WanPipeline": "Wan2.1-T2V",
+}
 
 
 def check_registered(name: str) -> None:
@@ -59,9 +69,25 @@ def add_local_model(name: str) -> None:
     if kind not in RUNNERS:
         raise UsageError(
             f"xDiT's runner cannot run a {kind} from a folder",
-            f"it can run {', '.join(RUNNERS)}. "
-            "Use the generate command, which takes every pipeline that xDiT has a class for",
+            f"it can run {', '.join(RUNNERS)}. Use the generate command, or enable(pipe) in Python",
         )
     base = MODEL_REGISTRY[RUNNERS[kind]]
     settings = dataclasses.replace(base.settings, model_name=name)
     register_model(name)(type(f"Local{base.__name__}", (base,), {"settings": settings}))
+
+
+def write_clips(undo: Undo) -> None:
+    """Have xDiT's runner write clips as `generate` does where neither package that it asks for is installed."""
+    from xfuser.model_executor.models.runner_models import base_model
+
+    if not any(importlib.util.find_spec(name) for name in ("imageio", "cv2")):
+        undo.set(base_model, "export_to_video", _write_clip)
+
+
+def _write_clip(frames: Sequence[Any], path: str, fps: int) -> None:
+    """Write frames, PIL images or float arrays [H, W, 3] in 0..1, as an mp4 file."""
+    pictures = (
+        frame if isinstance(frame, Image.Image) else Image.fromarray((frame * 255).round().astype("uint8"))
+        for frame in frames
+    )
+    Path(path).write_bytes(Clip(tuple(pictures), fps).mp4())

@@ -55,6 +55,11 @@ def is_first_rank() -> bool:
     return rank() == 0
 
 
+def is_first_here() -> bool:
+    """Tell whether this is the first process that torchrun started on this machine, whatever replica it is of."""
+    return int(os.environ.get("LOCAL_RANK", 0)) == 0
+
+
 def is_last_rank() -> bool:
     """Tell whether this is the rank on which xDiT's runner saves what it made; true without torchrun."""
     return rank() == size() - 1
