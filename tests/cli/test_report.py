@@ -1,6 +1,7 @@
 """`report`: one page that a browser opens without complaint, and Markdown."""
 
 import json
+import re
 
 import pytest
 from PIL import Image
@@ -46,6 +47,14 @@ def test_the_page_says_what_was_found(folder):
     assert "http" not in page.replace("http-equiv", ""), "nothing is fetched"
     assert "| FastCache, tuned | third | 33.0 % |" in tables
     assert "left something behind" in tables
+
+
+def test_a_phone_shows_the_numbers_of_the_axes(folder):
+    main(["report", str(folder)])
+    page = (folder / "report.html").read_text()
+    hidden = re.search(r'\.plot text\[transform\*="(.*?)"\] { display: none; }', page)[1]
+    turned = re.findall(r'<text[^>]* transform="(.*?)"', page)
+    assert sum(hidden in each for each in turned) == 2 < len(turned) / 4, "the label beside each of two charts alone"
 
 
 def test_speed_at_full_size_is_a_table_of_its_own(folder):
