@@ -66,10 +66,21 @@ def pipeline_options(kind: type[Options], argv: list[str], add_arguments: AddArg
     check_flags(parsed, named_in(argv) | values.keys())
     check_offload(parsed, by_runner=False)
     parsed.dtype = parsed.dtype or default_dtype()
+    parsed.negative_prompt = _one(parsed.negative_prompt)
     call = defaults | {name: given for name in CALL if (given := getattr(parsed, name)) not in (None, "", [])}
     xdit, layout = xdit_options(vars(parsed)), Layout.of(parsed)
     made = {"goals": goals_of(parsed), "call": call, "xdit": xdit, "layout": layout}
     return fill(kind, parsed, engine=_engine_options(parsed), **made)
+
+
+def _one(texts: str | list[str] | None) -> str | None:
+    """Return the negative prompt, which xDiT's parser takes as a list. Raises UsageError for several."""
+    if not isinstance(texts, list):
+        return texts
+    if len(texts) > 1:
+        problem = f"--negative_prompt is one text for all prompts, not {len(texts)}"
+        raise UsageError(problem, "put it in quotes; batch takes one for each prompt, in its file")
+    return texts[0] if texts else None
 
 
 def _engine_options(parsed: argparse.Namespace) -> dict[str, Any]:

@@ -67,6 +67,7 @@ GENERATE = ("generate", "--model", "shapes-pixart", "--prompt", "a red circle on
         ([*RUN, *CACHED, "--cache_config", "third"], ["no such config file: third", "fastcache-xdit presets lists"]),
         (["presets", "shapes-flax"], ["no shipped model is called 'shapes-flax'", "shapes-flux"]),
         ([*GENERATE, "--compare"], ["add --cache fastcache"]),
+        ([*GENERATE, "--negative_prompt", "a", "b"], ["one text for all prompts, not 2", "in quotes"]),
         ([*GENERATE, "--budget", 0.4], ["--budget is a goal of the cache", "add --cache fastcache"]),
         (["run", "--model", "FLUX.1-dev", "--prompt", "x", "--psnr", 36], ["--psnr is a goal of the cache"]),
         ([*GENERATE, *CACHED, "--budget", "much"], ["invalid float value: 'much'"]),
