@@ -48,6 +48,11 @@ TYPOS = {
     ("run", "--cache", "fastcahe"): "--cache takes no 'fastcahe'; did you mean 'fastcache'?",
     ("generate", "--cache-method=x"): "--cache_method takes no 'x'; it takes teacache, fbcache, dbcache, fastcache",
     ("bench", "speed", "--dtype", "bfloat"): "--dtype takes no 'bfloat'; did you mean 'bfloat16'?",
+    (
+        "generate",
+        "--model",
+        "Qwen-Image",
+    ): "no such model: Qwen-Image; give a folder, a hub id like ORG/NAME",
     ("generate", "--model", "shapes-flx"): "no such model: shapes-flx; did you mean 'shapes-flux'?",
     ("generate", "--model", "shapes-flux", "--cache_config", "thrid"): "no preset 'thrid'; did you mean 'third'?",
     ("run", "--cache_config", '{"budgt": 0.3}'): "unknown option 'budgt'; did you mean 'budget'?",

@@ -56,7 +56,9 @@ def model_folder(name: str | None) -> str:
     Raises:
         UsageError: nothing given, or no such folder and no id.
     """
-    what = f"a folder, a hub id like ORG/NAME, or a shipped model: {', '.join(SHIPPED)}"
+    what = (
+        f"a folder, a hub id like ORG/NAME, or a shipped model: {', '.join(SHIPPED)}; names like FLUX.1-dev are for run"
+    )
     if not name:
         raise UsageError(f"no model: give --model with {what}")
     if name in SHIPPED:
