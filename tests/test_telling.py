@@ -9,7 +9,7 @@ from fastcache_xdit import enable, fastcache
 from fastcache_xdit.config import FastCacheConfig
 from fastcache_xdit.home import Home
 from fastcache_xdit.options import meanings
-from fastcache_xdit.telling import quiet
+from fastcache_xdit.telling import quiet, rehearsal
 from tests import tiny
 
 PROGRAM = """
@@ -34,6 +34,16 @@ def test_what_nobody_asked_for_is_not_told(caplog, tmp_path):
     with quiet(), fastcache(tiny.pipeline("pixart"), home=Home(tmp_path)):
         pass
     assert not caplog.messages
+
+
+def test_a_rehearsal_is_not_remarked_on(caplog):
+    pipe, config = tiny.pipeline("pixart"), FastCacheConfig.scheduled({20: "10" * 10})
+    with rehearsal(), fastcache(pipe, config) as handle:
+        pipe(**tiny.call_arguments("pixart"), num_inference_steps=4)
+    assert not caplog.messages and not handle.report().remarks
+    with quiet(), fastcache(pipe, config) as handle:
+        pipe(**tiny.call_arguments("pixart"), num_inference_steps=4)
+    assert "the schedule has no mask for 4 steps" in caplog.messages[0]
 
 
 @pytest.mark.parametrize("setup", ["", "import logging; logging.basicConfig(level=logging.WARNING)"])
