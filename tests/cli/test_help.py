@@ -66,7 +66,7 @@ TYPOS = {
 @pytest.fixture(scope="module")
 def answered() -> dict[tuple[str, ...], tuple[int, str, str]]:
     """What each command line was answered; none of them may import anything slow."""
-    lines = [["--help"], ["--version"], *HELPS, *map(list, TYPOS)]
+    lines = [["--help"], ["--version"], ["presets"], *HELPS, *map(list, TYPOS)]
     command = [sys.executable, "-c", ANSWER, json.dumps(lines), json.dumps(SLOW)]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     told = json.loads(done.stdout)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import re
 from collections.abc import Iterator, Sequence
+from itertools import pairwise
 from pathlib import Path
 
 from fastcache_xdit.config import FastCacheConfig
@@ -38,7 +39,7 @@ def check_values(own: argparse.ArgumentParser, kind: str, argv: Sequence[str]) -
 
 def _given(argv: Sequence[str], is_spelt_freely: bool) -> Iterator[tuple[str, str]]:
     """Give the options of a command line with the word behind each; xDiT's may be spelt with dashes."""
-    for word, following in zip(argv, [*argv[1:], "--"], strict=True):
+    for word, following in pairwise([*argv, "--"]):
         name, is_joined, value = word.partition("=")
         if name.startswith("--") and (is_joined or not following.startswith("--")):
             yield f"--{name[2:].replace('-', '_')}" if is_spelt_freely else name, value if is_joined else following

@@ -97,13 +97,15 @@ class XditHost(Host):
 
 
 def topology() -> Topology:
-    """Return xDiT's parallel degrees and this rank.
+    """Return xDiT's parallel degrees and this rank; those of one process where diffusers runs a pipeline alone.
 
     Raises:
         UsageError: the parameters are fully sharded.
     """
     from xfuser.core import distributed as xdit
 
+    if not xdit.parallel_state.model_parallel_is_initialized():
+        return Topology()
     if xdit.parallel_state.get_fully_shard_world_size() > 1:
         raise UsageError("fully_shard_degree > 1 with fastcache is not supported yet", "set fully_shard_degree=1")
     return Topology(
