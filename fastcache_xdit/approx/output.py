@@ -17,7 +17,7 @@ import torch
 from fastcache_xdit.approx.fit import STRENGTHS, Places, error_made, fit
 from fastcache_xdit.approx.fitted import Refitted
 from fastcache_xdit.approx.forms import FORMS
-from fastcache_xdit.approx.moments import Halves
+from fastcache_xdit.approx.moments import Halves, Moments
 
 SEGMENT, STREAM = "output", "hidden_states"  # names of the moments in a calibration
 OUTPUTS, WITH_LATENTS = "history", "history+entry"  # the forms
@@ -45,11 +45,13 @@ class OutputForecast:
         halves: moments at these noise levels.
         effects: for each step, by how much an error of its output shows in the final latents.
         refits: weights that replace solutions.
+        doubt: how far what is known may be off, see `doubted`: above 0 where it is known of other models alone.
     """
 
     halves: Halves
     effects: Sequence[float]
     refits: Mapping[Refitted, torch.Tensor] = field(default_factory=dict)
+    doubt: float = 0.0
     _solved: dict[tuple[str, int, tuple[int, ...]], torch.Tensor] = field(default_factory=dict, init=False, repr=False)
 
     @property
@@ -77,7 +79,8 @@ class OutputForecast:
         if (form, step, computed) not in self._solved:
             carried = self._carried(form, step, computed)
             place = Places.one(step, computed[:REFERENCES])
-            solved = fit(FORMS[form], *self.halves, place, STRENGTHS, None if carried is None else carried[None])
+            halves = Halves(*(doubted(part, step, computed[:REFERENCES], self.doubt) for part in self.halves))
+            solved = fit(FORMS[form], *halves, place, STRENGTHS, None if carried is None else carried[None])
             if len(self._solved) >= MOST_SOLVED:
                 self._solved.clear()
             self._solved[form, step, computed] = solved.coefficients[0]
@@ -95,6 +98,21 @@ class OutputForecast:
         before = tuple(other for other in computed if other < step)
         place = Places.one(step, before[:REFERENCES])
         return error_made(self._coefficients(form, step, before), len(self.sigmas), place)
+
+
+def doubted(moments: Moments, step: int, known: Sequence[int], doubt: float) -> Moments:
+    """Return moments in which each known output has an error of its own, so that large weights cost what they amplify.
+
+    Another model's outputs are smooth in another way. To first order all are the same; what is left of an output grows
+    with the square of its distance in noise level from the skipped step, and its variance with the fourth power:
+    doubt * distance^4 * energy.
+    """
+    if not doubt:
+        return moments
+    gram = moments.gram.clone()
+    for other in known:
+        gram[:, other, other] *= 1 + doubt * (moments.sigmas[other] - moments.sigmas[step]) ** 4
+    return Moments(moments.sigmas, gram, moments.positions)
 
 
 def form_for(halves: Halves) -> str:

@@ -16,6 +16,7 @@ from fastcache_xdit.goal import Goal, Known
 
 logger = logging.getLogger(__name__)
 
+DOUBT = 1.0  # of what other models say, see `approx.output.doubted`
 NEAR = 2.0  # factor in the number of steps within which what was learnt still applies
 NEAR_NOISE = 0.1  # of the first noise level likewise
 MOST_PLANNED = 16  # calibrations and noise levels whose solutions are kept: a plan, the pooled one, and replays
@@ -173,7 +174,7 @@ class Pilot:
             halves = used.moments[SEGMENT][STREAM].at(self._known(sigmas))
             # what other models missed says too little of what this one misses to make it good
             carried = (0.0,) * len(sigmas) if self._is_pooled else effects
-            forecast = OutputForecast(halves, carried, used.refits)
+            forecast = OutputForecast(halves, carried, used.refits, DOUBT if self._is_pooled else 0.0)
             # with the calibration, so that no other one gets its id
             self._planned[key] = used, forecast, OutputMasks(halves, effects)
         return self._planned[key][1:]

@@ -22,10 +22,10 @@ def outputs(seed=0):
     return torch.stack([one + 0.1 * torch.randn(one.shape, generator=draw, dtype=torch.float64) for one in smooth])
 
 
-def forecast(states, refits=None, effects=EFFECTS, latents=None):
+def forecast(states, refits=None, effects=EFFECTS, latents=None, doubt=0.0):
     moments = Moments.empty(SIGMAS, CHANNELS)
     moments.add(list(states), list(torch.zeros_like(states) if latents is None else latents))
-    return OutputForecast(Halves(moments, moments), effects, refits or {})
+    return OutputForecast(Halves(moments, moments), effects, refits or {}, doubt)
 
 
 def weights_of(plan):
@@ -103,6 +103,20 @@ def test_refits_win_where_their_references_are_used():
     assert torch.equal(found(3, (2, 0)), refit)
     assert torch.equal(found(3, (2, 1, 0)), plain(3, (2, 1, 0))), "a mask that computed more"
     assert torch.equal(found(4, (2, 0)), plain(4, (2, 0)))
+
+
+def test_doubt_is_worth_as_much_as_errors_of_the_outputs_themselves():
+    """Each known output with random errors whose variance is doubt * distance^4 * energy, against moments without."""
+    draw, doubt, known, step = torch.Generator().manual_seed(2), 5.0, (2, 1, 0), 4
+    states = outputs()
+    scattered = states.clone()
+    for other in known:
+        size = doubt**0.5 * (SIGMAS[other] - SIGMAS[step]) ** 2 * states[other].square().mean(dim=0).sqrt()
+        scattered[other] += size * torch.randn(states[other].shape, generator=draw, dtype=torch.float64)
+    effects = (*EFFECTS[:4], 0.0)  # nothing is carried
+    found = weights_of(forecast(states, effects=effects, doubt=doubt))(step, known).double()
+    torch.testing.assert_close(found, least_squares(scattered, states[step], known), atol=0.03, rtol=0.03)
+    assert found.norm() < 0.7 * weights_of(forecast(states, effects=effects))(step, known).norm()
 
 
 def test_latents_are_weighed_where_they_were_recorded_and_are_shown():
