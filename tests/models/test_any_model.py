@@ -67,7 +67,7 @@ def test_skipped_steps_do_not_run(model, whole):
 def test_it_holds_three_outputs_and_the_last_one_of_each_call(model):
     shapes = []
     with fastcache(model.pipe, budget=0.5, learn=0) as handle:
-        with handle.watched(lambda tick, output, latents: shapes.append(output)):
+        with handle.watched(lambda tick, output, *latents: shapes.append(output)):
             model.generate()
         held = handle.report().bytes_held - handle._session.driver.pilot.bytes_held()
     handed_over = shapes[0].numel() * shapes[0].element_size()
