@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import json
 import re
 import subprocess
 import sys
@@ -97,9 +98,16 @@ def test_python_compiles(page):
 
 def test_the_example_of_the_readme_runs_as_pasted():
     code = next(code for language, code in FENCE.findall(README.read_text()) if language == "python")
-    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=600)
+    looked_at = """
+import numpy
+from shapes.language import check_picture
+print([check_picture(numpy.asarray(image), prompt).accuracy for image, prompt in zip(images, prompts, strict=True)])
+"""
+    words = [sys.executable, "-c", code + looked_at]
+    done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stderr[-3000:]
     assert re.match(r"computed \d+, approximated [1-9]\d* of \d+ block calls", done.stdout)
+    assert json.loads(done.stdout.splitlines()[-1]) == [1.0] * 5, "the colours and shapes of the prompts, cached or not"
 
 
 @pytest.mark.parametrize("page", PAGES, ids=named)

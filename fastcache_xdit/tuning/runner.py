@@ -21,7 +21,7 @@ from fastcache_xdit.host.xdit import world
 from fastcache_xdit.plugin import fastcache, repaired
 from fastcache_xdit.runtime.observer import Observer
 from fastcache_xdit.segments.segment import Block
-from fastcache_xdit.telling import quiet
+from fastcache_xdit.telling import rehearsal
 from fastcache_xdit.tuning.calls import Branch, Call
 from fastcache_xdit.undo import Undo
 
@@ -85,7 +85,7 @@ class Runner:
     ) -> Iterator[Callable[[Call], torch.Tensor]]:
         """Turn the cache on inside a with block, and yield what makes final latents; arguments as in `enable`."""
         options: dict[str, Any] = {"calibration": calibration, "observer": observer, "sigmas": self._sigmas}
-        with quiet(), fastcache(self.target, config, **options) as handle:
+        with rehearsal(), fastcache(self.target, config, **options) as handle:
             if config.tokens and config.tokens.score == "region":
                 handle.focus(self.region)
             self._branch = handle.branch

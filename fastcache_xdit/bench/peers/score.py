@@ -45,14 +45,15 @@ def score(pipe: Any, batches: Sequence[Batch], sample: Sample, truth: Sample) ->
     """Score a sample against the uncached one."""
     prompts = tuple(request.prompt for batch in batches for request in batch)
     psnr, likeness = psnr_db(sample.pictures, truth.pictures), ssim(sample.pictures, truth.pictures)
+    drawn = _drawn(prompts) if sample.pictures.shape[-2:] == (IMAGE_SIZE, IMAGE_SIZE) else None
     return Scores(
         psnr_db=sum(psnr) / len(psnr),
         psnr_db_min=min(psnr),
         ssim=sum(likeness) / len(likeness),
         latent_error=_latent_error(sample.latents, truth.latents),
         prompt_accuracy=shapes_accuracy(as_images(_joined_frames(prompts, sample.pictures)), prompts),
-        classifier_frechet=_frechet(prompts, sample.pictures),
-        classifier_t_frechet=_temporal(pipe, sample.tape.clean, sample.latents),
+        classifier_frechet=None if drawn is None else frechet(features(sample.pictures), drawn),
+        classifier_t_frechet=None if drawn is None else _temporal(pipe, sample.tape.clean, sample.latents),
     )
 
 
@@ -75,15 +76,11 @@ def _latent_error(latents: torch.Tensor | None, truth: torch.Tensor | None) -> f
 
 @lru_cache(maxsize=1)
 def _drawn(prompts: tuple[str, ...]) -> np.ndarray | None:
+    """Return the classifier's features of drawings; None for prompts of which it knows nothing, and without it."""
     try:
         return drawn_features(prompts)
     except ValueError:
         return None
-
-
-def _frechet(prompts: tuple[str, ...], pictures: torch.Tensor) -> float | None:
-    drawn = _drawn(prompts) if pictures.shape[-2:] == (IMAGE_SIZE, IMAGE_SIZE) else None
-    return None if drawn is None else frechet(features(pictures), drawn)
 
 
 def _temporal(pipe: Any, clean: Sequence[torch.Tensor], latents: torch.Tensor | None) -> float | None:
