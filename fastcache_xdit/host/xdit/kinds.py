@@ -55,9 +55,9 @@ def run_alone(model: str) -> str | None:
 
 def check_alone(kind: str, model: str, layout: Layout) -> None:
     """Raise UsageError where a command that takes prompts alone cannot run a class of which `is_run_alone` is true."""
-    check_kind(kind, model, layout)
     if layout.ranks > 1:
         raise UsageError(f"xDiT has no {kind}, so one process runs it alone, not {layout.ranks} ranks", ALONE)
+    check_kind(kind, model, layout)
     if files := sorted(call_parameters(kind) & {"image", "mask_image", "control_image"}):
         raise UsageError(f"{kind} needs {files[0]} beside each prompt", "take batch, where each line names its files")
 
