@@ -15,8 +15,9 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+from torch.distributed import distributed_c10d
 
-from fastcache_xdit.host import cpu
+from fastcache_xdit.host import cpu, group
 from tests import tiny
 from tests.parallel import hand_made, place
 
@@ -180,9 +181,18 @@ def forget() -> None:
     from xfuser.core.cache_manager import cache_manager
     from xfuser.core.distributed import parallel_state, runtime_state
 
-    for group in getattr(parallel_state._PP, "device_groups", [])[1:]:
-        dist.destroy_process_group(group)
     parallel_state.destroy_model_parallel()
     parallel_state._DIT = None
+    _destroy_others()
     runtime_state._RUNTIME = None
     cache_manager.get_cache_manager().cache.clear()
+
+
+def _destroy_others() -> None:
+    """Destroy what xDiT leaves of its groups: each has three threads that wake up all the time."""
+    from xfuser.core.distributed import parallel_state
+
+    world = parallel_state._WORLD
+    kept = {dist.group.WORLD, world.device_group, world.cpu_group, *group._GROUPS.values()}
+    for other in [other for other in distributed_c10d._world.pg_map if other not in kept]:
+        dist.destroy_process_group(other)
