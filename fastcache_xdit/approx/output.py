@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import NamedTuple
 
 import torch
@@ -67,12 +68,16 @@ class OutputForecast:
             computed: the computed steps.
             sees_latents: whether the latents can be weighed; a loop without scheduler does not show them.
         """
-        known, form = computed[:REFERENCES], form_for(self.halves) if sees_latents else OUTPUTS
+        known, form = computed[:REFERENCES], self._form if sees_latents else OUTPUTS
         weights = self.refits.get(key_of(self.sigmas, step, known, form))
         if weights is None:
             weights = self._coefficients(form, step, computed)[:, : len(known) + (form == WITH_LATENTS)]
         outputs, latents = weights.float().split([len(known), weights.shape[1] - len(known)], dim=1)
         return Weights(outputs, latents if latents.numel() else None)
+
+    @cached_property
+    def _form(self) -> str:
+        return form_for(self.halves)
 
     def _coefficients(self, form: str, step: int, computed: tuple[int, ...]) -> torch.Tensor:
         """Return the weights [C, 2K+2] of Z = [R1..RK, H, H1..HK, 1]."""
