@@ -16,7 +16,7 @@ from fastcache_xdit.goal import Goal, Known
 
 logger = logging.getLogger(__name__)
 
-DOUBT = 1.0  # of what other models say, see `approx.output.doubted`
+DOUBT = 0.3  # of what other models say (`approx.output.doubted`); how it was chosen: docs/what-we-tried.md
 NEAR = 2.0  # factor in the number of steps within which what was learnt still applies
 NEAR_NOISE = 0.1  # of the first noise level likewise
 MOST_PLANNED = 16  # calibrations and noise levels whose solutions are kept: a plan, the pooled one, and replays
