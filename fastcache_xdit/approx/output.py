@@ -71,7 +71,7 @@ class OutputForecast:
         known, form = computed[:REFERENCES], self._form if sees_latents else OUTPUTS
         weights = self.refits.get(key_of(self.sigmas, step, known, form))
         if weights is None:
-            weights = self._coefficients(form, step, computed)[:, : len(known) + (form == WITH_LATENTS)]
+            weights = weighed(self._coefficients(form, step, computed), known, form)
         outputs, latents = weights.float().split([len(known), weights.shape[1] - len(known)], dim=1)
         return Weights(outputs, latents if latents.numel() else None)
 
@@ -126,8 +126,13 @@ def form_for(halves: Halves) -> str:
     return WITH_LATENTS if moments.gram[:, steps : 2 * steps, steps : 2 * steps].any() else OUTPUTS
 
 
+def weighed(coefficients: torch.Tensor, known: Sequence[int], form: str) -> torch.Tensor:
+    """Cut coefficients [C, 2K+2] of Z to those that a form has weights for: [C, K], or with latents [C, K+1]."""
+    return coefficients[:, : len(known) + (form == WITH_LATENTS)]
+
+
 def key_of(sigmas: Sequence[float], step: int, known: Sequence[int], form: str) -> Refitted:
-    """Return the key of refitted weights in a calibration: [C, K], or with latents [C, K+1]."""
+    """Return the key of refitted weights in a calibration."""
     return Refitted(SEGMENT, form, tuple(sigmas), STREAM, step, tuple(known))
 
 
@@ -145,11 +150,11 @@ def combined(
 ) -> torch.Tensor:
     """Return the weighted sum of outputs, newest first, and latents, summed in float32, in `dtype` (None: theirs)."""
     first, *others = by_channel(weights.outputs, outputs[0])
-    weighed = list(zip(others, outputs[1:], strict=False))
+    terms = list(zip(others, outputs[1:], strict=False))
     if weights.latents is not None:
         assert latents is not None
-        weighed += zip(by_channel(weights.latents, latents), [latents], strict=True)
+        terms += zip(by_channel(weights.latents, latents), [latents], strict=True)
     total = first * outputs[0]
-    for factor, values in weighed:
+    for factor, values in terms:
         total = torch.addcmul(total, factor, values.to(total.dtype))
     return total.to(dtype or outputs[0].dtype)

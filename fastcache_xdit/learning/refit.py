@@ -10,7 +10,7 @@ from fastcache_xdit.approx.fit import Places, error_made, fit
 from fastcache_xdit.approx.fitted import Refitted
 from fastcache_xdit.approx.forms import FORMS
 from fastcache_xdit.approx.moments import Halves
-from fastcache_xdit.approx.output import REFERENCES, WITH_LATENTS, form_for, key_of
+from fastcache_xdit.approx.output import REFERENCES, form_for, key_of, weighed
 from fastcache_xdit.decision.schedule import skipped_steps
 from fastcache_xdit.learning.trajectory import Trajectory
 
@@ -45,7 +45,7 @@ def returning(
 
 
 def refitted(halves: Halves, mask: str, effects: Sequence[float]) -> dict[Refitted, torch.Tensor]:
-    """Return weights for the skipped steps of a mask, keyed for a calibration: [C, K], or with latents [C, K+1].
+    """Return weights for the skipped steps of a mask as `weighed` cuts them, keyed for a calibration.
 
     Args:
         halves: moments of what `returning` returned.
@@ -61,7 +61,7 @@ def refitted(halves: Halves, mask: str, effects: Sequence[float]) -> dict[Refitt
         solved = fit(FORMS[form], *halves, place, carried=carried).coefficients[0]
         estimates[step] = -error_made(solved, len(sigmas), place)
         estimates[step][:, step] = 0.0
-        refits[key_of(sigmas, step, known, form)] = solved[:, : len(known) + (form == WITH_LATENTS)].float()
+        refits[key_of(sigmas, step, known, form)] = weighed(solved, known, form).float()
     return refits
 
 
