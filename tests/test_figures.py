@@ -15,6 +15,7 @@ from tests.launchers import ROOT
 
 BENCH = ROOT / "docs" / "bench"
 KINDS = {"learnt": "FastCache, learnt", "pooled": "FastCache, pooled", "tuned": "FastCache, tuned"}
+IDEA_MODELS, IDEA_BUDGETS = ("shapes-flux", "shapes-pixart"), ("1/2", "1/3", "1/4", "1/5")
 
 
 @pytest.fixture(scope="module")
@@ -72,17 +73,38 @@ def test_the_table_of_the_readme_has_what_needs_no_calibration_beside_what_was_t
             assert told == " / ".join(f"{value:.1f}" for value in values), conditions["model"]
 
 
-def test_the_table_of_ideas_is_that_of_the_rows():
-    """Gains over the last three outputs, of two models at four budgets."""
-    lines = (ROOT / "docs" / "what-we-tried.md").read_text().splitlines()
-    table = {first: values for first, *values in map(cells, lines) if len(values) == 9}
-    gains: dict[str, list[str]] = {}
-    for model in ("shapes-flux", "shapes-pixart"):
-        rows = json.loads((BENCH / "ideas" / f"{model}-16.json").read_text())
-        plain = {row["budget"]: row["psnr_db"] for row in rows if row["idea"] == "last three outputs"}
-        for row in rows:
-            gain = f"{row['psnr_db'] - plain[row['budget']]:+.1f}"
-            gains.setdefault(row["idea"], []).append(gain if float(gain) else "0.0")
-    assert len(gains) == 9
-    for idea in gains.keys() - {"last three outputs"}:
-        assert table[idea][:8] == gains[idea], idea
+def section(title: str) -> dict[str, list[str]]:
+    """The tables of a section of what we tried: the cells of each line by its first one."""
+    page = (ROOT / "docs" / "what-we-tried.md").read_text()
+    (found,) = re.findall(rf"^## {title}\n(.*?)(?=^## |\Z)", page, re.M | re.S)
+    return {first: values for first, *values in map(cells, found.splitlines())}
+
+
+def gains(model: str, kind: str, plain: str) -> dict[str, list[str]]:
+    """Gains of each idea over the plain one at four budgets, and a dash where there is no row."""
+    rows = json.loads((BENCH / "ideas" / f"{model}-16{kind}.json").read_text())
+    means = {(row["idea"], row["budget"]): row["psnr_db"] for row in rows}
+    return {
+        idea: [gain(means.get((idea, budget)), means.get((plain, budget))) for budget in IDEA_BUDGETS]
+        for idea, _ in means
+    }
+
+
+def gain(mean: float | None, plain: float | None) -> str:
+    told = "–" if mean is None or plain is None else f"{mean - plain:+.1f}"
+    return "0.0" if told in ("+0.0", "-0.0") else told
+
+
+@pytest.mark.parametrize(
+    "title, kind, plain, models, ideas",
+    [
+        ("What is weighed at a skipped step", "", "last three outputs", IDEA_MODELS, 9),
+        ("A few blocks run at a skipped step", "-blocks", "last three outputs and the latents", IDEA_MODELS, 11),
+    ],
+)
+def test_the_tables_of_ideas_are_those_of_the_rows(title, kind, plain, models, ideas):
+    table, found = section(title), [gains(model, kind, plain) for model in models]
+    assert all(len(each) == ideas for each in found)
+    for idea in found[0].keys() - {plain}:
+        told = [value for each in found for value in each[idea]]
+        assert table[idea][: len(told)] == told, idea
