@@ -100,6 +100,7 @@ def gain(mean: float | None, plain: float | None) -> str:
     [
         ("What is weighed at a skipped step", "", "last three outputs", IDEA_MODELS, 9),
         ("A few blocks run at a skipped step", "-blocks", "last three outputs and the latents", IDEA_MODELS, 11),
+        ("Noise levels chosen together with the mask", "-levels", "last three outputs and the latents", IDEA_MODELS, 6),
     ],
 )
 def test_the_tables_of_ideas_are_those_of_the_rows(title, kind, plain, models, ideas):
@@ -108,3 +109,14 @@ def test_the_tables_of_ideas_are_those_of_the_rows(title, kind, plain, models, i
     for idea in found[0].keys() - {plain}:
         told = [value for each in found for value in each[idea]]
         assert table[idea][: len(told)] == told, idea
+
+
+@pytest.mark.parametrize("model", IDEA_MODELS)
+def test_the_gains_of_moved_levels_on_more_prompts_are_those_of_the_rows(model):
+    table = section("Noise levels chosen together with the mask")
+    rows = json.loads((BENCH / "ideas" / f"{model}-16-levels-again.json").read_text())
+    rows = sorted(rows, key=lambda row: row["budget"])
+    told = [f"{row['gain_db']:+.2f} ± {row['standard_error_db']:.2f}" for row in rows]
+    assert table[f"`{model}`, gain"] == told
+    told = ["{:.1f}, {:.1f}".format(*row["percentile_5_db"]) for row in rows]
+    assert table[f"`{model}`, 5th percentile"] == told
