@@ -13,7 +13,7 @@ import torch
 from fastcache_xdit.approx.calibration import Calibration
 from fastcache_xdit.approx.moments import Halves, Moments
 from fastcache_xdit.approx.output import SEGMENT, STREAM
-from fastcache_xdit.approx.output_masks import OutputMasks
+from fastcache_xdit.approx.output_plan import planned
 from fastcache_xdit.decision.schedule import uniform_mask
 from fastcache_xdit.host.effects import Effects
 from fastcache_xdit.learning.likeness import decibels, latents_error
@@ -108,11 +108,9 @@ class Lesson:
 
     def _candidates(self, computed: int) -> Iterator[str]:
         """Yield, without duplicates, the planned mask, the one planned for other models, and an even one."""
-        known = (
-            calibration.moments[SEGMENT][STREAM].at(self.sigmas) for calibration in (self.calibration, self.pooled)
-        )
-        planned = [OutputMasks(halves, self.effects.final).mask(computed) for halves in known]
-        yield from dict.fromkeys([*planned, uniform_mask(len(self.sigmas), computed)])
+        plans = [planned(known, self.sigmas, self.effects.final).masks for known in (self.calibration, self.pooled)]
+        masks = [plan.mask(computed) for plan in plans]
+        yield from dict.fromkeys([*masks, uniform_mask(len(self.sigmas), computed)])
 
     def _try(self, mask: str, source: Attempt | None) -> Attempt:
         known, errors, moments = self.known(source), [], []

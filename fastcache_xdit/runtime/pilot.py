@@ -11,12 +11,12 @@ from typing import Any
 from fastcache_xdit.approx.calibration import Calibration
 from fastcache_xdit.approx.output import SEGMENT, STREAM, OutputForecast, Weights
 from fastcache_xdit.approx.output_masks import OutputMasks
+from fastcache_xdit.approx.output_plan import OutputPlan, is_pooled, planned
 from fastcache_xdit.approx.pooled import pooled
 from fastcache_xdit.goal import Goal, Known
 
 logger = logging.getLogger(__name__)
 
-DOUBT = 0.3  # of what other models say (`approx.output.doubted`); how it was chosen: docs/what-we-tried.md
 NEAR = 2.0  # factor in the number of steps within which what was learnt still applies
 NEAR_NOISE = 0.1  # of the first noise level likewise
 MOST_PLANNED = 16  # calibrations and noise levels whose solutions are kept: a plan, the pooled one, and replays
@@ -53,12 +53,12 @@ class Pilot:
     _switch: int | None = None
     _used: Calibration | None = None
     _told: set[tuple[int, float]] = field(default_factory=set, repr=False)
-    _planned: dict[Any, tuple[Calibration, OutputForecast, OutputMasks]] = field(default_factory=dict, repr=False)
+    _planned: dict[Any, tuple[Calibration, OutputPlan]] = field(default_factory=dict, repr=False)
 
     def begin(self, sigmas: Sequence[float]) -> None:
         """Begin a request whose steps have these noise levels."""
         self._used = self.calibration if self._applies(sigmas) else pooled()
-        self.forecast, masks = self._at(tuple(sigmas))
+        masks, self.forecast = self._at(tuple(sigmas))
         if self.forced:
             self.mask = self.forced(len(sigmas))
         elif self.schedule:
@@ -67,7 +67,7 @@ class Pilot:
             self.mask = "1" * len(sigmas)
         else:
             self.mask = self.mask_for(self.goal, tuple(sigmas), masks)
-        self._switch = self.switch(sigmas) if self._is_pooled else None
+        self._switch = self.switch(sigmas) if is_pooled(self._used) else None
         if self._switch:
             self.mask = with_step(self.mask, self._switch)
 
@@ -91,7 +91,7 @@ class Pilot:
         verified = self.calibration.facts.get("masks", {}) if sigmas == self.calibration.sigmas else {}
         if str(computed) in verified:
             return str(verified[str(computed)])
-        return (masks or self._at(sigmas)[1]).mask(computed)
+        return (masks or self._at(sigmas).masks).mask(computed)
 
     def known(self, sigmas: tuple[float, ...]) -> Known:
         """Return what was measured at these noise levels."""
@@ -104,13 +104,13 @@ class Pilot:
         return known.promises.get(self.goal.computed(len(self.calibration.sigmas), known))
 
     def describe(self) -> str:
-        """Say in one line what is used and what it promises."""
-        return described(self.goal, self.calibration)
+        """Say in one line what is used and what it promises; nothing where a schedule says what is skipped."""
+        return "" if self.schedule else described(self.goal, self.calibration)
 
     def bytes_held(self) -> int:
         """Return the bytes of the moments at the noise levels that were planned for, beside those of calibrations."""
-        moments = {id(part.gram): part.gram for _, plan, _ in self._planned.values() for part in plan.halves}
-        for used, _, _ in self._planned.values():
+        moments = {id(part.gram): part.gram for _, plan in self._planned.values() for part in plan.forecast.halves}
+        for used, _ in self._planned.values():
             for part in used.moments[SEGMENT][STREAM]:
                 moments.pop(id(part.gram), None)
         return sum(gram.numel() * gram.element_size() for gram in moments.values())
@@ -151,33 +151,15 @@ class Pilot:
             )
         return is_near
 
-    @property
-    def _is_pooled(self) -> bool:
-        """Whether what is known of the running request is of other models alone."""
-        return "pooled" in (self._used or self.calibration).facts
-
-    def _known(self, sigmas: tuple[float, ...]) -> tuple[float, ...]:
-        """Return the noise levels at which to look up what is known; what is pooled knows requests from noise alone.
-
-        Image to image begins at less noise, but as new a trajectory: its first outputs change as much. Taking its first
-        noise level for 1 is worth 2 to 11 dB on the small models at strength 0.8.
-        """
-        is_late = self._is_pooled and sigmas[0] < (self._used or self.calibration).sigmas[1]
-        return tuple(sigma / sigmas[0] for sigma in sigmas) if is_late else sigmas
-
-    def _at(self, sigmas: tuple[float, ...]) -> tuple[OutputForecast, OutputMasks]:
+    def _at(self, sigmas: tuple[float, ...]) -> OutputPlan:
         effects, used = tuple(self.effects()), self._used or self.calibration
         key = (id(used), sigmas, effects)
         if key not in self._planned:
             if len(self._planned) >= MOST_PLANNED:
                 self._planned.clear()
-            halves = used.moments[SEGMENT][STREAM].at(self._known(sigmas))
-            # what other models missed says too little of what this one misses to make it good
-            carried = (0.0,) * len(sigmas) if self._is_pooled else effects
-            forecast = OutputForecast(halves, carried, used.refits, DOUBT if self._is_pooled else 0.0)
             # with the calibration, so that no other one gets its id
-            self._planned[key] = used, forecast, OutputMasks(halves, effects)
-        return self._planned[key][1:]
+            self._planned[key] = used, planned(used, sigmas, effects)
+        return self._planned[key][1]
 
 
 def with_step(mask: str, step: int) -> str:

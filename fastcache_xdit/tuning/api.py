@@ -15,10 +15,11 @@ from fastcache_xdit.parallel.topology import Topology
 from fastcache_xdit.tuning.calibrate import Calibrator, ReportPart
 from fastcache_xdit.tuning.calls import Call, LoopCall, calls_of
 from fastcache_xdit.tuning.coverage import HELD_OUT_EVERY, UNCALIBRATED, Coverage
+from fastcache_xdit.tuning.outputs import Skips, better
 from fastcache_xdit.tuning.polish import Polisher
 from fastcache_xdit.tuning.refit import Refitter
 from fastcache_xdit.tuning.runner import Runner
-from fastcache_xdit.tuning.search import Search, Trial
+from fastcache_xdit.tuning.search import Search
 from fastcache_xdit.tuning.targets import ReportLine, Target, find
 from fastcache_xdit.tuning.tuned import Tuned
 
@@ -100,7 +101,8 @@ def tune(
         output: YAML file to write for `--cache_config` and `FastCacheConfig.from_file`; None to write none.
         steps: values of `num_inference_steps` to tune for; None for that of the calls.
         evaluations: how often all calls are run for each of them, at most.
-        refit_calls: at least three, to fit the stand-ins of the found mask on once more; none to leave them.
+        refit_calls: at least three, to fit the stand-ins of the found mask on once more, and to learn from them to skip
+            whole calls of the model instead of blocks, which is taken where it comes out better; none to leave both.
         polish: then train them on so many of those, in one process.
         start: a config whose masks are tried first.
         lead_blocks: number of blocks that are always computed.
@@ -118,9 +120,9 @@ def tune(
     loaded = calibration if isinstance(calibration, Calibration) else Calibration.load(calibration)
     base = None if isinstance(calibration, Calibration) else Path(calibration)
     path = _config_path(output, base)
-    searches: list[Search] = []
-    trials: list[Trial] = []
+    found: list[Skips] = []
     for number in steps or (None,):
+        again = _at(refits, number)
         search = Search(
             runner,
             _at(prepared, number),
@@ -129,12 +131,12 @@ def tune(
             lead_blocks,
             seed,
             start,
-            Refitter(runner, _at(refits, number), loaded) if refits else None,
-            Polisher(runner, _at(refits, number), polish) if polish else None,
+            Refitter(runner, again, loaded) if refits else None,
+            Polisher(runner, again, polish) if polish else None,
         )
-        searches.append(search)
-        trials.append(find(search, aim, evaluations, say))
-    tuned = Tuned.of(trials, loaded, {search.steps: list(search.tried.values()) for search in searches})
+        found.append((search, again, find(search, aim, evaluations, say)))
+    trials = better(found, say) if refits else [trial for _, _, trial in found]
+    tuned = Tuned.of(trials, loaded, {search.steps: list(search.tried.values()) for search, _, _ in found})
     if path and base and world.is_first_rank():
         tuned.save(path, base, f"Tuned for {target} on {type(pipe).__name__}:")
     return tuned

@@ -12,6 +12,7 @@ import torch
 from torch.utils import _pytree as pytree
 
 from fastcache_xdit.approx.calibration import Calibration
+from fastcache_xdit.approx.pooled import pooled
 from fastcache_xdit.config import FastCacheConfig
 from fastcache_xdit.host import cpu
 from fastcache_xdit.host.base import Host
@@ -93,6 +94,13 @@ class Runner:
                 yield self._latents
             finally:
                 self._branch = contextlib.nullcontext
+
+    def learnt(self, calls: Sequence[Call], config: FastCacheConfig) -> Calibration | None:
+        """Return what is learnt from calls of a pipeline while they are served; None where nothing is."""
+        with rehearsal(), fastcache(self.target, config, calibration=pooled()) as handle:
+            for call in calls:
+                self._latents(call)
+            return handle.learnt
 
     @contextlib.contextmanager
     def differentiable(self) -> Iterator[None]:

@@ -32,6 +32,7 @@ class Trial(NamedTuple):
         mask: its mask.
         config: the config.
         refits: coefficients that belong to it.
+        learnt: what they belong to, if that is not the calibration that was searched with.
     """
 
     psnr_db: float
@@ -39,6 +40,7 @@ class Trial(NamedTuple):
     mask: str
     config: FastCacheConfig
     refits: Refits = {}  # noqa: RUF012 (never changed)
+    learnt: Calibration | None = None
 
 
 def compute_ratio(mask: str, lead_blocks: int, num_blocks: int, partial: float = 0.0) -> float:
@@ -117,13 +119,13 @@ class Search:
         if mask not in self.tried:
             config = FastCacheConfig.scheduled(mask, calibration=self.path, stand_in=FORM, lead_blocks=self.lead_blocks)
             ratio = compute_ratio(mask, self.lead_blocks, self.num_blocks)
-            self.tried[mask] = Trial(self._psnr(config), ratio, mask, config)
+            self.tried[mask] = Trial(self.psnr(config, self.calibration), ratio, mask, config)
         return self.tried[mask]
 
     def _polished(self, best: Trial, polisher: Polisher, report: Callable[[str], None]) -> Trial:
         """Train the stand-ins of the best trial; return it, or the old one if it is better on the search prompts."""
         refits = polisher.polish(best.config, replace(self.calibration, refits=best.refits), report)
-        trial = best._replace(psnr_db=self._psnr(best.config, refits), refits=refits)
+        trial = self._with(best, refits)
         report(f"polished: {best.psnr_db:.1f} -> {trial.psnr_db:.1f} dB")
         return max(best, trial, key=lambda option: option.psnr_db)
 
@@ -133,12 +135,17 @@ class Search:
         This helps most with few computed steps, which lead far from the uncached trajectory.
         """
         refits = refitter.refit(best.config)
-        trial = best._replace(psnr_db=self._psnr(best.config, refits), refits=refits)
+        trial = self._with(best, refits)
         report(f"refitted: {best.psnr_db:.1f} -> {trial.psnr_db:.1f} dB")
         return max(best, trial, key=lambda option: option.psnr_db)
 
-    def _psnr(self, config: FastCacheConfig, refits: Refits | None = None) -> float:
-        calibration = replace(self.calibration, refits=refits) if refits else self.calibration
+    def _with(self, trial: Trial, refits: Refits) -> Trial:
+        """Return a trial with other coefficients."""
+        psnr = self.psnr(trial.config, replace(self.calibration, refits=refits))
+        return trial._replace(psnr_db=psnr, refits=refits)
+
+    def psnr(self, config: FastCacheConfig, calibration: Calibration) -> float:
+        """Return the mean PSNR in dB of the search's calls against uncached ones."""
         psnrs: list[float] = []
         for call, reference in zip(self.calls, self.references, strict=True):
             psnrs += call.psnr(self.runner.images(call, config, calibration), reference)

@@ -40,7 +40,8 @@ class Tuned:
             schedule |= trial.config.schedule or {}
             refits |= trial.refits
         config = trials[0].config.model_copy(update={"schedule": schedule})
-        return cls(config, replace(calibration, refits=refits) if refits else calibration, tuple(trials), tried)
+        base = trials[0].learnt or calibration
+        return cls(config, replace(base, refits=refits) if refits else base, tuple(trials), tried)
 
     def save(self, path: str | Path, calibration: str | Path, title: str) -> None:
         """Write a YAML file of what differs from the defaults, and beside it the stand-ins that were fitted anew.
@@ -52,10 +53,15 @@ class Tuned:
         """
         path, calibration = Path(path), Path(calibration)
         path.parent.mkdir(parents=True, exist_ok=True)
-        if any(trial.refits for trial in self.trials):
-            base, calibration = calibration, path.with_suffix(".safetensors")
-            self.calibration.save_refits(calibration, base)
-        values = self.config.model_dump(exclude_defaults=True)
+        own = path.with_suffix(".safetensors")
+        if self.trials[0].learnt:
+            self.calibration.save(own)
+            calibration = own
+        elif any(trial.refits for trial in self.trials):
+            self.calibration.save_refits(own, calibration)
+            calibration = own
+        # what a schedule skips is not the default of a plan, so it is always written
+        values = {"granularity": self.config.granularity, **self.config.model_dump(exclude_defaults=True)}
         values["calibration"] = os.path.relpath(calibration, path.parent)
         lines = [f"# {title}"] + [
             f"#   {len(trial.mask)} steps: {trial.compute_ratio:.1%} of block FLOPs, {trial.psnr_db:.1f} dB"
