@@ -54,8 +54,9 @@ def unknown_option(name: str, options: Iterable[str], otherwise: str = "") -> Us
     Without one that is near, its advice is `otherwise`, or the list of them all.
     """
     options = list(options)
+    misspelt = difflib.get_close_matches(name, options, n=1, cutoff=0.9)
     longer = [each for each in options if name.startswith(f"{each}_") or name.endswith(f"_{each}")]  # mask_image: mask
-    nearest = sorted(longer, key=name.find) or difflib.get_close_matches(name, options, n=1)
+    nearest = misspelt or sorted(longer, key=name.find) or difflib.get_close_matches(name, options, n=1)
     hint = f"did you mean {nearest[0]!r}?" if nearest else otherwise or f"known options: {', '.join(options)}"
     return UsageError(f"unknown option {name!r}", hint)
 

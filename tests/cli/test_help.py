@@ -40,6 +40,7 @@ EVERY = dict(every_command())
 HELPS = [[*words, "--help"] for words in EVERY]
 TYPOS = {
     ("generate", "--promts", "x"): "unknown option '--promts'; did you mean '--prompts'?",
+    ("generate", "--cache_confg", "third"): "unknown option '--cache_confg'; did you mean '--cache_config'?",
     ("run", "--chache=fastcache"): "unknown option '--chache'; did you mean '--cache'?",
     ("bench", "peers", "--quik"): "unknown option '--quik'; did you mean '--quick'?",
     ("bench", "speed", "--repetition-s", "2"): "unknown option '--repetition-s'; did you mean '--repetitions'?",
