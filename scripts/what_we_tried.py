@@ -284,9 +284,7 @@ class Study:
             "mask": mask,
             "taught": len(self.taught.batch),
             "judged": len(self.judged.batch),
-            "psnr_db": round(statistics.fmean(decibels), 2),
-            "percentile_5_db": round(float(torch.tensor(decibels).quantile(0.05)), 2),
-            "worst_db": round(min(decibels), 2),
+            **likeness(decibels),
         }
 
     def foresight(self, budget: str) -> dict[str, Any]:
@@ -323,6 +321,30 @@ class Study:
         ]
 
 
+def likeness(decibels: Sequence[float]) -> dict[str, float]:
+    """Return the mean, the 5th percentile and the worst of likenesses in dB, for a row."""
+    return {
+        "psnr_db": round(statistics.fmean(decibels), 2),
+        "percentile_5_db": percentile_5(decibels),
+        "worst_db": round(min(decibels), 2),
+    }
+
+
+def percentile_5(decibels: Sequence[float]) -> float:
+    """Return the 5th percentile of likenesses in dB."""
+    return round(float(torch.tensor(decibels).quantile(0.05)), 2)
+
+
+def command(description: str | None) -> argparse.ArgumentParser:
+    """Return a parser of what all these measurements are asked."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", required=True, choices=["shapes-flux", "shapes-pixart", "shapes-video"])
+    parser.add_argument("--output", type=Path, required=True, help="folder for a file of rows")
+    parser.add_argument("--taught", type=int, default=16, help="requests that weights are fitted to; default: 16")
+    parser.add_argument("--judged", type=int, default=32, help="held-out requests; default: 32")
+    return parser
+
+
 def batch_of(prompts: Sequence[str], seed: int) -> Batch:
     """Return requests with seeds of their own."""
     return tuple(Request(index, prompt, seed + index) for index, prompt in enumerate(prompts))
@@ -330,11 +352,7 @@ def batch_of(prompts: Sequence[str], seed: int) -> Batch:
 
 def main() -> None:
     """Measure all ideas on one model."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", required=True, choices=["shapes-flux", "shapes-pixart", "shapes-video"])
-    parser.add_argument("--output", type=Path, required=True, help="folder for a file of rows")
-    parser.add_argument("--taught", type=int, default=16, help="requests that weights are fitted to; default: 16")
-    parser.add_argument("--judged", type=int, default=32, help="held-out requests; default: 32")
+    parser = command(__doc__)
     parser.add_argument("--foresight", action="store_true", help="measure instead what disagreements foretell")
     options = parser.parse_args()
     prepare()

@@ -9,18 +9,15 @@ blocks costs k/n of a step, so that a budget has fewer computed steps. Fitted an
 
 from __future__ import annotations
 
-import argparse
 import itertools
 import json
-import statistics
 from collections.abc import Callable, Sequence
 from functools import partial
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
-from what_we_tried import BUDGETS, Idea, Lab, Study, Weigher, Weights, back, fitted, rows, times
+from what_we_tried import BUDGETS, Idea, Lab, Study, Weigher, Weights, back, command, fitted, likeness, rows, times
 
 from fastcache_xdit.approx.linear import line_weights
 from fastcache_xdit.host.xdit.loading import prepare
@@ -339,9 +336,7 @@ class BlockStudy(Study):
             "compute_steps": round(cost, 2),
             "taught": len(self.taught.batch),
             "judged": len(self.judged.batch),
-            "psnr_db": round(statistics.fmean(decibels), 2),
-            "percentile_5_db": round(float(torch.tensor(decibels).quantile(0.05)), 2),
-            "worst_db": round(min(decibels), 2),
+            **likeness(decibels),
         }
 
     def _generate(self, middle: Middle, batch: Any, stand_in: Callable) -> torch.Tensor:
@@ -357,12 +352,7 @@ class BlockStudy(Study):
 
 def main() -> None:
     """Measure all such ideas on one model."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", required=True, choices=["shapes-flux", "shapes-pixart", "shapes-video"])
-    parser.add_argument("--output", type=Path, required=True, help="folder for a file of rows")
-    parser.add_argument("--taught", type=int, default=16, help="requests that weights are fitted to; default: 16")
-    parser.add_argument("--judged", type=int, default=32, help="held-out requests; default: 32")
-    options = parser.parse_args()
+    options = command(__doc__).parse_args()
     prepare()
     torch.set_grad_enabled(False)
     study = BlockStudy(options.model, options.taught, options.judged)

@@ -10,7 +10,6 @@ each channel and step, which is what a cache with moved steps would do. Rows tha
 
 from __future__ import annotations
 
-import argparse
 import itertools
 import json
 import statistics
@@ -21,7 +20,21 @@ from typing import Any
 
 import torch
 from scipy.interpolate import CubicSpline
-from what_we_tried import BUDGETS, Idea, Lab, Study, Weights, back, fitted, rows, times
+from what_we_tried import (
+    BUDGETS,
+    Idea,
+    Lab,
+    StandIn,
+    Study,
+    Weights,
+    back,
+    command,
+    fitted,
+    likeness,
+    percentile_5,
+    rows,
+    times,
+)
 
 from fastcache_xdit.approx.linear import line_weights
 from fastcache_xdit.host.xdit.engine import Batch
@@ -33,7 +46,6 @@ CROSSED = "fitted solver, moved levels, judged by others"
 MOVES = (0.3, 0.15)  # of the way to the next level on either side, one round each
 TRIALS = 20  # of one search, at most
 Levels = tuple[float, ...]  # of the steps; the last one leads to 0
-StandIn = Callable[[int, torch.Tensor, torch.Tensor], torch.Tensor]
 
 
 def own(step: int, output: torch.Tensor, sample: torch.Tensor) -> torch.Tensor:
@@ -140,9 +152,7 @@ class LevelStudy(Study):
             "taught": len(self.taught.batch),
             "searched": len(self.taught.batch[: self.searched_with]),
             "judged": len(self.judged.batch),
-            "psnr_db": round(statistics.fmean(decibels), 2),
-            "percentile_5_db": round(float(torch.tensor(decibels).quantile(0.05)), 2),
-            "worst_db": round(min(decibels), 2),
+            **likeness(decibels),
         }
 
     def judged_at(self, levels: Levels, is_fitted: bool) -> list[float]:
@@ -163,7 +173,7 @@ class LevelStudy(Study):
             "judged": len(gains),
             "gain_db": round(statistics.fmean(gains), 2),
             "standard_error_db": round(statistics.stdev(gains) / len(gains) ** 0.5, 2),
-            "percentile_5_db": [round(float(torch.tensor(each).quantile(0.05)), 2) for each in (cached, found)],
+            "percentile_5_db": [percentile_5(each) for each in (cached, found)],
         }
 
 
@@ -210,11 +220,7 @@ def check(study: LevelStudy) -> float:
 
 def main() -> None:
     """Measure all placements on one model."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", required=True, choices=["shapes-flux", "shapes-pixart", "shapes-video"])
-    parser.add_argument("--output", type=Path, required=True, help="folder for a file of rows")
-    parser.add_argument("--taught", type=int, default=16, help="requests that weights are fitted to; default: 16")
-    parser.add_argument("--judged", type=int, default=32, help="held-out requests; default: 32")
+    parser = command(__doc__)
     parser.add_argument("--searched", type=int, default=16, help="how many of these search levels; default: 16")
     parser.add_argument("--budgets", nargs="+", choices=BUDGETS, default=BUDGETS, help="default: all")
     parser.add_argument("--again", action="store_true", help="judge levels that were found anew, on other --judged")
