@@ -120,3 +120,20 @@ def test_the_gains_of_moved_levels_on_more_prompts_are_those_of_the_rows(model):
     assert table[f"`{model}`, gain"] == told
     told = ["{:.1f}, {:.1f}".format(*row["percentile_5_db"]) for row in rows]
     assert table[f"`{model}`, 5th percentile"] == told
+
+
+def test_what_a_step_costs_is_what_the_profile_printed():
+    rows = json.loads((BENCH / "profile" / "overhead-20.json").read_text())["profile_ms"]
+    page = (ROOT / "docs" / "gpu.md").read_text()
+    plain = {"skipped": "without blocks", "computed": "uncached", "computed after a test": "uncached"}
+    models, checked = {"57 blocks": "flux.1 depth", "`shapes-pixart`": "shapes-pixart"}, 0
+    for line in page.splitlines():
+        model, _, step = cells(line)[0].partition(": ") if line.startswith("|") else ("", "", "")
+        if model in models:
+            row = rows[models[model]]
+            with_cache = row["tested" if step == "computed after a test" else step]
+            without, *told = cells(line)[1:]
+            assert float(without.split(",")[0]) == round(row[plain[step]]["whole"], 2), line
+            assert list(map(float, told)) == [round(with_cache[name], 2) for name in ("whole", "own")], line
+            checked += 1
+    assert checked == 4
