@@ -25,7 +25,8 @@ class Scores:
     """Figures of one setting, or of the uncached pictures themselves; None where the model has no such figure.
 
     Attributes:
-        psnr_db, psnr_db_min, ssim: against the uncached pictures, picture by picture; means, and the least.
+        psnr_db, psnr_db_p5, psnr_db_min, ssim: against the uncached pictures, picture by picture; means, and of
+            PSNR the 5th percentile and the least.
         latent_error: |cached - uncached| / |uncached| of the final latents, the mean over prompts.
         prompt_accuracy: share of the prompts' attributes that the checker finds.
         classifier_frechet: distance to drawings of the same prompts.
@@ -33,6 +34,7 @@ class Scores:
     """
 
     psnr_db: float
+    psnr_db_p5: float
     psnr_db_min: float
     ssim: float
     latent_error: float | None
@@ -48,6 +50,7 @@ def score(pipe: Any, batches: Sequence[Batch], sample: Sample, truth: Sample) ->
     drawn = _drawn(prompts) if sample.pictures.shape[-2:] == (IMAGE_SIZE, IMAGE_SIZE) else None
     return Scores(
         psnr_db=sum(psnr) / len(psnr),
+        psnr_db_p5=float(np.percentile(psnr, 5)),
         psnr_db_min=min(psnr),
         ssim=sum(likeness) / len(likeness),
         latent_error=_latent_error(sample.latents, truth.latents),

@@ -44,6 +44,13 @@ def test_margins_name_the_best_other(tmp_path):
     assert found["1/5"].ahead is None
 
 
+def test_a_margin_is_also_told_at_the_compute_that_ours_takes(tmp_path):
+    found = {each.budget: each for each in margins(study(tmp_path, row("FastCache, tuned", "a", 0.25, 35.0), *ROWS))}
+    assert found["1/2"].ahead == pytest.approx(35.0 - 45.0)
+    assert found["1/2"].ahead_as_cheap == found["1/4"].ahead == pytest.approx(5.0)
+    assert found["1/5"].ahead_as_cheap is None
+
+
 def test_the_figure_is_drawn(tmp_path):
     assert draw_study(study(tmp_path, *ROWS)).stat().st_size > 10_000
 
