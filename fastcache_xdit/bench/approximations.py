@@ -24,7 +24,7 @@ RANKS = {"rank 16": 16, "whole": 1_000_000}
 BUDGETS = (1 / 1.5, 1 / 2, 1 / 2.5, 1 / 3, 1 / 4, 1 / 5)
 # What the figure shows: stand-in, legend, colour, style.
 SHOWN = (
-    ("tuned", "tuned mask, fitted delta+history", "#c8102e", "-"),
+    ("tuned", "preset", "#c8102e", "-"),
     ("fitted delta+history", "uniform mask, fitted delta+history", "#f08a5d", "-"),
     ("fitted history", "uniform mask, fitted history", "#e0bd62", "--"),
     ("taylor1", "uniform mask, Taylor 1", "#1f6fb4", "-"),

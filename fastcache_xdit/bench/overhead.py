@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from fastcache_xdit.approx.calibration import Calibration
 from fastcache_xdit.approx.pooled import pooled
 from fastcache_xdit.bench.timed import Shown, Timed
 from fastcache_xdit.config import FastCacheConfig
@@ -18,7 +19,7 @@ from fastcache_xdit.undo import Undo
 
 
 def overhead(runner: Runner, call: PipelineCall, config: FastCacheConfig) -> dict[str, float]:
-    """Measure the cache's parts as shares of the transformer's time; of several ranks the largest share.
+    """Measure the cache's parts as shares of the transformer's time where blocks are skipped; of ranks the largest.
 
     Returns:
         `deciding` (measuring the change and agreeing with the other ranks, waiting for late ones included),
@@ -42,27 +43,36 @@ def overhead(runner: Runner, call: PipelineCall, config: FastCacheConfig) -> dic
 
 
 def overhead_of_plan(runner: Runner, call: PipelineCall) -> dict[str, float]:
-    """Measure the parts of the default plan as shares of the transformer's time; of several ranks the largest share.
+    """Measure the parts of the default plan as `overhead_of_outputs`, and of a request that is recorded to learn from.
 
     Returns:
-        `planning` (choosing the steps and solving the weights of a request, when noise levels are new), `standing in`,
-        and of a request that is recorded to learn from, which computes all steps, `recording`.
+        As `overhead_of_outputs`, and `recording`, in a request that computes all steps.
     """
-    with runner.enabled(FastCacheConfig(learn=0), pooled()) as generate, Undo() as undo:
+    planned = overhead_of_outputs(runner, call, FastCacheConfig(learn=0), pooled())
+    with runner.enabled(FastCacheConfig(learn=2), pooled()) as generate, Undo() as undo:
+        whole = Timed(undo, [runner.host.transformer], "__call__")
+        recording = [Timed(undo, [Trajectory], "__call__"), Timed(undo, [RecordedCall], "of")]
+        generate(call)
+    return planned | _largest({"recording": sum(sum(part.seconds) for part in recording)}, whole)
+
+
+def overhead_of_outputs(
+    runner: Runner, call: PipelineCall, config: FastCacheConfig, calibration: Calibration | None = None
+) -> dict[str, float]:
+    """Measure parts as shares of the transformer's time where whole calls are skipped; of several ranks the largest.
+
+    Returns:
+        `planning` (choosing the steps and solving the weights of a request, when noise levels are new), `standing in`
+        and `all`, their sum.
+    """
+    with runner.enabled(config, calibration) as generate, Undo() as undo:
         transformer = Timed(undo, [runner.host.transformer], "__call__")
         planning = [Timed(undo, [Pilot], name) for name in ("begin", "weights")]
         standing = Timed(undo, [OutputDriver], "handed_over")
         generate(call)
     planned = sum(sum(part.seconds) for part in planning)
     estimates = sum(standing.seconds) - sum(planning[1].seconds)  # weights are asked for there
-    with runner.enabled(FastCacheConfig(learn=2), pooled()) as generate, Undo() as undo:
-        whole = Timed(undo, [runner.host.transformer], "__call__")
-        recording = [Timed(undo, [Trajectory], "__call__"), Timed(undo, [RecordedCall], "of")]
-        generate(call)
-    recorded = sum(sum(part.seconds) for part in recording)
-    return _largest({"planning": planned, "standing in": estimates}, transformer) | _largest(
-        {"recording": recorded}, whole
-    )
+    return _largest({"planning": planned, "standing in": estimates}, transformer)
 
 
 def _largest(spent: dict[str, float], transformer: Timed) -> dict[str, float]:

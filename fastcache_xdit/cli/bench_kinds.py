@@ -10,7 +10,7 @@ from typing import Any
 from fastcache_xdit.bench.approximations import ApproximationBench, ApproximationRow, approximations, stand_in_cost
 from fastcache_xdit.bench.batch import memory, replicas
 from fastcache_xdit.bench.costs import costs
-from fastcache_xdit.bench.overhead import overhead, overhead_of_plan
+from fastcache_xdit.bench.overhead import overhead, overhead_of_outputs, overhead_of_plan
 from fastcache_xdit.bench.profile import COLUMNS, deep_flux, profile
 from fastcache_xdit.bench.significance import ALPHAS, significance
 from fastcache_xdit.bench.tokens import PartialBench, TokensRow
@@ -104,10 +104,17 @@ def run_overhead(runner: Runner, calls: Sequence[PipelineCall], options: BenchOp
     configs = {path.stem: FastCacheConfig.from_file(path) for path in _presets(options).values()}
     rows = {}
     for name, config in ({"plan": None} | configs).items():
-        rows[name] = overhead(runner, calls[0], config) if config else overhead_of_plan(runner, calls[0])
+        rows[name] = _overhead(runner, calls[0], config)
         parts = ", ".join(f"{part} {share:.2%}" for part, share in rows[name].items())
         say(f"{name:<10} of the time in the transformer: {parts}")
     return {"layout": options.layout.degrees, "share_of_transformer_time": rows}
+
+
+def _overhead(runner: Runner, call: PipelineCall, config: FastCacheConfig | None) -> dict[str, float]:
+    if config is None:
+        return overhead_of_plan(runner, call)
+    measure = overhead_of_outputs if config.granularity == "output" else overhead
+    return measure(runner, call, config)
 
 
 def _profiled(name: str, runner: Runner, call: PipelineCall) -> dict[str, dict[str, float]]:
