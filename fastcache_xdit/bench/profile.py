@@ -32,7 +32,7 @@ PLAIN = {
 }  # what each step would be if the cache cost nothing
 ROUNDS = 5  # requests of each kind, in turns, so that what else the machine does meets all of them
 _HOST = torch.autograd.DeviceType.CPU  # the device shows a label once more
-_NARROW = {"num_attention_heads": 2, "attention_head_dim": 16, "axes_dims_rope": (4, 6, 6)}
+_NARROW: dict[str, Any] = {"num_attention_heads": 2, "attention_head_dim": 16, "axes_dims_rope": (4, 6, 6)}
 
 
 class StepTime(NamedTuple):

@@ -40,10 +40,12 @@ def main(argv: list[str]) -> int:
     architecture, dtype = ARCHITECTURES[options.architecture], options.dtype or loading.default_dtype()
     given = {name: size for name, size in sizes.items() if size}
     small = {name: size for name, size in TINY.items() if options.tiny and name in architecture.call}
-    plan, changes = _plan({**architecture.call, **small, **given}, options.repetitions), architecture.tiny
+    plan = _plan({**architecture.call, **small, **given}, options)
+    changes = architecture.tiny if options.tiny else {}
     device = "cuda" if cpu.has_accelerator() else "cpu"
-    bench = PeerBench(lambda: FullSize(architecture, dtype, device, **(changes if options.tiny else {})), plan)
-    path = writable_folder(options.output) / f"speed-{options.architecture}.json"
+    bench = PeerBench(lambda: FullSize(architecture, dtype, device, options.compile, **changes), plan)
+    name = options.architecture + "-compiled" * options.compile
+    path = writable_folder(options.output) / f"speed-{name}.json"
     _write_rows(path, _conditions(options.architecture, dtype, plan), _rows(bench, peers))
     print(f"fastcache: -> {path}")
     return 0
@@ -59,9 +61,11 @@ def _sizes(options: SpeedOptions) -> dict[str, int | None]:
     }
 
 
-def _plan(call: dict[str, Any], repetitions: int) -> BenchPlan:
+def _plan(call: dict[str, Any], options: SpeedOptions) -> BenchPlan:
     measured, rehearsal = engine.batches(["", ""], 1, 0)
-    return BenchPlan([measured], measured, [rehearsal], repetitions, call, scored=False)
+    return BenchPlan(
+        [measured], measured, [rehearsal], options.repetitions, call, scored=False, compiled=options.compile
+    )
 
 
 def _write_rows(path: Path, conditions: dict[str, Any], rows: Iterable[ResultRow]) -> None:
@@ -76,6 +80,7 @@ def _conditions(architecture: str, dtype: str, plan: BenchPlan) -> dict[str, Any
     return {
         "architecture": architecture,
         "dtype": dtype,
+        "compiled": plan.compiled,
         "call": plan.call,
         "versions": versions() | {"cache-dit": package_version("cache-dit")},
         **circumstances(ranks=1),

@@ -18,16 +18,21 @@ class FullSize:
         architecture: of `ARCHITECTURES`.
         dtype: of `DTYPES`.
         device: where it runs.
+        compiled: compile the transformer in its place.
         changes: replaced values of the transformer's config, for tests.
     """
 
     ranks = 1
 
-    def __init__(self, architecture: Architecture, dtype: str, device: str, **changes: Any) -> None:
+    def __init__(
+        self, architecture: Architecture, dtype: str, device: str, compiled: bool = False, **changes: Any
+    ) -> None:
         import diffusers
 
         kind = getattr(diffusers, architecture.transformer)
         transformer = _random(kind, {**architecture.config, **changes}, DTYPES[dtype], device)
+        if compiled:
+            transformer.compile()
         scheduler = getattr(diffusers, architecture.scheduler)()
         empty = dict.fromkeys(architecture.empty)
         pipeline = getattr(diffusers, architecture.pipeline)

@@ -20,6 +20,7 @@ class SpeedOptions:
     num_frames: int | None
     dtype: str | None
     tiny: bool
+    compile: bool
     repetitions: int
     only: tuple[str, ...] | None
     output: str
@@ -34,6 +35,7 @@ def add_arguments(group: Any) -> None:
         group.add_argument(f"--{name}", type=int, help="default: the model's own")
     group.add_argument("--dtype", choices=DTYPE_NAMES, help="default: bfloat16, float32 without accelerator")
     group.add_argument("--tiny", action="store_true", help="few layers and a small size, to try it without a GPU")
+    group.add_argument("--compile", action="store_true", help="compile the transformer, by torch.compile")
     group.add_argument("--repetitions", type=int, default=3, help="of each timing; default: %(default)s")
     group.add_argument("--only", nargs="+", metavar="NAME", help="caches whose name has one of these in it")
     group.add_argument("--output", metavar="FOLDER", default="results/speed", help="default: %(default)s")

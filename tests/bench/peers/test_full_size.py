@@ -1,6 +1,7 @@
 """Random weights in the shape of published models, here with a few layers: caches run, and nothing is scored."""
 
 import pytest
+import torch
 
 from fastcache_xdit.bench.peers import own, solvers
 from fastcache_xdit.bench.peers.catalogue import catalogue, unscored
@@ -68,3 +69,19 @@ def test_weights_are_the_same_in_every_run():
     )
     pairs = zip(first.pipe.transformer.parameters(), second.pipe.transformer.parameters(), strict=True)
     assert all(mine.equal(theirs) and mine.dtype.is_floating_point for mine, theirs in pairs)
+
+
+def test_a_compiled_transformer_is_timed_once_it_is_compiled(monkeypatch):
+    """With the compiler's work left out: each setting's request before a timing one is there to compile."""
+    cpu.prepare()
+    monkeypatch.setattr(torch, "compile", lambda call, **_: call)
+    architecture, (measured, rehearsal) = ARCHITECTURES["flux.1-dev"], batches(["", ""], 1, 0)
+    plan = BenchPlan([measured], measured, [rehearsal], 1, {**architecture.call, **SIZE}, scored=False, compiled=True)
+    bench = PeerBench(lambda: FullSize(architecture, "float32", "cpu", compiled=True, **architecture.tiny), plan)
+    assert bench.transformer._compiled_call_impl is not None
+    made, generate = [], bench.backend.generate
+    monkeypatch.setattr(bench.backend, "generate", lambda *given: made.append(1) or generate(*given))
+    masks = own.even_masks()
+    outcome = bench.measure(masks, masks.settings[0])
+    assert outcome.status == RAN, outcome.error
+    assert len(made) == 1 + 2 * 2, "one to count, and with the cache and without it one to compile, one to time"
