@@ -100,7 +100,7 @@ def _configs(options: PeersOptions) -> dict[str, Path]:
 
 
 def _chosen(options: PeersOptions, configs: Mapping[str, Path]) -> list[Peer]:
-    peers = chosen(catalogue(configs), options.only)
+    peers = with_settings(chosen(catalogue(configs), options.only), options.settings)
     return [peer if peer.ours else thinned(peer) for peer in peers] if options.quick else peers
 
 
@@ -111,6 +111,21 @@ def chosen(everybody: Sequence[Peer], words: Sequence[str] | None) -> list[Peer]
         names = ", ".join(peer.name for peer in everybody)
         raise UsageError(f"no cache has {' or '.join(words or [])} in its name", f"there are {names}")
     return peers
+
+
+def with_settings(peers: Sequence[Peer], words: Sequence[str] | None) -> list[Peer]:
+    """Return the caches with the settings alone that have one of these words in them. Raises as `chosen`."""
+    if not words:
+        return list(peers)
+    some = [replace(peer, settings=_having(peer, words)) for peer in peers]
+    if not any(peer.settings for peer in some):
+        labels = ", ".join(setting.label for peer in peers for setting in peer.settings)
+        raise UsageError(f"no setting has {' or '.join(words)} in it", f"there are {labels}")
+    return some
+
+
+def _having(peer: Peer, words: Sequence[str]) -> tuple[Setting, ...]:
+    return tuple(setting for setting in peer.settings if any(word in setting.label for word in words))
 
 
 def thinned(peer: Peer) -> Peer:

@@ -257,6 +257,10 @@ TUNE = ("tune", "--model", "shapes-pixart", "--prompt", "a red circle", "--outpu
         ([*TUNE, "--calibration", "none.safetensors", "--target", "psnr=30"], ["no such calibration file: none"]),
         (["bench", "speed", "--repetitions", 0], ["repetitions=0 is not possible; set 1 or more"]),
         (["bench", "speed", "--only", "nobody"], ["no cache has nobody in its name", "fewer steps"]),
+        (
+            ["bench", "peers", "--model", "shapes-pixart", "--only", "MagCache", "--settings", "1/9"],
+            ["no setting has 1/9 in it", "max_skip_steps 6"],
+        ),
         (["bench"], ["which benchmark?", "approximations"]),
         (["bench", "approximations", "--model", "some/model"], ["shipped models only"]),
         ([*GENERATE, "--cache", "fastcache", "--cache_config", '{"test": "none"}'], ["give schedule"]),

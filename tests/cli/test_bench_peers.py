@@ -10,6 +10,9 @@ from pathlib import Path
 
 import pytest
 
+from fastcache_xdit.bench.peers.catalogue import catalogue
+from fastcache_xdit.cli.bench_peers import chosen, with_settings
+
 ROOT = Path(__file__).resolve().parents[2]
 SMALL = ["--model", "shapes-pixart", "--count", 1, "--batch_size", 1, "--repetitions", 2, "--num_inference_steps", 4]
 
@@ -45,6 +48,13 @@ def test_every_setting_has_a_line(folder):
     (conditions,) = folder.rglob("conditions.json")
     assert json.loads(conditions.read_text())["count"] == 1, "--count wins over --quick"
     assert {path.name for path in folder.rglob("*") if path.is_file()} >= {"results.csv", "frontier.png"}
+
+
+def test_settings_are_chosen_by_their_names():
+    peers = with_settings(chosen(catalogue({}), ["L2P", "fewer steps, UniPC", "EasyCache"]), ["1/3"])
+    found = {peer.name: [setting.label for setting in peer.settings] for peer in peers}
+    assert found["fewer steps, UniPC"] == ["1/3"] and found["EasyCache (reimplemented)"] == []
+    assert found["L2P (reimplemented)"] == ["1/3", "1/3, even", "1/3, closed loop"]
 
 
 def test_what_is_there_is_not_run_again(folder):

@@ -18,6 +18,7 @@ class PeersOptions(PipelineOptions):
     repetitions: int
     configs: tuple[str, ...]
     only: tuple[str, ...] | None
+    settings: tuple[str, ...] | None
     quick: bool
     output: str
 
@@ -30,6 +31,7 @@ def add_arguments(group: Any) -> None:
     group.add_argument("--repetitions", type=int, default=3, help="of each timing; default: %(default)s")
     group.add_argument("--configs", nargs="+", default=[], metavar="FILE.yaml", help="FastCache configs of this model")
     group.add_argument("--only", nargs="+", metavar="NAME", help="caches whose name has one of these in it")
+    group.add_argument("--settings", nargs="+", metavar="SETTING", help="settings that have one of these in them")
     group.add_argument(
         "--quick", action="store_true", help=f"{QUICK_COUNT} prompts, and every third setting of each other cache"
     )
