@@ -188,9 +188,11 @@ FLAGS = {
         "--prompts",
         "--quick",
         "--repetitions",
+        "--settings",
     ],
     bench_speed: [
         "--architecture",
+        "--compile",
         "--dtype",
         "--height",
         "--num_frames",
