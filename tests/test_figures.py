@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from fastcache_xdit.bench.peers.curves import RUN, run_of
-from fastcache_xdit.bench.peers.frontier import BUDGETS, by_peer, margins
+from fastcache_xdit.bench.peers.frontier import BUDGETS, best_other, by_peer, margins, rows_by_peer, within
 from fastcache_xdit.bench.peers.study import studies
 from tests.launchers import ROOT
 
@@ -56,7 +56,35 @@ def test_the_table_of_the_comparison_is_that_of_the_rows(found):
             assert values == [f"{margin.best:.1f}" for margin in others], line
         if model and first == "which is":
             assert values == [margin.peer for margin in others], line
-    assert checked == 11, "learnt and pooled of four studies, tuned of three"
+        if model and first.startswith("tuned, ahead"):
+            rows = rows_by_peer(study)[KINDS["tuned"]]
+            ours = [within(rows, budget) for budget in BUDGETS.values()]
+            ahead = [row["scores"]["psnr_db"] - best_other(study, row["compute"]) for row in ours]
+            assert values == [f"{each:+.1f}" for each in ahead], line
+            checked += 1
+    assert checked == 14, "learnt and pooled of four studies, tuned and what it is ahead of three"
+
+
+@pytest.mark.parametrize("model", ["shapes-flux", "shapes-pixart"])
+def test_the_table_of_worst_pictures_is_that_of_the_rows(model):
+    (study,) = [each for each in studies(ROOT / "docs" / "worst-pictures") if each.conditions["model"] == model]
+    assert study.conditions["count"] == 128
+    page, at = (ROOT / "docs" / "peers.md").read_text(), ""
+    told = {}
+    for line in page[page.index("## The worst pictures") :].splitlines():
+        first, *values = cells(line) if line.startswith("|") else [""]
+        at = first.strip("`") or at
+        if at == model and len(values) == 5:
+            told[values[0]] = values[1:]
+    rows = {f"{row['peer']}: {row['setting']}": row for row in study.ran()}
+    assert told.keys() <= rows.keys() and len(told) >= 5
+    for name, values in told.items():
+        scores = rows[name]["scores"]
+        figures = [scores["psnr_db"], scores["psnr_db_p5"], scores["psnr_db_min"]]
+        assert values == [f"{100 * rows[name]['compute']:.0f} %", *(f"{figure:.1f}" for figure in figures)], name
+    for figure in ("psnr_db", "psnr_db_p5", "psnr_db_min"):  # none is left out that is the best of the others
+        best = max((row for row in study.ran() if not row.get("ours")), key=lambda row: row["scores"][figure])
+        assert f"{best['peer']}: {best['setting']}" in told, figure
 
 
 def test_the_table_of_the_readme_has_what_needs_no_calibration_beside_what_was_tuned(found):

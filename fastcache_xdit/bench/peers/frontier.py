@@ -102,6 +102,11 @@ def margins(study: Study) -> list[Margin]:
     return [_margin(name, within(ours, budget), others) for name, budget in BUDGETS.items()]
 
 
+def best_other(study: Study, compute: float) -> float | None:
+    """Return the PSNR in dB of the best of the others at a share of the block FLOPs; None where none gets there."""
+    return _best(_others(study), compute)[0]
+
+
 def foremost(study: Study) -> set[str]:
     """Return who is worth a first look: FastCache, the best other cache at each budget, and plain fewer steps."""
     others = _others(study)
