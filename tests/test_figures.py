@@ -129,6 +129,7 @@ def gain(mean: float | None, plain: float | None) -> str:
         ("What is weighed at a skipped step", "", "last three outputs", IDEA_MODELS, 9),
         ("What is weighed, on clips", "", "last three outputs", ("shapes-video",), 9),
         ("A few blocks run at a skipped step", "-blocks", "last three outputs and the latents", IDEA_MODELS, 11),
+        ("A few blocks, on clips", "-blocks", "last three outputs and the latents", ("shapes-video",), 11),
         ("Noise levels chosen together with the mask", "-levels", "last three outputs and the latents", IDEA_MODELS, 6),
     ],
 )
