@@ -53,7 +53,8 @@ class FastCacheConfig(Readable, Options):
             with other ones.
         schedule: which steps are computed, as one mask for each number of steps, such as `{20: "1110p001..."}`: 1 is a
             computed step, p a partial one (see `tokens`), 0 one that may be skipped. For another number of steps the
-            nearest mask is stretched. A step is skipped only if both the schedule and the test allow it.
+            nearest mask is stretched; with `granularity: output` a mask is planned that computes as large a share. A
+            step is skipped only if both the schedule and the test allow it.
         test: the rule for when a step may be skipped. `plan`, the default without a schedule, skips what costs least
             for the goal. `calibrated` is the chi-squared test of the calibration, with `alpha` and `tolerance`. `paper`
             is the literal rule of arXiv 2505.20353, for comparison only: it accepts every change below 100 %. `none`

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import functools
+from collections.abc import Sequence
 
 from fastcache_xdit.approx.calibration import Calibration
 from fastcache_xdit.approx.identity import check_identity
 from fastcache_xdit.approx.output import SEGMENT
 from fastcache_xdit.approx.pooled import pooled
-from fastcache_xdit.assembly import connect, consensus_of, scheduled_skips, weights_check
+from fastcache_xdit.assembly import connect, consensus_of, weights_check
 from fastcache_xdit.clock import Clock
 from fastcache_xdit.config import FastCacheConfig
 from fastcache_xdit.counters import Counters
+from fastcache_xdit.decision.policy import planned_skips
+from fastcache_xdit.decision.schedule import share_at
 from fastcache_xdit.errors import UsageError
+from fastcache_xdit.goal import Goal
 from fastcache_xdit.host import cpu
 from fastcache_xdit.host.base import Host
 from fastcache_xdit.host.effects import SchedulerEffects
@@ -82,8 +86,9 @@ def _driver(
     sigmas = sigmas_of(host)
     assert sigmas, "plugin.enable refuses a loop without noise levels"
     effects = SchedulerEffects(host.scheduler, sigmas, lambda: host.step_arguments)
-    mask = _scheduled(config) if config.schedule else None
-    pilot = Pilot(config.goal, known or pooled(), lambda: effects().final, mask, host.switch)
+    pilot = Pilot(config.goal, known or pooled(), lambda: effects().final, switch=host.switch)
+    if config.schedule:
+        pilot.schedule = functools.partial(_scheduled, config, pilot)
     pilot.unfit = lambda: AMPLIFIED if effects.amplifies else ""
     return OutputDriver(pilot, record, clock, host.scheduler is not None), effects
 
@@ -115,6 +120,8 @@ def _check_decision(host: Host, config: FastCacheConfig) -> None:
     layout.check_decision(config, host.topology.pipefusion_parallel_degree)
 
 
-def _scheduled(config: FastCacheConfig) -> Callable[[Sequence[float]], str]:
-    skips = scheduled_skips(config)
-    return lambda sigmas: "".join("0" if skip else "1" for skip in skips(sigmas))
+def _scheduled(config: FastCacheConfig, pilot: Pilot, sigmas: Sequence[float]) -> str:
+    """Return the mask of the schedule; where it has none for so many steps, one planned with as large a share."""
+    schedule, steps = config.schedule or {}, len(sigmas)
+    marks = schedule.get(steps) or pilot.mask_for(Goal(value=share_at(schedule, steps)), tuple(sigmas))
+    return "".join("0" if skip else "1" for skip in planned_skips(marks, config))

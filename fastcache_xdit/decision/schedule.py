@@ -19,6 +19,12 @@ def marks_at(schedule: Mapping[int, str], num_steps: int) -> str:
     return "".join(next((mark for mark in "1p" if (mark, step) in places), "0") for step in range(num_steps))
 
 
+def share_at(schedule: Mapping[int, str], num_steps: int) -> float:
+    """Return the share of computed steps in the mask that is nearest to `num_steps` steps."""
+    mask = schedule[nearest_to(schedule, num_steps)]
+    return mask.count("1") / len(mask)
+
+
 def nearest_to(schedule: Mapping[int, str], num_steps: int) -> int:
     """Return the number of steps of the mask that serves `num_steps` steps; of two that are as near, the smaller."""
     return min(schedule, key=lambda steps: (abs(steps - num_steps), steps))

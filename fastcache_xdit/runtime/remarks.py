@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 from fastcache_xdit.config import FastCacheConfig
 from fastcache_xdit.decision.policy import planned_skips
-from fastcache_xdit.decision.schedule import marks_at, nearest_to
+from fastcache_xdit.decision.schedule import marks_at, nearest_to, share_at, uniform_mask
 from fastcache_xdit.goal import Goal, Known
 from fastcache_xdit.telling import is_rehearsal
 
@@ -47,13 +47,26 @@ AMPLIFIED = (
 def on_steps(config: FastCacheConfig, steps: int) -> Iterator[str]:
     """Say what a config that was meant for other numbers of steps makes of a request of this many."""
     if config.schedule and steps not in config.schedule:
-        computed = marks_at(config.schedule, steps).count("1")
+        computed, nearest = _marks(config, steps).count("1"), nearest_to(config.schedule, steps)
+        if config.granularity == "output":
+            how = f"one is planned, with as large a share as that for {nearest}, which computes {computed} of them"
+        else:
+            how = f"that for {nearest} is stretched, and computes {computed} of them"
         yield (
-            f"the schedule has no mask for {steps} steps: that for {nearest_to(config.schedule, steps)} is stretched, "
-            f"and computes {computed} of them ({computed / steps:.0%}). Give a mask for each number of steps"
+            f"the schedule has no mask for {steps} steps: {how} ({computed / steps:.0%}). "
+            "Give a mask for each number of steps"
         )
     if steps and not _may_skip(config, steps) and not _asks_for_all(config, steps):
         yield f"nothing of a request of {steps} steps can be skipped: {_hindrance(config)}"
+
+
+def _marks(config: FastCacheConfig, steps: int) -> str:
+    """Return the mask of a schedule, or where it will be planned one that computes as many steps."""
+    if not config.schedule:
+        return "0" * steps
+    if config.granularity == "output" and steps not in config.schedule:
+        return uniform_mask(steps, Goal(value=share_at(config.schedule, steps)).computed(steps, Known()))
+    return marks_at(config.schedule, steps)
 
 
 def _asks_for_all(config: FastCacheConfig, steps: int) -> bool:
@@ -65,7 +78,7 @@ def _asks_for_all(config: FastCacheConfig, steps: int) -> bool:
 def _may_skip(config: FastCacheConfig, steps: int) -> bool:
     if config.test == "plan" and not config.schedule:
         return config.goal.computed(steps, Known()) < steps
-    marks = marks_at(config.schedule, steps) if config.schedule else "0" * steps
+    marks = _marks(config, steps)
     return any(planned_skips(marks, config)) or (config.tokens is not None and "p" in marks)
 
 

@@ -53,6 +53,17 @@ def test_a_budget_of_one_is_bit_identical():
     assert torch.equal(run(pipe, "flux", budget=1)[0], uncached(pipe, "flux"))
 
 
+def test_a_schedule_without_a_mask_for_so_many_steps_is_planned_with_as_large_a_share():
+    pipe, limits = tiny.pipeline("flux"), {"warmup_steps": 1, "cooldown_steps": 0, "max_consecutive_skips": STEPS}
+    known = {"schedule": {8: "11110000"}, "granularity": "output", "test": "none", **limits}
+    latents, ledger, counts = run(pipe, "flux", **known)
+    assert counts.computed["output"] == counts.approximated["output"] == STEPS // 2
+    planned, default, _ = run(pipe, "flux", budget=0.5)
+    assert skips(ledger) == skips(default) and torch.equal(latents, planned)
+    asked = run(pipe, "flux", **known | {"schedule": {8: "11110000", STEPS: "110011001100"}})[1]
+    assert skips(asked) == [2, 3, 6, 7, 10, 11], "a mask that is given is taken"
+
+
 @pytest.mark.parametrize("family", ["pixart", "flux", "wan"])
 def test_a_check_that_nothing_passes_computes_everything(family):
     pipe = tiny.pipeline(family)

@@ -16,6 +16,12 @@ HALF = {8: "10101010"}
     [
         ({"schedule": HALF}, 8, ""),
         ({"schedule": HALF}, 16, "no mask for 16 steps: that for 8 is stretched, and computes 4 of them (25%)"),
+        ({"schedule": HALF, "granularity": "output"}, 8, ""),
+        (
+            {"schedule": HALF, "granularity": "output"},
+            17,
+            "no mask for 17 steps: one is planned, with as large a share as that for 8, which computes 8 of them (47%)",
+        ),
         ({"schedule": {8: "11111111"}}, 8, ""),  # as it was asked for
         ({"schedule": HALF, "warmup_steps": 8}, 8, "nothing of a request of 8 steps can be skipped"),
         ({"test": "paper"}, 8, ""),

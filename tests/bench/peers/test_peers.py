@@ -13,7 +13,7 @@ from shapes.loading import generation_defaults, model_path, tuned_configs
 from shapes.sampling import prompts
 
 STEPS = 8
-PEERS = catalogue({"third": tuned_configs("shapes-pixart")[1 / 3]})  # `half`, stretched to 8 steps, computes them all
+PEERS = catalogue({"half": tuned_configs("shapes-pixart")[1 / 2]})
 
 
 @pytest.fixture(scope="module")
