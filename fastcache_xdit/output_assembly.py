@@ -14,7 +14,7 @@ from fastcache_xdit.clock import Clock
 from fastcache_xdit.config import FastCacheConfig
 from fastcache_xdit.counters import Counters
 from fastcache_xdit.decision.policy import planned_skips
-from fastcache_xdit.decision.schedule import share_at
+from fastcache_xdit.decision.schedule import marks_at, share_at
 from fastcache_xdit.errors import UsageError
 from fastcache_xdit.goal import Goal
 from fastcache_xdit.host import cpu
@@ -121,7 +121,13 @@ def _check_decision(host: Host, config: FastCacheConfig) -> None:
 
 
 def _scheduled(config: FastCacheConfig, pilot: Pilot, sigmas: Sequence[float]) -> str:
-    """Return the mask of the schedule; where it has none for so many steps, one planned with as large a share."""
+    """Return the mask of the schedule; where it has none for so many steps, one planned with as large a share.
+
+    That of a config for blocks, whose place the output takes, is stretched as it would be for these.
+    """
     schedule, steps = config.schedule or {}, len(sigmas)
-    marks = schedule.get(steps) or pilot.mask_for(Goal(value=share_at(schedule, steps)), tuple(sigmas))
+    if config.granularity == "output" and steps not in schedule:
+        marks = pilot.mask_for(Goal(value=share_at(schedule, steps)), tuple(sigmas))
+    else:
+        marks = marks_at(schedule, steps)
     return "".join("0" if skip else "1" for skip in planned_skips(marks, config))
