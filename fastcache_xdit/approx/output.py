@@ -47,12 +47,14 @@ class OutputForecast:
         effects: for each step, by how much an error of its output shows in the final latents.
         refits: weights that replace solutions.
         doubt: how far what is known may be off, see `doubted`: above 0 where it is known of other models alone.
+        made_good: the part of what earlier skipped steps are known to have missed that a step makes good.
     """
 
     halves: Halves
     effects: Sequence[float]
     refits: Mapping[Refitted, torch.Tensor] = field(default_factory=dict)
     doubt: float = 0.0
+    made_good: float = 1.0
     _solved: dict[tuple[str, int, tuple[int, ...]], torch.Tensor] = field(default_factory=dict, init=False, repr=False)
 
     @property
@@ -97,7 +99,7 @@ class OutputForecast:
         if not skipped or not self.effects[step]:
             return None
         missed = [self.effects[earlier] * self._missed(form, earlier, computed) for earlier in skipped]
-        return torch.stack(missed).sum(dim=0) / self.effects[step]
+        return self.made_good * torch.stack(missed).sum(dim=0) / self.effects[step]
 
     def _missed(self, form: str, step: int, computed: tuple[int, ...]) -> torch.Tensor:
         before = tuple(other for other in computed if other < step)

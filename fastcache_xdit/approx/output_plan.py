@@ -9,6 +9,8 @@ from fastcache_xdit.approx.calibration import Calibration
 from fastcache_xdit.approx.output import SEGMENT, STREAM, OutputForecast
 from fastcache_xdit.approx.output_masks import OutputMasks
 
+# Of what was missed, at noise levels that nothing was learnt at: trajectories are others there (docs/what-we-tried.md).
+MADE_GOOD_ELSEWHERE = 0.2
 DOUBT = 0.3  # of what other models say (`approx.output.doubted`); how it was chosen: docs/what-we-tried.md
 
 
@@ -31,7 +33,8 @@ def planned(calibration: Calibration, sigmas: Sequence[float], effects: Sequence
     if is_pooled(calibration):  # what other models missed says too little of what this one misses to make it good
         forecast = OutputForecast(halves, (0.0,) * len(sigmas), calibration.refits, DOUBT)
     else:
-        forecast = OutputForecast(halves, effects, calibration.refits)
+        made_good = 1.0 if tuple(sigmas) == calibration.sigmas else MADE_GOOD_ELSEWHERE
+        forecast = OutputForecast(halves, effects, calibration.refits, made_good=made_good)
     return OutputPlan(OutputMasks(halves, effects), forecast)
 
 

@@ -2,12 +2,25 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 
 from fastcache_xdit.approx import output
+from fastcache_xdit.approx.calibration import Calibration
 from fastcache_xdit.approx.moments import Halves, Moments
-from fastcache_xdit.approx.output import OUTPUTS, WITH_LATENTS, OutputForecast, Weights, combined, key_of
+from fastcache_xdit.approx.output import (
+    OUTPUTS,
+    SEGMENT,
+    STREAM,
+    WITH_LATENTS,
+    OutputForecast,
+    Weights,
+    combined,
+    key_of,
+)
+from fastcache_xdit.approx.output_plan import planned
 
 SIGMAS = (1.0, 0.8, 0.6, 0.4, 0.2)
 EFFECTS = (-0.3, -0.3, -0.25, -0.2, -0.1)
@@ -50,6 +63,19 @@ def test_after_a_computed_step_the_weights_are_those_of_least_squares(known):
     by_hand = least_squares(states, states[step], known[:3])
     torch.testing.assert_close(found.double(), by_hand, atol=0.01, rtol=0.01)
     assert found.dtype == torch.float32
+
+
+def test_at_noise_levels_that_were_not_learnt_a_fifth_is_made_good():
+    moments = Moments.empty(SIGMAS, CHANNELS)
+    moments.add(list(outputs()), list(torch.zeros_like(outputs())))
+    learnt = Calibration({}, {}, SIGMAS, {SEGMENT: {STREAM: Halves(moments, moments)}})
+    elsewhere = (*SIGMAS[:-1], SIGMAS[-1] * 0.99)
+    assert planned(learnt, SIGMAS, EFFECTS).forecast.made_good == 1
+    there = planned(learnt, elsewhere, EFFECTS).forecast
+    whole, none = (replace(there, made_good=part) for part in (1.0, 0.0))
+    fifth, all_of_it, nothing = (weights_of(plan)(3, (1, 0)) for plan in (there, whole, none))
+    assert not torch.equal(all_of_it, nothing)
+    torch.testing.assert_close(fifth, nothing + 0.2 * (all_of_it - nothing), atol=5e-3, rtol=5e-3)
 
 
 def test_a_skipped_step_tries_to_make_good_what_the_one_before_missed():
