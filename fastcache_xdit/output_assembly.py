@@ -13,10 +13,9 @@ from fastcache_xdit.assembly import connect, consensus_of, weights_check
 from fastcache_xdit.clock import Clock
 from fastcache_xdit.config import FastCacheConfig
 from fastcache_xdit.counters import Counters
-from fastcache_xdit.decision.policy import planned_skips
-from fastcache_xdit.decision.schedule import marks_at, share_at
+from fastcache_xdit.decision.policy import planned_skips, replanned
+from fastcache_xdit.decision.schedule import marks_at
 from fastcache_xdit.errors import UsageError
-from fastcache_xdit.goal import Goal
 from fastcache_xdit.host import cpu
 from fastcache_xdit.host.base import Host
 from fastcache_xdit.host.effects import SchedulerEffects
@@ -125,9 +124,6 @@ def _scheduled(config: FastCacheConfig, pilot: Pilot, sigmas: Sequence[float]) -
 
     That of a config for blocks, whose place the output takes, is stretched as it would be for these.
     """
-    schedule, steps = config.schedule or {}, len(sigmas)
-    if config.granularity == "output" and steps not in schedule:
-        marks = pilot.mask_for(Goal(value=share_at(schedule, steps)), tuple(sigmas))
-    else:
-        marks = marks_at(schedule, steps)
+    goal = replanned(config, len(sigmas))
+    marks = pilot.mask_for(goal, tuple(sigmas)) if goal else marks_at(config.schedule or {}, len(sigmas))
     return "".join("0" if skip else "1" for skip in planned_skips(marks, config))

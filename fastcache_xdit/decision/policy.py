@@ -8,7 +8,9 @@ from collections.abc import Iterator
 from fastcache_xdit.clock import FUSED, Tick
 from fastcache_xdit.config import FastCacheConfig
 from fastcache_xdit.decision.evidence import Decision, Evidence, Track
+from fastcache_xdit.decision.schedule import share_at
 from fastcache_xdit.decision.significance import NoTest, SignificanceTest, Verdict
+from fastcache_xdit.goal import Goal
 
 
 def decide(evidence: Evidence, tick: Tick, config: FastCacheConfig, test: SignificanceTest) -> Decision:
@@ -25,6 +27,13 @@ def decide(evidence: Evidence, tick: Tick, config: FastCacheConfig, test: Signif
     partial = bool(objections) and set(objections) <= _met_by_a_part(config)
     reason = objections[0] if objections else "insignificant"
     return Decision(not objections, reason, change, verdict.predicted_error, partial)
+
+
+def replanned(config: FastCacheConfig, num_steps: int) -> Goal | None:
+    """Return what a schedule over whole calls asks for at a number of steps that it has no mask for, else None."""
+    if config.granularity != "output" or not config.schedule or num_steps in config.schedule:
+        return None
+    return Goal(value=share_at(config.schedule, num_steps))
 
 
 def planned_skips(marks: str, config: FastCacheConfig) -> list[bool]:

@@ -6,8 +6,8 @@ import logging
 from collections.abc import Iterator
 
 from fastcache_xdit.config import FastCacheConfig
-from fastcache_xdit.decision.policy import planned_skips
-from fastcache_xdit.decision.schedule import marks_at, nearest_to, share_at, uniform_mask
+from fastcache_xdit.decision.policy import planned_skips, replanned
+from fastcache_xdit.decision.schedule import marks_at, nearest_to, uniform_mask
 from fastcache_xdit.goal import Goal, Known
 from fastcache_xdit.telling import is_rehearsal
 
@@ -48,7 +48,7 @@ def on_steps(config: FastCacheConfig, steps: int) -> Iterator[str]:
     """Say what a config that was meant for other numbers of steps makes of a request of this many."""
     if config.schedule and steps not in config.schedule:
         computed, nearest = _marks(config, steps).count("1"), nearest_to(config.schedule, steps)
-        if config.granularity == "output":
+        if replanned(config, steps):
             how = f"one is planned, with as large a share as that for {nearest}, which computes {computed} of them"
         else:
             how = f"that for {nearest} is stretched, and computes {computed} of them"
@@ -64,8 +64,8 @@ def _marks(config: FastCacheConfig, steps: int) -> str:
     """Return the mask of a schedule, or where it will be planned one that computes as many steps."""
     if not config.schedule:
         return "0" * steps
-    if config.granularity == "output" and steps not in config.schedule:
-        return uniform_mask(steps, Goal(value=share_at(config.schedule, steps)).computed(steps, Known()))
+    if goal := replanned(config, steps):
+        return uniform_mask(steps, goal.computed(steps, Known()))
     return marks_at(config.schedule, steps)
 
 

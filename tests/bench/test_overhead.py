@@ -13,10 +13,8 @@ MASK = "1010"
 
 @pytest.fixture(scope="module")
 def measured():
-    runner, call = (
-        Runner(tiny.pipeline("flux")),
-        PipelineCall({**tiny.call_arguments("flux"), "num_inference_steps": 4}, 0),
-    )
+    runner = Runner(tiny.pipeline("flux"))
+    call = PipelineCall({**tiny.call_arguments("flux"), "num_inference_steps": len(MASK)}, 0)
     return {
         "blocks": overhead(runner, call, FastCacheConfig.scheduled(MASK, lead_blocks=0)),
         "outputs": overhead_of_outputs(runner, call, FastCacheConfig.scheduled(MASK, granularity="output")),
