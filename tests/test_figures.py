@@ -65,7 +65,7 @@ def test_the_table_of_the_comparison_is_that_of_the_rows(found):
     assert checked == 14, "learnt and pooled of four studies, tuned and what it is ahead of three"
 
 
-@pytest.mark.parametrize("model", ["shapes-flux", "shapes-pixart"])
+@pytest.mark.parametrize("model", ["shapes-flux", "shapes-pixart", "shapes-video"])
 def test_the_table_of_worst_pictures_is_that_of_the_rows(model):
     (study,) = [each for each in studies(ROOT / "docs" / "worst-pictures") if each.conditions["model"] == model]
     assert study.conditions["count"] == 128
@@ -131,6 +131,7 @@ def gain(mean: float | None, plain: float | None) -> str:
         ("A few blocks run at a skipped step", "-blocks", "last three outputs and the latents", IDEA_MODELS, 11),
         ("A few blocks, on clips", "-blocks", "last three outputs and the latents", ("shapes-video",), 11),
         ("Noise levels chosen together with the mask", "-levels", "last three outputs and the latents", IDEA_MODELS, 6),
+        ("Noise levels, on clips", "-levels", "last three outputs and the latents", ("shapes-video",), 6),
     ],
 )
 def test_the_tables_of_ideas_are_those_of_the_rows(title, kind, plain, models, ideas):

@@ -37,9 +37,13 @@ class Moments:
         """The number of steps T."""
         return len(self.sigmas)
 
-    def add(self, residuals: Sequence[torch.Tensor], entered: Sequence[torch.Tensor]) -> None:
-        """Add one request: for each step, R and H of the same tokens, each [n, D]."""
+    def add(
+        self, residuals: Sequence[torch.Tensor], entered: Sequence[torch.Tensor], weights: torch.Tensor | None = None
+    ) -> None:
+        """Add one request: for each step, R and H of the same tokens, each [n, D]; if given with weights of samples."""
         rows = torch.stack([*residuals, *entered, torch.ones_like(entered[0])]).double()
+        if weights is not None:
+            rows *= weights.to(rows.device).sqrt().repeat_interleave(rows.shape[1] // len(weights))[:, None]
         by_channel = rows.permute(2, 0, 1)
         self.gram += (by_channel @ by_channel.transpose(1, 2)).to(self.gram.device)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import cached_property
+from itertools import pairwise
 
 import numpy as np
 
@@ -38,6 +39,11 @@ class OutputMasks:
         """Return the best mask with so many computed steps, at least one, the first step among them."""
         chosen = self._chosen[min(computed, self.steps)]
         return "".join("1" if step in chosen else "0" for step in range(self.steps))
+
+    def cost(self, computed: Sequence[int]) -> float:
+        """Return what a mask costs by its computed steps, the first one among them."""
+        states = [(newest, before) for before, newest in pairwise((-1, *computed))]
+        return sum(self._run(state, stop) for state, stop in zip(states, (*computed[1:], self.steps), strict=True))
 
     @cached_property
     def _chosen(self) -> dict[int, tuple[int, ...]]:

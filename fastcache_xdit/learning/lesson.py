@@ -16,7 +16,7 @@ from fastcache_xdit.approx.output import SEGMENT, STREAM
 from fastcache_xdit.approx.output_plan import planned
 from fastcache_xdit.decision.schedule import uniform_mask
 from fastcache_xdit.host.effects import Effects
-from fastcache_xdit.learning.likeness import decibels, latents_error
+from fastcache_xdit.learning.likeness import latents_decibels
 from fastcache_xdit.learning.ranks import Ranks
 from fastcache_xdit.learning.refit import refitted, returning
 from fastcache_xdit.learning.trajectory import Trajectory, moments_of
@@ -37,8 +37,9 @@ class Attempt:
     Attributes:
         mask: the mask.
         source: the attempt by whose trajectories the weights were refitted; None for first weights.
-        decibels: -20 log10(relative error of the final latents) of each request.
-        moments: of each request, of what its skipped steps should have had.
+        decibels: -20 log10(relative error of the final latents) of each sample of all requests.
+        moments: of each request, of what its skipped steps should have had, each sample divided by its relative error:
+            one that came out as another picture would else outweigh all that are nearly right.
     """
 
     mask: str
@@ -113,25 +114,30 @@ class Lesson:
         yield from dict.fromkeys([*masks, uniform_mask(len(self.sigmas), computed)])
 
     def _try(self, mask: str, source: Attempt | None) -> Attempt:
-        known, errors, moments = self.known(source), [], []
+        known, found, moments = self.known(source), [], []
         for index, reference in enumerate(self.references):
             trajectory = self.replay(index, mask, known)
-            errors.append(self.ranks.total(latents_error(trajectory, reference)))
-            moments.append(self._total(trajectory, self._returning(trajectory, reference, mask)))
-        return Attempt(mask, source, tuple(map(decibels, errors)), moments)
+            decibels = latents_decibels(trajectory, reference, self.ranks)
+            found += decibels.tolist()
+            weights = 10 ** (decibels.round() / 20)  # whole ones, which do not depend on how ranks add up
+            moments.append(self._total(trajectory, self._returning(trajectory, reference, mask), weights))
+        return Attempt(mask, source, tuple(found), moments)
 
     def _returning(self, trajectory: Trajectory, reference: Trajectory, mask: str) -> list[torch.Tensor]:
         return returning(trajectory, reference, mask, self.effects.next, self.effects.final) if trajectory.steps else []
 
-    def _total(self, trajectory: Trajectory, outputs: Sequence[torch.Tensor]) -> Moments:
+    def _total(
+        self, trajectory: Trajectory, outputs: Sequence[torch.Tensor], weights: torch.Tensor | None = None
+    ) -> Moments:
+        """Return the moments of a request on all ranks, its samples weighted."""
         if not trajectory.steps:
             return Moments(self.sigmas, self.ranks.total(None))
         entered = trajectory.entered() if len(self.references) >= ENOUGH_FOR_LATENTS else None
-        return Moments(self.sigmas, self.ranks.total(moments_of(outputs, self.sigmas, entered).gram.cpu()))
+        return Moments(self.sigmas, self.ranks.total(moments_of(outputs, self.sigmas, entered, weights).gram.cpu()))
 
 
 def better(old: Attempt, new: Attempt) -> Attempt:
-    """Return the new attempt if its mean gain over the requests is above its standard error, else the old one."""
+    """Return the new attempt if its mean gain over the samples is above its standard error, else the old one."""
     gains = np.subtract(new.decibels, old.decibels)
     error = gains.std(ddof=1) / len(gains) ** 0.5 if len(gains) > 1 else 0.0
     return new if gains.mean() > error else old

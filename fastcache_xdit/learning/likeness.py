@@ -65,25 +65,28 @@ def psnr_db(sums: torch.Tensor) -> float | None:
     return float(-10 * (total / count).clamp_min(1e-10).log10()) if count else None
 
 
-def latents_error(trajectory: Trajectory, reference: Trajectory) -> torch.Tensor | None:
-    """Return squared error and energy of this rank's final latents, [2] float64; None where it saw none."""
-    if not trajectory.steps:
-        return None
-    latents, wanted = trajectory.latents()[-1].double(), reference.latents()[-1].double()
-    return torch.stack([(latents - wanted).square().sum(), wanted.square().sum()]).cpu()
+def latents_decibels(trajectory: Trajectory, reference: Trajectory, ranks: Ranks) -> torch.Tensor:
+    """Return -20 log10(relative error) of a request's final latents over all ranks, for each sample, [B] float64.
+
+    Samples at the same place in the batches of replicas are one; where these batches differ in size, all are.
+    """
+    sums = _squares(trajectory, reference) if trajectory.steps else None
+    size = {len(part) for part in ranks.all(sums) if part is not None}
+    total = ranks.total(sums if sums is None or len(size) == 1 else sums.sum(dim=0, keepdim=True))
+    return -10 * (total[:, 0] / total[:, 1]).clamp_min(1e-30).log10()
 
 
-def decibels(sums: torch.Tensor) -> float:
-    """Return -20 log10(relative error) of a request's final latents, from the sums over all ranks."""
-    error, energy = sums
-    return float(-10 * (error / energy).clamp_min(1e-30).log10())
+def _squares(trajectory: Trajectory, reference: Trajectory) -> torch.Tensor:
+    """Return squared error and energy of each sample of this rank's final latents, [B, 2] float64."""
+    latents, wanted = (each.latents()[-1].double().unflatten(0, (each.samples, -1)) for each in (trajectory, reference))
+    return torch.stack([(latents - wanted).square().sum(dim=(1, 2)), wanted.square().sum(dim=(1, 2))], dim=1).cpu()
 
 
 class Guard:
     """Compares served requests with the same ones computed in full.
 
     Attributes:
-        likeness: of each request in dB: PSNR of its pictures, or of one that was not decoded `decibels` of its latents.
+        likeness: of each request in dB: PSNR of its pictures, or of one that was not decoded that of its latents.
     """
 
     def __init__(self, ranks: Ranks) -> None:
@@ -95,6 +98,6 @@ class Guard:
     ) -> float | None:
         """Note the likeness of a request on all ranks; return the PSNR of its pictures, None without any."""
         psnr = psnr_db(self._ranks.total(squared_difference(pictures, wanted)))
-        latents = decibels(self._ranks.total(latents_error(served, whole)))
-        self.likeness.append(latents if psnr is None else psnr)
+        latents = latents_decibels(served, whole, self._ranks).mean()
+        self.likeness.append(float(latents) if psnr is None else psnr)
         return psnr

@@ -19,15 +19,18 @@ class Ranks:
 
     def total(self, values: torch.Tensor | None) -> torch.Tensor:
         """Add a tensor over all ranks in rank order, to the same bits everywhere; None adds nothing."""
-        everyone = [values] if self.is_alone else world.all_gather_objects(values)
-        there = [part for part in everyone if part is not None]
+        there = [part for part in self.all(values) if part is not None]
         assert there, "no rank has seen the scheduler"
         return torch.stack(there).sum(dim=0)
 
+    def all(self, value: Any) -> list[Any]:
+        """Return all ranks' values on every rank."""
+        return [value] if self.is_alone else world.all_gather_objects(value)
+
     def largest(self, value: int) -> int:
         """Return the largest of all ranks' values on every rank."""
-        return value if self.is_alone else max(world.all_gather_objects(value))
+        return max(self.all(value))
 
     def first(self, value: Any) -> Any:
         """Return the first rank's value on every rank."""
-        return value if self.is_alone else world.all_gather_objects(value if self.is_first else None)[0]
+        return self.all(value if self.is_first else None)[0]

@@ -39,6 +39,11 @@ class Trajectory:
         """Number of steps so far; 0 on ranks whose stage has no scheduler."""
         return len(self._outputs)
 
+    @property
+    def samples(self) -> int:
+        """Size of the batch; of all rows, those of a sample lie together."""
+        return len(next(iter(self._first.values())))
+
     def outputs(self) -> list[torch.Tensor]:
         """Return the outputs of each step, [n, C] float32."""
         return [_joined(self._outputs[step]) for step in sorted(self._outputs)]
@@ -61,11 +66,21 @@ class Trajectory:
 
 
 def moments_of(
-    outputs: Sequence[torch.Tensor], sigmas: Sequence[float], entered: Sequence[torch.Tensor] | None = None
+    outputs: Sequence[torch.Tensor],
+    sigmas: Sequence[float],
+    entered: Sequence[torch.Tensor] | None = None,
+    weights: torch.Tensor | None = None,
 ) -> Moments:
-    """Return the moments of one request's outputs, each [n, C], and if given of the latents before each step."""
+    """Return the moments of one request.
+
+    Args:
+        outputs: of each step, [n, C].
+        sigmas: noise level of each step.
+        entered: the latents before each step, [n, C]; None to know nothing of them.
+        weights: of the samples, [B]; None for 1.
+    """
     moments = Moments.empty(sigmas, outputs[0].shape[-1])
-    moments.add(outputs, entered or [torch.zeros_like(outputs[0])] * len(outputs))
+    moments.add(outputs, entered or [torch.zeros_like(outputs[0])] * len(outputs), weights)
     return moments
 
 

@@ -64,6 +64,7 @@ def test_no_mask_is_better(seed):
         rivals = {mask: cost_of(mask, outputs, effects) for mask in every if mask.count("1") == computed}
         found = masks.mask(computed)
         assert found in rivals
+        assert masks.cost([step for step, mark in enumerate(found) if mark == "1"]) == pytest.approx(rivals[found])
         assert rivals[found] == pytest.approx(min(rivals.values()), rel=1e-9, abs=1e-12)
 
 
