@@ -119,8 +119,7 @@ class Lesson:
             trajectory = self.replay(index, mask, known)
             decibels = latents_decibels(trajectory, reference, self.ranks)
             found += decibels.tolist()
-            weights = 10 ** (decibels.round() / 20)  # whole ones, which do not depend on how ranks add up
-            moments.append(self._total(trajectory, self._returning(trajectory, reference, mask), weights))
+            moments.append(self._total(trajectory, self._returning(trajectory, reference, mask), 10 ** (decibels / 20)))
         return Attempt(mask, source, tuple(found), moments)
 
     def _returning(self, trajectory: Trajectory, reference: Trajectory, mask: str) -> list[torch.Tensor]:
