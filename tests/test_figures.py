@@ -153,6 +153,36 @@ def test_the_gains_of_moved_levels_on_more_prompts_are_those_of_the_rows(model):
     assert table[f"`{model}`, 5th percentile"] == told
 
 
+@pytest.mark.parametrize("model", IDEA_MODELS)
+def test_what_tells_the_worst_pictures_is_that_of_the_rows(model):
+    page = (ROOT / "docs" / "what-we-tried.md").read_text()
+    page = page[page.index("## Telling the worst pictures in time") :]
+    tables = {first: values for first, *values in map(cells, page[: page.index("\n* **")].splitlines())}
+    rows = json.loads((BENCH / "ideas" / f"{model}-16-tail.json").read_text())
+    assert [(row["budget"], row["judged"]) for row in rows] == [(budget, 128) for budget in IDEA_BUDGETS]
+    first = len(rows) * IDEA_MODELS.index(model)
+    places = [str(row["spent_after"]) for row in rows]
+    told = {
+        "looked at step": places,
+        "what is seen there": [f"{row['seen'][at]:.2f}" for row, at in zip(rows, places, strict=True)],
+        "the true distance there": [f"{row['true'][at]:.2f}" for row, at in zip(rows, places, strict=True)],
+        "the true distance at step 15": [f"{row['true']['15']:.2f}" for row in rows],
+    }
+    for name, values in told.items():
+        assert tables[name][first : first + len(rows)] == values, name
+    names = {
+        "the plan": None,
+        "half of them, by chance": "spent_by_chance",
+        "those that stand out": "spent_as_seen",
+        "those that the plan will lose": "spent_as_lost",
+        "a step more for all": "one_more_for_all",
+    }
+    for name, key in names.items():
+        scores = [row[key] if key else row for row in rows]
+        values = ["{psnr_db:.1f}, {percentile_5_db:.1f}, {worst_db:.1f}".format(**each) for each in scores]
+        assert tables[f"`{model}`: {name}"] == values, name
+
+
 def test_what_a_step_costs_is_what_the_profile_printed():
     rows = json.loads((BENCH / "profile" / "overhead-20.json").read_text())["profile_ms"]
     page = (ROOT / "docs" / "gpu.md").read_text()

@@ -53,8 +53,8 @@ def test_the_first_requests_are_whole_and_the_next_ones_follow_the_plan(ranks, n
         assert len(skipped) == STEPS // 2
 
 
-# Ring attention adds up in float32, whatever the model computes in. What it rounds, solving for three weights of much the
-# same outputs makes up to some hundred times as large: 3e-5 was seen, where other processors have less than 1e-5.
+# Ring attention adds up in float32, whatever the model computes in. Solving for three weights of much the same outputs
+# makes what it rounds some hundred times as large: 3e-5 on some processors, less than 1e-5 on others.
 @pytest.mark.parametrize(("name", "tolerance"), [("u2", 1e-6), ("r2", 1e-4), ("cfg2", 1e-6)])
 def test_what_ranks_learn_together_is_what_one_process_learns(ranks, alone, name, tolerance):
     together, single = ranks[name][0], alone["pixart"]
