@@ -70,10 +70,12 @@ def latents_decibels(trajectory: Trajectory, reference: Trajectory, ranks: Ranks
 
     Samples at the same place in the batches of replicas are one; where these batches differ in size, all are.
     """
-    sums = _squares(trajectory, reference) if trajectory.steps else None
-    size = {len(part) for part in ranks.all(sums) if part is not None}
-    total = ranks.total(sums if sums is None or len(size) == 1 else sums.sum(dim=0, keepdim=True))
-    return -10 * (total[:, 0] / total[:, 1]).clamp_min(1e-30).log10()
+    own = _squares(trajectory, reference) if trajectory.steps else None
+    parts = [part for part in ranks.all(own) if part is not None]
+    if len({len(part) for part in parts}) > 1:
+        parts = [part.sum(dim=0, keepdim=True) for part in parts]
+    error, energy = torch.stack(parts).sum(dim=0).unbind(dim=1)
+    return -10 * (error / energy).clamp_min(1e-30).log10()
 
 
 def _squares(trajectory: Trajectory, reference: Trajectory) -> torch.Tensor:

@@ -38,7 +38,7 @@ def test_each_sample_of_a_batch_is_as_near_as_by_itself(shape):
 def test_a_sample_of_weight_three_counts_as_three_of_them():
     first, second = torch.randn(2, 2, 8, 4)  # two steps each
     weighted = moments_of(
-        [torch.cat(pair) for pair in zip(first, second, strict=True)], SIGMAS, weights=torch.tensor([1.0, 3.0])
+        [torch.cat(pair) for pair in zip(first, second, strict=True)], SIGMAS, weights=torch.tensor([1.0, 3.0]).double()
     )
     repeated = moments_of([torch.cat([one, *[other] * 3]) for one, other in zip(first, second, strict=True)], SIGMAS)
     torch.testing.assert_close(weighted.gram, repeated.gram)
