@@ -61,10 +61,11 @@ class Idea(NamedTuple):
     corrects: bool = False
 
 
+PLAIN = Idea("last three outputs and the latents", latents=True)  # what is kept, which other ideas are measured against
 IDEAS = [
     Idea("last three outputs"),
     Idea("all outputs", references=99),
-    Idea("last three outputs and the latents", latents=True),
+    PLAIN,
     Idea("all outputs and the latents", references=99, latents=True),
     Idea("two bands", spread="bands"),
     Idea("channels mixed", spread="channels"),

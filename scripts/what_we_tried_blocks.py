@@ -17,14 +17,13 @@ from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
-from what_we_tried import BUDGETS, Idea, Lab, Study, Weigher, Weights, back, command, fitted, likeness, rows, times
+from what_we_tried import BUDGETS, PLAIN, Lab, Study, Weigher, Weights, back, command, fitted, likeness, rows, times
 
 from fastcache_xdit.approx.linear import line_weights
 from fastcache_xdit.host.xdit.loading import prepare
 from fastcache_xdit.undo import Undo
 
 STRENGTHS = [10.0**power for power in range(-4, 2)]
-PLAIN = Idea("last three outputs and the latents", latents=True)
 LAST = 3  # blocks whose outputs are recorded
 Streams = tuple[torch.Tensor, ...]  # image, and where the model joins it text, [B, N, D]
 

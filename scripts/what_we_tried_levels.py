@@ -22,7 +22,7 @@ import torch
 from scipy.interpolate import CubicSpline
 from what_we_tried import (
     BUDGETS,
-    Idea,
+    PLAIN,
     Lab,
     StandIn,
     Study,
@@ -41,7 +41,6 @@ from fastcache_xdit.host.xdit.engine import Batch
 from fastcache_xdit.host.xdit.loading import prepare
 from fastcache_xdit.undo import Undo
 
-PLAIN = Idea("last three outputs and the latents", latents=True)
 CROSSED = "fitted solver, moved levels, judged by others"
 MOVES = (0.3, 0.15)  # of the way to the next level on either side, one round each
 TRIALS = 20  # of one search, at most

@@ -19,11 +19,23 @@ from typing import Any
 
 import torch
 from scipy.stats import mannwhitneyu, spearmanr
-from what_we_tried import BUDGETS, Idea, Study, Weigher, Weights, back, command, fitted, likeness, relative, rows, times
+from what_we_tried import (
+    BUDGETS,
+    PLAIN,
+    Study,
+    Weigher,
+    Weights,
+    back,
+    command,
+    fitted,
+    likeness,
+    relative,
+    rows,
+    times,
+)
 
 from fastcache_xdit.host.xdit.loading import prepare
 
-IDEA = Idea("last three outputs and the latents", latents=True)
 WORST = 0.1  # of all requests
 
 
@@ -31,7 +43,7 @@ class Witness(Weigher):
     """Notes by step what can be seen of each request, and with `uncached` latents before each step what is true."""
 
     def __init__(self, study: Study, mask: str, weights: Weights, estimates: Weights, teaches: bool = False) -> None:
-        super().__init__(IDEA, study.lab, mask, weights, study.taught.latents if teaches else ())
+        super().__init__(PLAIN, study.lab, mask, weights, study.taught.latents if teaches else ())
         self.estimates = estimates  # weights at computed steps
         self.uncached = () if teaches else study.judged.latents
         self.seen: dict[int, list[float]] = {}
